@@ -1,0 +1,38 @@
+//! Labels, annotations, finalizers and the field manager: every key that Kith reads or writes on Kubernetes objects.
+
+/// The field manager of all that the operator applies.
+pub const FIELD_MANAGER: &str = "kith-operator";
+
+/// The finalizer by which the operator takes part in the deletion of its objects.
+pub const FINALIZER: &str = "kith.dev/cleanup";
+
+/// Label: always `kith`.
+pub const LABEL_NAME: &str = "app.kubernetes.io/name";
+/// Label: the ChatCluster's name.
+pub const LABEL_INSTANCE: &str = "app.kubernetes.io/instance";
+/// Label: the component, for example `storage`, `valkey` or `gateway`.
+pub const LABEL_COMPONENT: &str = "app.kubernetes.io/component";
+/// Label: always `kith-operator`.
+pub const LABEL_MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+/// Label: the version of Kith that the object belongs to.
+pub const LABEL_VERSION: &str = "app.kubernetes.io/version";
+/// Label: the StorageShard that the object belongs to.
+pub const LABEL_SHARD: &str = "kith.dev/shard";
+/// Label: the Gateway that the object belongs to.
+pub const LABEL_GATEWAY: &str = "kith.dev/gateway";
+/// Label: the role of a Valkey pod, `primary` or `replica`.
+pub const LABEL_ROLE: &str = "kith.dev/role";
+
+/// Annotation on a ShardRebalance: `approve=<proposalId>`, `refresh` or `stop`.
+pub const ANNOTATION_REBALANCE: &str = "kith.dev/rebalance";
+/// Annotation on a StorageShard: the pod whose member a person declares gone for good, volume included.
+pub const ANNOTATION_REPLACE_MEMBER: &str = "kith.dev/replace-member";
+/// Annotation on a StorageShard: the pod that a person lets the operator promote although acknowledged writes may be lost.
+pub const ANNOTATION_FORCE_PROMOTE: &str = "kith.dev/force-promote";
+/// Annotation on volumes and claims: the UID of the ChatCluster whose data they hold.
+pub const ANNOTATION_CLUSTER_UID: &str = "kith.dev/cluster-uid";
+/// Annotation on pod templates: a hash of the configuration, so that a change of it rolls the pods.
+pub const ANNOTATION_CONFIG_HASH: &str = "kith.dev/config-hash";
+
+/// Prefixes of the label keys that the operator owns; user settings may not use them.
+pub const RESERVED_PREFIXES: [&str; 2] = ["kith.dev/", "app.kubernetes.io/"];

@@ -1,0 +1,3 @@
+//! End-to-end tests through real sockets, the load generator and the test client.
+
+fn main() {}

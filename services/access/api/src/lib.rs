@@ -1,0 +1,1 @@
+//! The short-connection external HTTP API.

@@ -1,0 +1,1 @@
+//! ImBusiness: the internal gRPC endpoint of business lines.

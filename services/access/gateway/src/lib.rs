@@ -1,0 +1,1 @@
+//! The long-connection access layer: WebSocket sessions.

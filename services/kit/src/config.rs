@@ -1,0 +1,363 @@
+//! The configuration of every service: one JSON file that the operator renders (ConfigMap `<cluster>-config`) and the services read.
+//!
+//! Both sides use these types, so what is rendered is what is read. Unknown fields are refused by name. Secrets are never in it, only
+//! the paths of the files that hold them.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// Where a pod finds its certificate files.
+pub const TLS_DIR: &str = "/etc/kith/tls";
+
+/// The whole file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Config {
+    /// Who this platform is.
+    pub cluster: Cluster,
+    /// Where each part listens and is found.
+    pub services: Services,
+    /// The certificate of this process; absent only where processes run on one machine without Kubernetes (tests, benchmarks).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
+    /// The storage engine; read by `storage` alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub valkey: Option<Valkey>,
+    /// The event log; read by `storage`, `tasks` and `sessions`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kafka: Option<Kafka>,
+    /// Client tokens.
+    pub auth: Auth,
+    /// Promises about writes.
+    #[serde(default)]
+    pub durability: Durability,
+    /// Bounds that a platform team may set.
+    #[serde(default)]
+    pub limits: Limits,
+    /// This Gateway's own settings; only in a Gateway's configuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<Gateway>,
+}
+
+/// Identity of a ChatCluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Cluster {
+    /// `spec.clusterName`: prefix of the topics, issuer of the tokens.
+    pub name: String,
+    /// The ChatCluster's UID: written into the engine and the event log, checked at every start.
+    pub uid: String,
+    /// P, a power of two; immutable.
+    pub partitions: u32,
+    /// K, partitions of the event topic; immutable.
+    pub event_partitions: u32,
+}
+
+/// How to find the instances of one service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Service {
+    /// `dns:<host>:<port>` (every address of a headless Service), `static:<addr>,<addr>` or `file:<path>` (one address a line, re-read
+    /// when it changes).
+    pub endpoints: String,
+}
+
+/// The services that others call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Services {
+    /// Storage layer.
+    pub storage: Service,
+    /// Logic layer.
+    pub sessions: Service,
+}
+
+/// Certificate files (PEM), re-read when they change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Tls {
+    /// The ChatCluster's CA.
+    pub ca: PathBuf,
+    /// This process's certificate chain.
+    pub cert: PathBuf,
+    /// Its key, PKCS#8.
+    pub key: PathBuf,
+}
+
+impl Tls {
+    /// The files of a folder as a Secret of type `kubernetes.io/tls` is mounted.
+    pub fn in_dir(dir: impl Into<PathBuf>) -> Self {
+        let dir = dir.into();
+        Self { ca: dir.join("ca.crt"), cert: dir.join("tls.crt"), key: dir.join("tls.key") }
+    }
+}
+
+/// How `storage` reaches Valkey.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Valkey {
+    /// `host:port` of some nodes; the rest is learnt from the cluster itself.
+    pub seeds: Vec<String>,
+    /// ACL user; absent: the default user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub username: Option<String>,
+    /// The file that holds the password.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password_file: Option<PathBuf>,
+    /// Whether nodes speak TLS under the ChatCluster's CA (they present the component `valkey`).
+    pub tls: bool,
+}
+
+/// How to reach Kafka.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Kafka {
+    /// `host:port`, comma-separated.
+    pub bootstrap: String,
+    /// Client TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<KafkaTls>,
+    /// SASL login.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sasl: Option<KafkaSasl>,
+    /// Copies of each topic that Kith creates.
+    pub replication_factor: u16,
+    /// Copies that must have a record before it is acknowledged.
+    pub min_insync: u16,
+}
+
+/// TLS towards Kafka.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct KafkaTls {
+    /// CA file; absent: the system's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
+    /// Client certificate and key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cert: Option<PathBuf>,
+    /// Its key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<PathBuf>,
+}
+
+/// SASL towards Kafka.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct KafkaSasl {
+    /// `PLAIN`, `SCRAM-SHA-256` or `SCRAM-SHA-512`.
+    pub mechanism: String,
+    /// The file that holds the user name.
+    pub username_file: PathBuf,
+    /// The file that holds the password.
+    pub password_file: PathBuf,
+}
+
+/// Client tokens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Auth {
+    /// The folder with `jwks.json` and, for `business` alone, `<kid>.pem` private keys.
+    pub keys_dir: PathBuf,
+    /// Lifetime of a token whose caller names none, in seconds.
+    #[serde(default = "default_token_ttl_s")]
+    pub token_ttl_s: u32,
+}
+
+const fn default_token_ttl_s() -> u32 {
+    86_400
+}
+
+/// When a write counts as done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Durability {
+    /// Replicas that hold a write before it is acknowledged (k of DESIGN 3).
+    pub ack_replicas: u32,
+    /// Whether the operator has lowered the count because replicas are gone for good (`whenDegraded: accept`).
+    pub degraded: bool,
+}
+
+impl Default for Durability {
+    fn default() -> Self {
+        Self { ack_replicas: 1, degraded: false }
+    }
+}
+
+/// Bounds with their defaults.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Limits {
+    /// Bytes of unpublished events a storage instance keeps over all its partitions before it refuses writes.
+    pub outbox_bytes: u64,
+    /// Messages kept hot per conversation; the next is refused.
+    pub messages_per_conversation: u64,
+    /// Members of a conversation.
+    pub members_per_conversation: u32,
+    /// Sends per user and second, with a burst of three times that; 0: no limit.
+    pub sends_per_second: u32,
+    /// How long a sender may recall or edit, in milliseconds.
+    pub recall_ms: i64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            outbox_bytes: 256 << 20,
+            messages_per_conversation: 1_000_000,
+            members_per_conversation: 100_000,
+            sends_per_second: 50,
+            recall_ms: 120_000,
+        }
+    }
+}
+
+/// One Gateway's settings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Gateway {
+    /// WebSocket heartbeat, milliseconds.
+    pub heartbeat_ms: u32,
+    /// Connections per gateway instance.
+    pub max_connections: u32,
+    /// Sessions of one user at a time.
+    pub max_sessions_per_user: u32,
+    /// Client frames per second and connection.
+    pub frames_per_second: u32,
+    /// How long a drain may take, milliseconds; the pod's grace period is longer.
+    pub drain_ms: u32,
+    /// Connections closed per second in a drain.
+    pub drain_per_second: u32,
+    /// HTTP requests per second and user; 0: no limit.
+    pub requests_per_second: u32,
+}
+
+impl Default for Gateway {
+    fn default() -> Self {
+        Self {
+            heartbeat_ms: 30_000,
+            max_connections: 20_000,
+            max_sessions_per_user: 16,
+            frames_per_second: 50,
+            drain_ms: 30_000,
+            drain_per_second: 500,
+            requests_per_second: 100,
+        }
+    }
+}
+
+/// What differs between two pods of one Deployment; from the environment, not the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Instance {
+    /// The address that others dial: `POD_IP` and the listener's port.
+    pub advertise: SocketAddr,
+}
+
+/// Why a configuration was refused.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("configuration {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It is not what these types describe.
+    #[error("configuration {path}: {source}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// A value is out of its bounds.
+    #[error("configuration: {field}: {problem}")]
+    Value {
+        /// The field's path.
+        field: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+impl Config {
+    /// Reads and checks the file.
+    pub fn load(path: impl Into<PathBuf>) -> Result<Self, ConfigError> {
+        let path = path.into();
+        let text = std::fs::read(&path).map_err(|source| ConfigError::Read { path: path.clone(), source })?;
+        let config: Self = serde_json::from_slice(&text).map_err(|source| ConfigError::Parse { path, source })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Checks the bounds that types cannot say.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let bad = |field, problem: &str| Err(ConfigError::Value { field, problem: problem.to_owned() });
+        if self.cluster.name.is_empty() || self.cluster.name.len() > 40 {
+            return bad("cluster.name", "1 to 40 bytes");
+        }
+        if self.cluster.uid.is_empty() {
+            return bad("cluster.uid", "must not be empty");
+        }
+        if !self.cluster.partitions.is_power_of_two() || self.cluster.partitions > 16_384 {
+            return bad("cluster.partitions", "a power of two up to 16,384");
+        }
+        if self.cluster.event_partitions == 0 || self.cluster.event_partitions > 4_096 {
+            return bad("cluster.eventPartitions", "1 to 4,096");
+        }
+        if self.valkey.as_ref().is_some_and(|v| v.seeds.is_empty()) {
+            return bad("valkey.seeds", "name at least one node");
+        }
+        if self.valkey.as_ref().is_some_and(|v| v.tls) && self.tls.is_none() {
+            return bad("valkey.tls", "needs the process's own certificate (tls)");
+        }
+        Ok(())
+    }
+
+    /// The event topic.
+    pub fn events_topic(&self) -> String {
+        format!("{}.events", self.cluster.name)
+    }
+
+    /// The topic of session.opened and session.closed.
+    pub fn sessions_topic(&self) -> String {
+        format!("{}.sessions", self.cluster.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> serde_json::Value {
+        serde_json::json!({
+            "cluster": {"name": "demo", "uid": "u-1", "partitions": 1024, "eventPartitions": 32},
+            "services": {"storage": {"endpoints": "static:127.0.0.1:1"}, "sessions": {"endpoints": "static:127.0.0.1:2"}},
+            "auth": {"keysDir": "/etc/kith/keys"},
+        })
+    }
+
+    #[test]
+    fn a_minimal_file_gets_the_documented_defaults() {
+        let config: Config = serde_json::from_value(sample()).unwrap();
+        config.check().unwrap();
+        assert_eq!(config.durability.ack_replicas, 1);
+        assert_eq!(config.limits.messages_per_conversation, 1_000_000);
+        assert_eq!(config.events_topic(), "demo.events");
+    }
+
+    #[test]
+    fn an_unknown_field_and_a_wrong_value_are_named() {
+        let mut unknown = sample();
+        unknown["cluster"]["colour"] = "red".into();
+        assert!(serde_json::from_value::<Config>(unknown).unwrap_err().to_string().contains("colour"));
+        let mut wrong = sample();
+        wrong["cluster"]["partitions"] = 1000.into();
+        let config: Config = serde_json::from_value(wrong).unwrap();
+        assert!(config.check().unwrap_err().to_string().contains("cluster.partitions"));
+    }
+}

@@ -1,0 +1,229 @@
+//! The closed set of error codes, and the one mapping between gRPC and HTTP.
+//!
+//! An [`Error`] crosses a gRPC hop as `google.rpc.Status` with `ErrorInfo` (reason, metadata) and `RetryInfo`, and leaves the access
+//! layer as a problem document. Its text is safe to show to users; causes that are not stay in the log where they were handled.
+
+use std::{borrow::Cow, collections::HashMap, time::Duration};
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+/// `ErrorInfo.domain` of everything that Kith reports.
+pub const DOMAIN: &str = "kith.dev";
+
+/// Reasons that callers act upon.
+pub mod reason {
+    /// The instance does not hold the partition; metadata `holder` names who does, when known.
+    pub const WRONG_HOLDER: &str = "WRONG_HOLDER";
+    /// The sender is not in the conversation.
+    pub const NOT_MEMBER: &str = "NOT_MEMBER";
+    /// The recipient blocks the sender.
+    pub const BLOCKED: &str = "BLOCKED";
+    /// The sender, or the group, is muted.
+    pub const MUTED: &str = "MUTED";
+    /// The caller's role or credentials do not allow it.
+    pub const NOT_ALLOWED: &str = "NOT_ALLOWED";
+    /// The verdict of `antispam`.
+    pub const ANTISPAM: &str = "ANTISPAM";
+    /// A token that has been revoked.
+    pub const REVOKED: &str = "REVOKED";
+    /// A token past its `exp`.
+    pub const EXPIRED: &str = "EXPIRED";
+    /// Stored data is missing or damaged; the partition is closed until it is repaired.
+    pub const DATA_LOSS: &str = "DATA_LOSS";
+}
+
+/// A refused or failed call, in the words of the contract.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{code:?}{}: {detail}", reason.as_ref().map(|r| format!(" ({r})")).unwrap_or_default())]
+pub struct Error {
+    /// The gRPC code.
+    pub code: Code,
+    /// What to do about it; safe to show.
+    pub detail: Cow<'static, str>,
+    /// A constant of [`reason`], where it helps.
+    pub reason: Option<Cow<'static, str>>,
+    /// Facts for programs.
+    pub metadata: HashMap<String, String>,
+    /// When a retry makes sense.
+    pub retry_after: Option<Duration>,
+}
+
+impl Error {
+    /// An error without a reason.
+    pub fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self { code, detail: detail.into(), reason: None, metadata: HashMap::new(), retry_after: None }
+    }
+
+    /// 400: malformed; `detail` names the field.
+    pub fn invalid(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(Code::InvalidArgument, detail)
+    }
+
+    /// 404, also where the caller may not know that it exists.
+    pub fn not_found(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(Code::NotFound, detail)
+    }
+
+    /// 503: outcome unknown or not done; the same request may be sent again.
+    pub fn unavailable(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(Code::Unavailable, detail)
+    }
+
+    /// 403 with a reason.
+    pub fn denied(reason: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(Code::PermissionDenied, detail).with_reason(reason)
+    }
+
+    /// 401.
+    pub fn unauthenticated(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(Code::Unauthenticated, detail)
+    }
+
+    /// 429: a bound was reached; come back later.
+    pub fn exhausted(detail: impl Into<Cow<'static, str>>, retry_after: Duration) -> Self {
+        Self { retry_after: Some(retry_after), ..Self::new(Code::ResourceExhausted, detail) }
+    }
+
+    /// 500: a fault of ours; the cause is in the log.
+    pub fn internal(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(Code::Internal, detail)
+    }
+
+    /// The instance does not hold what was asked for.
+    pub fn wrong_holder(holder: Option<&str>) -> Self {
+        let mut error =
+            Self::new(Code::FailedPrecondition, "this instance does not hold the key").with_reason(reason::WRONG_HOLDER);
+        if let Some(holder) = holder {
+            error.metadata.insert("holder".to_owned(), holder.to_owned());
+        }
+        error
+    }
+
+    /// Adds a reason.
+    #[must_use]
+    pub fn with_reason(mut self, reason: impl Into<Cow<'static, str>>) -> Self {
+        self.reason = Some(reason.into());
+        self
+    }
+
+    /// Whether the call may be sent again as it was.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self.code, Code::Unavailable | Code::Aborted)
+            || (self.code == Code::FailedPrecondition && self.reason.as_deref() == Some(reason::WRONG_HOLDER))
+    }
+
+    /// The code's name in the contract, for example `INVALID_ARGUMENT`.
+    pub fn code_name(&self) -> &'static str {
+        code_name(self.code)
+    }
+
+    /// The HTTP status of the contract's table.
+    pub fn http_status(&self) -> u16 {
+        match self.code {
+            Code::Ok => 200,
+            Code::InvalidArgument | Code::OutOfRange => 400,
+            Code::Unauthenticated => 401,
+            Code::PermissionDenied => 403,
+            Code::NotFound => 404,
+            Code::AlreadyExists | Code::Aborted | Code::FailedPrecondition => 409,
+            Code::ResourceExhausted => 429,
+            Code::Cancelled => 499,
+            Code::Unimplemented => 501,
+            Code::Unavailable => 503,
+            Code::DeadlineExceeded => 504,
+            Code::Internal | Code::Unknown | Code::DataLoss => 500,
+        }
+    }
+}
+
+/// The name of a gRPC code as the contract spells it.
+pub fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+impl From<crate::ids::IdError> for Error {
+    fn from(e: crate::ids::IdError) -> Self {
+        Self::invalid(e.to_string())
+    }
+}
+
+impl From<Error> for Status {
+    fn from(e: Error) -> Self {
+        if e.reason.is_none() && e.retry_after.is_none() {
+            return Self::new(e.code, e.detail);
+        }
+        let mut details = ErrorDetails::new();
+        if let Some(reason) = e.reason {
+            details.set_error_info(reason, DOMAIN, e.metadata);
+        }
+        if let Some(after) = e.retry_after {
+            details.set_retry_info(Some(after));
+        }
+        Self::with_error_details(e.code, e.detail, details)
+    }
+}
+
+impl From<Status> for Error {
+    fn from(status: Status) -> Self {
+        let details = status.get_error_details();
+        let info = details.error_info().filter(|i| i.domain == DOMAIN);
+        // A transport's own failures carry text about addresses and sockets, which is for the log and not for users.
+        let transport = std::error::Error::source(&status).is_some();
+        let detail = if transport { "a part of the platform did not answer".to_owned() } else { status.message().to_owned() };
+        let code = match status.code() {
+            // h2 and hyper report a connection that broke as Unknown or Cancelled; the outcome is as unknown as with Unavailable.
+            Code::Unknown | Code::Cancelled | Code::Internal if transport => Code::Unavailable,
+            // The deadline that tonic's own client keeps is reported as Cancelled.
+            Code::Cancelled => Code::DeadlineExceeded,
+            code => code,
+        };
+        Self {
+            code,
+            detail: detail.into(),
+            reason: info.map(|i| i.reason.clone().into()),
+            metadata: info.map(|i| i.metadata.clone()).unwrap_or_default(),
+            retry_after: details.retry_info().and_then(|r| r.retry_delay),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_survives_a_hop() {
+        let mut error = Error::denied(reason::BLOCKED, "the recipient does not take your messages");
+        error.retry_after = Some(Duration::from_secs(2));
+        assert_eq!(Error::from(Status::from(error.clone())), error);
+        let hint = Error::wrong_holder(Some("10.0.0.1:7443"));
+        assert_eq!(Error::from(Status::from(hint.clone())), hint);
+        assert!(hint.is_retryable());
+    }
+
+    #[test]
+    fn codes_map_to_the_statuses_of_the_contract() {
+        for (code, status) in [(Code::InvalidArgument, 400), (Code::AlreadyExists, 409), (Code::ResourceExhausted, 429), (Code::DeadlineExceeded, 504)] {
+            assert_eq!(Error::new(code, "x").http_status(), status);
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! What every Kith process shares: configuration, identity, telemetry, shutdown, errors, servers, clients, Kafka and Valkey
+//! connections. It knows no message semantics: a module comes here when a third crate needs it.
+
+pub mod clock;
+#[cfg(feature = "config")]
+pub mod config;
+pub mod ids;
+pub mod rendezvous;
+
+#[cfg(feature = "grpc")]
+pub mod auth;
+#[cfg(feature = "grpc")]
+pub mod client;
+#[cfg(feature = "grpc")]
+pub mod discovery;
+#[cfg(feature = "grpc")]
+pub mod error;
+#[cfg(feature = "grpc")]
+pub mod request;
+#[cfg(feature = "grpc")]
+pub mod route;
+#[cfg(feature = "grpc")]
+pub mod server;
+#[cfg(feature = "telemetry")]
+pub mod admin;
+#[cfg(feature = "telemetry")]
+pub mod shutdown;
+#[cfg(feature = "telemetry")]
+pub mod telemetry;
+#[cfg(feature = "tls")]
+pub mod tls;

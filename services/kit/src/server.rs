@@ -1,0 +1,335 @@
+//! gRPC servers: mTLS with who may call, health, reflection, request ids, deadlines, graceful end.
+
+use std::{
+    collections::HashSet,
+    net::SocketAddr,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures::{Stream, StreamExt, future::BoxFuture};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, mpsc},
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    Status,
+    body::Body,
+    codegen::http,
+    service::Routes,
+    transport::{Server, server::Connected},
+};
+use tower::{Layer, Service};
+use tracing::Instrument;
+
+use crate::{
+    config::Config,
+    error::{Error, reason},
+    request,
+    tls::{self, ClientCerts, Reloading},
+};
+
+/// A TLS handshake that takes longer is dropped.
+const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
+/// Handshakes under way at once.
+const MAX_HANDSHAKES: usize = 256;
+/// How long open calls may go on after the end was asked for.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Identity {
+    /// No client certificate, or no TLS at all.
+    #[default]
+    Anonymous,
+    /// A part of the platform.
+    Service(String),
+    /// A business line.
+    Line(String),
+}
+
+/// What a handler finds in a request's extensions.
+#[derive(Debug, Clone, Default)]
+pub struct Peer {
+    /// Who, by certificate.
+    pub identity: Identity,
+    /// From where.
+    pub address: Option<SocketAddr>,
+}
+
+/// Why a server ended or did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Certificates.
+    #[error(transparent)]
+    Tls(#[from] tls::TlsError),
+    /// gRPC.
+    #[error("gRPC server: {0}")]
+    Transport(#[from] tonic::transport::Error),
+    /// Reflection descriptors.
+    #[error("gRPC reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// The listener.
+    #[error("gRPC listener: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// Who may call a server.
+#[derive(Debug, Clone)]
+pub enum Allow {
+    /// These components of the same ChatCluster; without TLS (processes on one machine) everyone.
+    Services(&'static [&'static str]),
+    /// Everyone: the handlers authenticate.
+    Anyone,
+}
+
+/// Serves `routes` on `listener` until `shutdown`, then lets open calls end within ten seconds.
+pub async fn serve(
+    config: &Config,
+    listener: TcpListener,
+    routes: Routes,
+    allow: Allow,
+    shutdown: CancellationToken,
+) -> Result<(), ServeError> {
+    let clients = if matches!(allow, Allow::Anyone) { ClientCerts::Optional } else { ClientCerts::Required };
+    let acceptor = match &config.tls {
+        None => None,
+        Some(files) => Some(Arc::new(Reloading::new(files.clone(), move |files| {
+            let mut config = tls::server_config(files, clients)?;
+            config.alpn_protocols = vec![b"h2".to_vec()];
+            Ok(config)
+        })?)),
+    };
+    let allowed = match (&allow, &config.tls) {
+        (Allow::Services(names), Some(_)) => Some(names.iter().map(|n| (*n).to_owned()).collect::<HashSet<_>>()),
+        _ => None,
+    };
+    let incoming = accept(listener, acceptor, config.cluster.uid.clone(), shutdown.clone());
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_service_status("", tonic_health::ServingStatus::Serving).await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(kith_proto::DESCRIPTORS)
+        .build_v1()?;
+    let server = Server::builder()
+        .layer(Guard { allowed: allowed.map(Arc::new) })
+        .http2_keepalive_interval(Some(Duration::from_secs(10)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(5)))
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(4 << 20)
+        .max_concurrent_streams(4_096)
+        .add_routes(routes)
+        .add_service(health_service)
+        .add_service(reflection)
+        .serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned());
+    tokio::select! {
+        ended = server => ended?,
+        () = async { shutdown.cancelled().await; tokio::time::sleep(GRACE).await } => {
+            tracing::warn!("open calls did not end within the grace period");
+        }
+    }
+    Ok(())
+}
+
+type Accepted = std::io::Result<Connection>;
+
+/// Accepts connections and shakes hands concurrently, so that a slow client holds nobody up.
+fn accept(
+    listener: TcpListener,
+    tls: Option<Arc<Reloading<rustls::ServerConfig>>>,
+    uid: String,
+    shutdown: CancellationToken,
+) -> impl Stream<Item = Accepted> {
+    let (ready, accepted) = mpsc::channel::<Accepted>(64);
+    let uid: Arc<str> = uid.into();
+    let permits = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    tokio::spawn(async move {
+        loop {
+            let Ok(permit) = permits.clone().acquire_owned().await else { return };
+            let socket = tokio::select! {
+                () = shutdown.cancelled() => return,
+                socket = listener.accept() => socket,
+            };
+            let (socket, address) = match socket {
+                Ok(found) => found,
+                Err(error) => {
+                    // Out of file descriptors, most likely: leave the others time to go.
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            if let Err(error) = socket.set_nodelay(true) {
+                tracing::debug!(%error, "TCP_NODELAY");
+            }
+            let (ready, tls, uid) = (ready.clone(), tls.clone(), uid.clone());
+            tokio::spawn(async move {
+                let _permit = permit;
+                let connection = match tls {
+                    None => Connection {
+                        stream: Stream2::Plain(socket),
+                        peer: Peer { identity: Identity::Anonymous, address: Some(address) },
+                    },
+                    Some(config) => {
+                        let handshake = TlsAcceptor::from(config.get()).accept(socket);
+                        match tokio::time::timeout(HANDSHAKE_DEADLINE, handshake).await {
+                            Ok(Ok(stream)) => {
+                                let identity = identify(&stream, &uid);
+                                Connection {
+                                    stream: Stream2::Tls(Box::new(stream)),
+                                    peer: Peer { identity, address: Some(address) },
+                                }
+                            }
+                            Ok(Err(error)) => {
+                                tracing::debug!(%address, %error, "TLS handshake failed");
+                                return;
+                            }
+                            Err(_) => {
+                                tracing::debug!(%address, "TLS handshake took too long");
+                                return;
+                            }
+                        }
+                    }
+                };
+                // An error means that the server has ended; the connection is dropped with it.
+                drop(ready.send(Ok(connection)).await);
+            });
+        }
+    });
+    tokio_stream::wrappers::ReceiverStream::new(accepted).map(|c| c)
+}
+
+/// Who a verified certificate stands for; another cluster's certificate is anonymous.
+fn identify(stream: &tokio_rustls::server::TlsStream<TcpStream>, uid: &str) -> Identity {
+    let certs = stream.get_ref().1.peer_certificates();
+    certs.and_then(|c| c.first()).and_then(|cert| identity_of(cert, uid)).unwrap_or_default()
+}
+
+fn identity_of(cert: &[u8], uid: &str) -> Option<Identity> {
+    let (_, cert) = x509_parser::parse_x509_certificate(cert).ok()?;
+    let names = cert.subject_alternative_name().ok()??;
+    names.value.general_names.iter().find_map(|name| {
+        let x509_parser::extensions::GeneralName::URI(uri) = name else { return None };
+        let rest = uri.strip_prefix("kith://")?.strip_prefix(uid)?.strip_prefix('/')?;
+        match rest.split_once('/')? {
+            ("service", name) => Some(Identity::Service(name.to_owned())),
+            ("line", name) => Some(Identity::Line(name.to_owned())),
+            _ => None,
+        }
+    })
+}
+
+/// An accepted connection and who is at its other end.
+struct Connection {
+    stream: Stream2,
+    peer: Peer,
+}
+
+enum Stream2 {
+    Plain(TcpStream),
+    Tls(Box<tokio_rustls::server::TlsStream<TcpStream>>),
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Peer;
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
+macro_rules! forward {
+    ($self:ident, $s:ident => $call:expr) => {
+        match &mut $self.get_mut().stream {
+            Stream2::Plain(stream) => {
+                let $s = std::pin::Pin::new(stream);
+                $call
+            }
+            Stream2::Tls(stream) => {
+                let $s = std::pin::Pin::new(stream.as_mut());
+                $call
+            }
+        }
+    };
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(self: std::pin::Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        forward!(self, s => s.poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(self: std::pin::Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+        forward!(self, s => s.poll_write(cx, buf))
+    }
+    fn poll_flush(self: std::pin::Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        forward!(self, s => s.poll_flush(cx))
+    }
+    fn poll_shutdown(self: std::pin::Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        forward!(self, s => s.poll_shutdown(cx))
+    }
+    fn poll_write_vectored(self: std::pin::Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[std::io::IoSlice<'_>]) -> Poll<std::io::Result<usize>> {
+        forward!(self, s => s.poll_write_vectored(cx, bufs))
+    }
+    fn is_write_vectored(&self) -> bool {
+        match &self.stream {
+            Stream2::Plain(s) => s.is_write_vectored(),
+            Stream2::Tls(s) => s.is_write_vectored(),
+        }
+    }
+}
+
+/// Refuses callers that are not allowed, and runs the rest under their request id.
+#[derive(Clone)]
+struct Guard {
+    allowed: Option<Arc<HashSet<String>>>,
+}
+
+impl<S> Layer<S> for Guard {
+    type Service = Guarded<S>;
+    fn layer(&self, inner: S) -> Self::Service {
+        Guarded { inner, allowed: self.allowed.clone() }
+    }
+}
+
+#[derive(Clone)]
+struct Guarded<S> {
+    inner: S,
+    allowed: Option<Arc<HashSet<String>>>,
+}
+
+impl<S, B> Service<http::Request<B>> for Guarded<S>
+where
+    S: Service<http::Request<B>, Response = http::Response<Body>> + Clone + Send + 'static,
+    S::Future: Send,
+    B: Send + 'static,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = BoxFuture<'static, Result<S::Response, S::Error>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+        if let Some(allowed) = &self.allowed {
+            let peer = request.extensions().get::<Peer>();
+            let known = peer.is_some_and(|p| matches!(&p.identity, Identity::Service(name) if allowed.contains(name)));
+            if !known {
+                let refused = Error::denied(reason::NOT_ALLOWED, "this certificate may not call this service");
+                tracing::warn!(peer = ?peer, path = request.uri().path(), "call refused: not an allowed component");
+                return Box::pin(async move { Ok(Status::from(refused).into_http()) });
+            }
+        }
+        let id = request::accept(request.headers().get(request::HEADER).and_then(|v| v.to_str().ok()));
+        let span = tracing::debug_span!("rpc", path = request.uri().path(), request_id = %id);
+        // `clone` and swap: the instance that was polled ready is the one to call.
+        let clone = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, clone);
+        Box::pin(async move { request::scope(Some(&id), inner.call(request)).instrument(span).await })
+    }
+}

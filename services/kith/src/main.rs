@@ -1,0 +1,3 @@
+//! The one service binary: a subcommand per service.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Long-connection logic: who is online on which gateway; delivers down the gateways' own streams.

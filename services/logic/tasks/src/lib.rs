@@ -1,0 +1,1 @@
+//! Asynchronous work off the event log: deliver online, catch up at login.

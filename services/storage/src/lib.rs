@@ -1,0 +1,1 @@
+//! The storage layer: the only home of chat data; hides sharding.
