@@ -5,7 +5,7 @@
 go_build() { # go_build NAME VERSION LDFLAGS PACKAGE → $BIN/NAME-VERSION
   local name="$1" version="$2" ldflags="$3" package="$4" out key
   out="$BIN/$name-$version"
-  key="$(cat "$KITH_LOCAL/$name"/go.mod "$KITH_LOCAL/$name"/go.sum "$KITH_LOCAL/$name"/*.go 2>/dev/null | sha256sum | cut -c1-16)"
+  key="$(find "$KITH_LOCAL/$name" -name 'go.*' -o -name '*.go' | LC_ALL=C sort | xargs cat | sha256sum | cut -c1-16)"
   if [ -x "$out" ] && fresh "$out.key" "$key"; then return; fi
   (cd "$KITH_LOCAL/$name" && CGO_ENABLED=0 GOFLAGS=-buildvcs=false gently go build -trimpath -ldflags "-s -w $ldflags" -o "$out.part" "$package")
   mv "$out.part" "$out"

@@ -1,0 +1,123 @@
+# Container images, built from the Dockerfiles that the world uses and tagged by their content: what did not change is not built
+# again, and what did gets a new tag, so that `helm upgrade` rolls it.
+
+IMAGES="$KITH_CACHE/images"
+
+# image_ref NAME: the reference of the image that was built last.
+image_ref() { echo "localhost/$1:$(cat "$IMAGES/$1.tag")"; }
+
+image_buildah() { buildah --root "$IMAGES/storage" --runroot "$IMAGES/run" --storage-driver vfs "$@"; }
+
+folder_hash() {
+  (cd "$1" && find . \( -type f -o -type l \) -print0 | LC_ALL=C sort -z | tar --no-recursion --mtime=@0 --owner=0 --group=0 --null -T - -cf - | sha256sum | cut -c1-12)
+}
+
+# image_build NAME DOCKERFILE CONTEXT [ARG=VALUE…]: an OCI archive at $IMAGES/NAME-TAG.tar and the tag at $IMAGES/NAME.tag.
+image_build() {
+  local name="$1" dockerfile="$2" context="$3" tag arg args=()
+  shift 3
+  for arg in "$@"; do args+=(--build-arg "$arg"); done
+  tag="$( (folder_hash "$context"; cat "$dockerfile"; echo "$@") | sha256sum | cut -c1-12)"
+  if [ ! -f "$IMAGES/$name-$tag.tar" ]; then
+    image_buildah bud -q --isolation chroot --pull-never "${args[@]}" -f "$dockerfile" -t "localhost/$name:$tag" "$context"
+    image_buildah push -q --disable-compression "localhost/$name:$tag" "oci-archive:$IMAGES/.$name.part:localhost/$name:$tag"
+    rm -f "$IMAGES/$name"-????????????.tar
+    mv "$IMAGES/.$name.part" "$IMAGES/$name-$tag.tar"
+  fi
+  printf '%s' "$tag" >"$IMAGES/$name.tag"
+  echo "localhost/$name:$tag $(($(stat -c %s "$IMAGES/$name-$tag.tar") / 1000000)) MB"
+}
+
+# image_import NODE NAME…: into the containerd of a node, unless it has that tag.
+image_import() {
+  local node="$1" name have
+  shift
+  have="$(node_ctr "$node" images ls -q)"
+  for name in "$@"; do
+    grep -qxF "$(image_ref "$name")" <<<"$have" || node_ctr "$node" images import "$IMAGES/$name-$(cat "$IMAGES/$name.tag").tar"
+  done
+}
+
+# image_root NAME PACKAGE…: a folder with the files of Debian packages and of what they need: no shell, no package manager.
+image_root() {
+  local root="$IMAGES/roots/$1" key
+  key="$(cat "$KITH_ROOT"/e2e/images/base/* | sha256sum | cut -c1-12) $*"
+  shift
+  if fresh "$root.key" "$key"; then return; fi
+  rm -rf "$root"
+  mkdir -p "$IMAGES/roots"
+  mmdebstrap --mode=root --variant=extract --include="$(tr ' ' , <<<"$*")" bookworm "$root" "$(debian_mirror)"
+  cat "$root"/usr/share/ca-certificates/mozilla/*.crt >"$root/etc/ssl/certs/ca-certificates.crt" 2>/dev/null || true
+  rm -rf "$root"/usr/share/{doc,man,locale,lintian,ca-certificates,bug,info} "$root"/var/{cache,lib}/{apt,dpkg} "$root"/usr/lib/x86_64-linux-gnu/gconv \
+    "$root"/{boot,dev,home,media,mnt,opt,proc,root,srv,sys,run}
+  cp "$KITH_ROOT"/e2e/images/base/{passwd,group} "$root/etc/"
+  done_with "$root.key" "$key"
+}
+
+# The images that the cluster itself runs on.
+images_system() {
+  local context="$IMAGES/contexts"
+  mkdir -p "$context"/{pause,coredns}
+  if [ ! -x "$context/pause/pause" ] || [ "$KITH_ROOT/e2e/images/pause/pause.c" -nt "$context/pause/pause" ]; then
+    gcc -Os -static -s -o "$context/pause/pause" "$KITH_ROOT/e2e/images/pause/pause.c"
+  fi
+  image_build pause "$KITH_ROOT/e2e/images/pause/Dockerfile" "$context/pause"
+  cp -u "$BIN/coredns" "$context/coredns/coredns"
+  image_build coredns "$KITH_ROOT/e2e/images/coredns/Dockerfile" "$context/coredns"
+}
+
+# What the platform stores in: Valkey and Kafka.
+images_engines() {
+  local context="$IMAGES/contexts"
+  mkdir -p "$context"/{valkey,kafka}
+  rm -rf "$context/valkey/root" && cp -a "$KITH_CACHE/valkey" "$context/valkey/root" && rm "$context/valkey/root/.version"
+  busybox_links "$context/valkey/root"
+  cp "$KITH_ROOT"/e2e/images/base/{passwd,group} "$context/valkey/"
+  image_build valkey "$KITH_ROOT/e2e/images/valkey/Dockerfile" "$context/valkey"
+
+  image_root kafka libc6 libgcc-s1 libstdc++6 zlib1g busybox-static
+  kafka_jre "$context/kafka/jre"
+  rm -rf "$context/kafka/root" "$context/kafka/kafka"
+  cp -a "$IMAGES/roots/kafka" "$context/kafka/root"
+  busybox_links "$context/kafka/root"
+  cp -a "$KITH_CACHE/kafka" "$context/kafka/kafka" && rm "$context/kafka/kafka/.version"
+  image_build kafka "$KITH_ROOT/e2e/images/kafka/Dockerfile" "$context/kafka"
+}
+
+# /bin/sh and the usual small tools, for start scripts.
+busybox_links() {
+  local applet
+  [ -e "$1/usr/bin/busybox" ] || ln -s ../../bin/busybox "$1/usr/bin/busybox"
+  for applet in $("$1/usr/bin/busybox" --list); do
+    [ -e "$1/usr/bin/$applet" ] || [ -e "$1/bin/$applet" ] || ln -s busybox "$1/usr/bin/$applet"
+  done
+  [ -e "$1/bin/sh" ] || ln -s busybox "$1/bin/sh"
+}
+
+# A Java runtime with only the modules that a broker loads: 50 MB in place of 200.
+kafka_jre() {
+  local key modules=java.base,java.logging,java.management,java.management.rmi,java.naming,java.rmi,java.security.jgss,java.security.sasl,java.sql,java.xml,jdk.unsupported,jdk.management,jdk.crypto.ec,jdk.zipfs
+  key="$(java -version 2>&1 | head -n 1) $modules"
+  if fresh "$1.key" "$key"; then return; fi
+  rm -rf "$1"
+  jlink --add-modules "$modules" --strip-debug --no-man-pages --no-header-files --output "$1"
+  done_with "$1.key" "$key"
+}
+
+# The project's own images from the binaries that cargo built. Stripped copies: symbols double their size.
+images_kith() {
+  local name binary dockerfile context
+  image_root base libc6 libgcc-s1 libssl3 ca-certificates
+  image_build base "$KITH_ROOT/e2e/images/base/Dockerfile" "$IMAGES/roots/base"
+  for name in kith kith-operator; do
+    case "$name" in
+      kith) dockerfile="$KITH_ROOT/services/kith/Dockerfile" ;;
+      kith-operator) dockerfile="$KITH_ROOT/operator/Dockerfile" ;;
+    esac
+    binary="$KITH_CACHE/target/release/$name"
+    context="$IMAGES/contexts/$name"
+    mkdir -p "$context"
+    strip -o "$context/$name" "$binary"
+    image_build "$name" "$dockerfile" "$context" "BASE=$(image_ref base)" "BINARY=$name"
+  done
+}
