@@ -1,0 +1,159 @@
+//! House rules that a compiler cannot see: the layers of the crate graph, where data stores may be touched, and what no source may hold.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Longest file without a reason of its own, in lines.
+const MAX_LINES: usize = 500;
+
+/// Files that may be longer, each with its reason.
+const LONG_FILES: &[(&str, &str)] = &[];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("e2e lies in the workspace").to_owned()
+}
+
+/// What each crate may use of the workspace, besides `kith-proto` and `kith-kit`.
+fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
+    BTreeMap::from([
+        ("kith-proto", &[][..]),
+        ("kith-kit", &[][..]),
+        ("kith-crds", &[][..]),
+        ("kith-operator", &["kith-crds"][..]),
+        ("kith-storage", &[][..]),
+        ("kith-tasks", &[][..]),
+        ("kith-sessions", &[][..]),
+        ("kith-send", &[][..]),
+        ("kith-api", &["kith-send"][..]),
+        ("kith-gateway", &["kith-send"][..]),
+        ("kith-business", &["kith-send"][..]),
+        ("kith", &["kith-api", "kith-business", "kith-gateway", "kith-sessions", "kith-storage", "kith-tasks"][..]),
+    ])
+}
+
+/// Names under `[dependencies]` of a manifest; development dependencies are free, tests may start any part.
+fn dependencies(manifest: &str) -> BTreeSet<String> {
+    let mut in_section = false;
+    let mut names = BTreeSet::new();
+    for line in manifest.lines() {
+        if line.starts_with('[') {
+            in_section = line.trim() == "[dependencies]";
+        } else if in_section && let Some((name, _)) = line.split_once(['.', '=', ' ']) {
+            names.insert(name.trim().to_owned());
+        }
+    }
+    names.remove("");
+    names
+}
+
+fn manifests() -> Vec<(String, String, PathBuf)> {
+    let mut found = Vec::new();
+    for path in sources(&root(), &["toml"]) {
+        if path.file_name().is_some_and(|n| n == "Cargo.toml") && path.parent() != Some(&root()) {
+            let text = fs::read_to_string(&path).expect("a manifest");
+            let name = text
+                .lines()
+                .find_map(|l| l.strip_prefix("name = "))
+                .expect("a package name")
+                .trim_matches('"')
+                .to_owned();
+            found.push((name, text, path));
+        }
+    }
+    found
+}
+
+fn sources(dir: &Path, extensions: &[&str]) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        let name = path.file_name().and_then(|n| n.to_str()).expect("a UTF-8 name").to_owned();
+        if path.is_dir() {
+            if !matches!(name.as_str(), "target" | ".git" | "gen" | "node_modules") {
+                found.extend(sources(&path, extensions));
+            }
+        } else if path.extension().and_then(|e| e.to_str()).is_some_and(|e| extensions.contains(&e)) {
+            found.push(path);
+        }
+    }
+    found
+}
+
+fn relative(path: &Path) -> String {
+    path.strip_prefix(root()).expect("below the root").display().to_string()
+}
+
+#[test]
+fn calls_go_down_the_layers_and_services_meet_only_in_proto() {
+    let allowed = allowed();
+    let mut wrong = Vec::new();
+    for (name, text, _) in manifests() {
+        let Some(may) = allowed.get(name.as_str()) else {
+            assert_eq!(name, "kith-e2e", "a crate without a place in the layers: {name}");
+            continue;
+        };
+        for dependency in dependencies(&text).iter().filter(|d| d.starts_with("kith")) {
+            let shared = dependency == "kith-kit" || dependency == "kith-proto";
+            if !(shared && name != "kith-proto") && !may.contains(&dependency.as_str()) {
+                wrong.push(format!("{name} uses {dependency}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn only_storage_and_the_operator_reach_the_engine_and_access_reaches_no_kafka() {
+    let mut wrong = Vec::new();
+    for (name, text, path) in manifests() {
+        let place = relative(&path);
+        let engine = ["kith-storage", "kith-operator", "kith-kit", "kith-e2e"].contains(&name.as_str());
+        let names = dependencies(&text);
+        if !engine && (names.contains("redis") || text.contains("\"valkey\"")) {
+            wrong.push(format!("{name} reaches Valkey"));
+        }
+        if place.starts_with("services/access") && (names.contains("rdkafka") || text.contains("\"kafka\"")) {
+            wrong.push(format!("{name} reaches Kafka"));
+        }
+        if place.starts_with("services") && (names.contains("kube") || names.contains("k8s-openapi")) {
+            wrong.push(format!("{name} calls the Kubernetes API"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn files_stay_short_and_say_what_they_are() {
+    let mut wrong = Vec::new();
+    for path in sources(&root(), &["rs"]) {
+        let text = fs::read_to_string(&path).expect("a source");
+        let place = relative(&path);
+        let lines = text.lines().count();
+        if lines > MAX_LINES && !LONG_FILES.iter().any(|(file, _)| *file == place) {
+            wrong.push(format!("{place}: {lines} lines, at most {MAX_LINES}"));
+        }
+        if !text.trim_start().starts_with("//!") {
+            wrong.push(format!("{place}: the first line does not say what the module does"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn no_source_holds_unfinished_code_or_a_path_of_one_machine() {
+    // Put together here, so that this file does not match itself.
+    let banned = [["to", "do!("].concat(), ["unimple", "mented!("].concat(), ["FIX", "ME"].concat(), ["/ro", "ot/"].concat(), ["/wo", "rk/"].concat()];
+    let mut wrong = Vec::new();
+    for path in sources(&root(), &["rs", "sh", "yaml", "yml", "toml", "md", "go", "lua", "proto"]) {
+        let text = fs::read_to_string(&path).expect("a source");
+        for (number, line) in text.lines().enumerate() {
+            if let Some(word) = banned.iter().find(|w| line.contains(w.as_str())) {
+                wrong.push(format!("{}:{}: {word}", relative(&path), number + 1));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
