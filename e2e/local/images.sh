@@ -86,17 +86,18 @@ images_engines() {
 
 # /bin/sh and the usual small tools, for start scripts.
 busybox_links() {
-  local applet
-  [ -e "$1/usr/bin/busybox" ] || ln -s ../../bin/busybox "$1/usr/bin/busybox"
-  for applet in $("$1/usr/bin/busybox" --list); do
-    [ -e "$1/usr/bin/$applet" ] || [ -e "$1/bin/$applet" ] || ln -s busybox "$1/usr/bin/$applet"
+  local applet busybox=/usr/bin/busybox
+  [ -e "$1$busybox" ] || busybox=/bin/busybox
+  mkdir -p "$1/usr/bin" "$1/bin"
+  for applet in $("$1$busybox" --list); do
+    [ -e "$1/usr/bin/$applet" ] || [ -e "$1/bin/$applet" ] || ln -s "$busybox" "$1/usr/bin/$applet"
   done
-  [ -e "$1/bin/sh" ] || ln -s busybox "$1/bin/sh"
+  [ -L "$1/bin/sh" ] || ln -s "$busybox" "$1/bin/sh"
 }
 
-# A Java runtime with only the modules that a broker loads: 50 MB in place of 200.
+# A Java runtime with only the modules that a broker loads (java.desktop for java.beans).
 kafka_jre() {
-  local key modules=java.base,java.logging,java.management,java.management.rmi,java.naming,java.rmi,java.security.jgss,java.security.sasl,java.sql,java.xml,jdk.unsupported,jdk.management,jdk.crypto.ec,jdk.zipfs
+  local key modules=java.base,java.desktop,java.logging,java.management,java.management.rmi,java.naming,java.rmi,java.security.jgss,java.security.sasl,java.sql,java.xml,jdk.unsupported,jdk.management,jdk.crypto.ec,jdk.zipfs
   key="$(java -version 2>&1 | head -n 1) $modules"
   if fresh "$1.key" "$key"; then return; fi
   rm -rf "$1"

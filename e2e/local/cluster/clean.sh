@@ -8,7 +8,8 @@ cluster_exists() {
 }
 
 cluster_down() {
-  local name node
+  local name node begun
+  begun="$(pids_in .)"
   # Kubelets first, or they would restart what is ended next.
   for name in $(daemons volumes kubelet-); do stop "daemons/$name" 3; done
   for node in "$CGROUP_TRACK"/kith/node-*; do
@@ -19,6 +20,7 @@ cluster_down() {
   unmount_all
   network_down
   cgroup_gone
+  reaped "$begun"
   remove_traces
   # What a failed run logged stays readable until the next one.
   if [ -d "$CLUSTER/logs" ]; then
@@ -49,6 +51,18 @@ unmount_all() {
   ! awk -v root="$CLUSTER/" 'index($5, root) == 1 { found = 1; print } END { exit !found }' /proc/self/mountinfo
 }
 
+# An ended process is listed until its parent has noticed; give that a moment, so that "nothing is left" is true when down says so.
+reaped() {
+  local pid try
+  for try in $(seq 100); do
+    for pid in $1; do
+      if [ -d "/proc/$pid" ]; then sleep 0.1 && continue 2; fi
+    done
+    return 0
+  done
+  echo "gave up waiting for ended processes to be reaped after $try tries"
+}
+
 # The kernel lets go of a cgroup a moment after its last process.
 cgroup_gone() {
   local try root left
@@ -65,13 +79,18 @@ cgroup_gone() {
 
 # Places outside the cluster folder that containerd, CNI and the kubelet have no setting for.
 remove_traces() {
-  local file
-  for file in /run/containerd/s/*; do
+  local file id
+  for file in /run/containerd/s/* /var/lib/kubelet/device-plugins/kubelet.sock; do
     [ ! -S "$file" ] || [ -n "$(ss -xlH src "$file")" ] || rm -f "$file"
   done
-  grep -ls '"kith-node-[0-9]*"' /var/lib/cni/results/* 2>/dev/null | xargs -r rm -f || true
+  for file in /var/lib/cni/results/kith-node-*-eth0; do
+    id="${file##*/kith-node-}"
+    id="${id#*-}"
+    rm -f "$file" "/var/lib/cni/results/cni-loopback-${id%-eth0}-lo"
+  done
   for file in /var/log/containers/*; do
     case "$(readlink "$file" || true)" in "$CLUSTER"/*) rm -f "$file" ;; esac
   done
-  rmdir /var/log/containers /var/lib/cni/results /var/lib/cni /run/containerd/s /run/containerd 2>/dev/null || true
+  rmdir /var/log/containers /var/lib/cni/results /var/lib/cni /run/containerd/s /run/containerd \
+    /var/lib/kubelet/device-plugins /var/lib/kubelet 2>/dev/null || true
 }

@@ -36,14 +36,15 @@ network_up() {
 }
 
 network_down() {
-  local link tool
+  local link tool rules
   while IFS= read -r link; do
     ip link delete "$link" 2>/dev/null || true
   done < <(ip -o link show type bridge | awk -F': ' '$2 == "'"$NET_BRIDGE"'" || $2 ~ /^kith-pod[0-9]+$/ { print $2 }')
   # One restore takes out the chains of kube-proxy, kubelet and the CNI plugins with every rule that uses them.
   for tool in iptables ip6tables; do
-    if command -v "$tool-save" >/dev/null && "$tool-save" 2>/dev/null | grep -qE '^:(KUBE|CNI)-'; then
-      "$tool-save" | grep -vE '^:(KUBE|CNI)-|^-A (KUBE|CNI)-| -[jg] (KUBE|CNI)-' | "$tool-restore"
+    rules="$("$tool-save" 2>/dev/null || true)"
+    if grep -qE '^:(KUBE|CNI)-' <<<"$rules"; then
+      grep -vE '^:(KUBE|CNI)-|^-A (KUBE|CNI)-| -[jg] (KUBE|CNI)-' <<<"$rules" | "$tool-restore"
     fi
   done
   if [ -f "$CLUSTER/sysctl.before" ]; then sysctl -q -p "$CLUSTER/sysctl.before" || true; fi

@@ -45,6 +45,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
       runtime_type = "io.containerd.runc.v2"
       [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
         SystemdCgroup = false
+        Root = "$dir/runc"
 END
   spawn "containerd-$node" containerd --config "$dir/containerd.toml"
   await 20 "containerd of $(node_name "$node") ($CLUSTER/logs/containerd-$node.log)" node_ctr "$node" version

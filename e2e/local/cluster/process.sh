@@ -15,7 +15,7 @@ cgroup_hierarchies() {
   if [ -f /sys/fs/cgroup/cgroup.controllers ]; then
     echo /sys/fs/cgroup
   else
-    awk '$3 == "cgroup" { print $2 }' /proc/mounts
+    awk '$3 ~ /^cgroup2?$/ { print $2 }' /proc/mounts
   fi
 }
 

@@ -4,7 +4,7 @@
 # alone: sid gets a configuration, lists and a download folder of its own. The mirror is the one that the machine already uses.
 
 VALKEY_PACKAGES="valkey-server valkey-tools libc6 libatomic1 libjemalloc2 liblzf1 libssl3t64 libsystemd0 libzstd1 zlib1g
-  libcap2 libgcc-s1 busybox-static"
+  libcap2 libgcc-s1 libstdc++6 busybox-static"
 
 debian_mirror() {
   # shellcheck disable=SC2016 # apt expands these
@@ -19,8 +19,9 @@ valkey_apt() {
 }
 
 deps_valkey() {
-  local root="$KITH_CACHE/valkey" stamp="$KITH_CACHE/valkey/.version" mirror deb
-  if fresh "$stamp" "$VALKEY_VERSION"; then return; fi
+  local root="$KITH_CACHE/valkey" stamp="$KITH_CACHE/valkey/.version" version mirror deb
+  version="$VALKEY_VERSION-$(sha256sum <<<"$VALKEY_PACKAGES" | cut -c1-12)"
+  if fresh "$stamp" "$version"; then return; fi
   mirror="$(debian_mirror)"
   [ -n "$mirror" ] || { echo "no Debian mirror found in the machine's apt sources"; return 1; }
   rm -rf "$root" "$root.part" "$KITH_CACHE/sid"
@@ -44,7 +45,13 @@ deps_valkey() {
     echo "sid no longer has $VALKEY_VERSION: try the newer one, then change VALKEY_VERSION in e2e/local/versions.sh"
     return 1
   }
-  done_with "$stamp" "$VALKEY_VERSION"
+  # A library that only the machine has would be missing in the image.
+  if "$root/usr/lib64/ld-linux-x86-64.so.2" --library-path "$root/usr/lib/x86_64-linux-gnu" --list "$root/usr/bin/valkey-server" |
+    awk '/=>/ { print $3 }' | grep -v "^$root/"; then
+    echo "valkey-server takes the libraries above from outside its folder: add their packages to VALKEY_PACKAGES"
+    return 1
+  fi
+  done_with "$stamp" "$version"
 }
 
 # The binaries want a newer libc than the machine's, so they run under the loader that came with them.
