@@ -21,11 +21,25 @@ image_build() {
   if [ ! -f "$IMAGES/$name-$tag.tar" ]; then
     image_buildah bud -q --isolation chroot --pull-never "${args[@]}" -f "$dockerfile" -t "localhost/$name:$tag" "$context"
     image_buildah push -q --disable-compression "localhost/$name:$tag" "oci-archive:$IMAGES/.$name.part:localhost/$name:$tag"
-    rm -f "$IMAGES/$name"-????????????.tar
+    image_forget "$name" "$tag"
     mv "$IMAGES/.$name.part" "$IMAGES/$name-$tag.tar"
   fi
   printf '%s' "$tag" >"$IMAGES/$name.tag"
-  echo "localhost/$name:$tag $(($(stat -c %s "$IMAGES/$name-$tag.tar") / 1000000)) MB"
+  echo "localhost/$name:$tag"
+}
+
+# Earlier builds of an image would fill the disk.
+image_forget() { # image_forget NAME KEEP
+  local old
+  rm -f "$IMAGES/$1"-????????????.tar
+  for old in $(image_buildah images --format '{{.Name}}:{{.Tag}}' | grep "^localhost/$1:" | grep -v ":$2$"); do
+    image_buildah rmi -f "$old" >/dev/null || true
+  done
+}
+
+# The unpacked size in whole MB, rounded up, as `docker images` shows it.
+image_megabytes() {
+  image_buildah images --format '{{.Size}}' "$(image_ref "$1")" | awk '{ print $2 == "GB" ? $1 * 1000 : $2 == "MB" ? int($1 + 0.999) : 1 }'
 }
 
 # image_import NODE NAME…: into the containerd of a node, unless it has that tag.

@@ -1,2 +1,132 @@
-# Installs the platform on a running cluster.
-platform_up() { say "platform: later"; }
+# Installs the platform on a running cluster and sees a message through: binaries, images, charts, sample, first message.
+#
+# KITH_KUBECONFIG=FILE installs into that cluster instead of the local one. Its nodes cannot see local images, so KITH_IMAGES=PREFIX
+# says where they can pull them from (PREFIX/kith:TAG and so on); without it the charts' own defaults hold.
+
+SAMPLE_NAMESPACE=kith-demo
+SYSTEM_NAMESPACE=kith-system
+READY_WITHIN=300
+
+# shellcheck source=env.sh
+. "$KITH_LOCAL/env.sh"
+
+platform_up() {
+  local node
+  stage cargo-build cargo_build
+  if [ -z "${KITH_KUBECONFIG:-}" ]; then
+    stage images-engines images_engines
+    stage images-kith images_kith
+    image_sizes
+    for node in $(seq "$NODES"); do stage "images-import-$node" image_import "$node" valkey kafka kith kith-operator; done
+  fi
+  stage charts charts_up
+  stage sample sample_up
+  say "  … waiting for the platform to be Ready"
+  local begin=$SECONDS
+  wait_ready
+  say "  ✓ ready: $((SECONDS - begin))s"
+  stage first-message first_message
+  addresses
+}
+
+# The whole workspace even though only three binaries are needed: features then unify as they do for `cargo test`, and
+# dependencies are not compiled twice.
+cargo_build() {
+  cd "$KITH_ROOT"
+  CARGO_TARGET_DIR="$KITH_CACHE/target" gently cargo build --release --workspace --bins --locked
+}
+
+image_sizes() {
+  local name size limit
+  for name in kith kith-operator valkey kafka; do
+    size="$(image_megabytes "$name")"
+    limit=""
+    case "$name" in kith*) [ "$size" -le 60 ] || limit=" (more than the 60 MB it should be)" ;; esac
+    say "    $(image_ref "$name") $size MB$limit"
+  done
+}
+
+charts_up() {
+  local values=()
+  if [ -z "${KITH_KUBECONFIG:-}" ]; then
+    values=(--set "images.kith=$(image_ref kith)" --set "images.operator=$(image_ref kith-operator)"
+      --set "images.valkey=$(image_ref valkey)" --set "images.kafka=$(image_ref kafka)")
+  elif [ -n "${KITH_IMAGES:-}" ]; then
+    values=(--set "images.kith=$KITH_IMAGES/kith" --set "images.operator=$KITH_IMAGES/kith-operator"
+      --set "images.valkey=$KITH_IMAGES/valkey" --set "images.kafka=$KITH_IMAGES/kafka")
+  fi
+  kith_helm upgrade --install kith-crds "$KITH_ROOT/charts/kith-crds" -n "$SYSTEM_NAMESPACE" --create-namespace
+  kith_helm upgrade --install kith-operator "$KITH_ROOT/charts/kith-operator" -n "$SYSTEM_NAMESPACE" --wait --timeout 120s "${values[@]}"
+}
+
+kith_helm() {
+  HELM_CACHE_HOME="$KITH_CACHE/helm" HELM_CONFIG_HOME="$KITH_CACHE/helm" HELM_DATA_HOME="$KITH_CACHE/helm" \
+    "$BIN/helm" --kubeconfig "$(platform_kubeconfig)" "$@"
+}
+
+# Charts' CRDs and webhooks are a moment younger than their release: a first refusal is not the last word.
+sample_up() {
+  await 60 "the sample to be accepted" kith_kubectl apply --server-side --force-conflicts -f "$KITH_ROOT/examples/demo.yaml"
+}
+
+# One line per condition: "ChatCluster/demo Ready=False Reason: message".
+conditions() {
+  kith_kubectl -n "$SAMPLE_NAMESPACE" get chatclusters.kith.dev,storageshards.kith.dev,gateways.kith.dev -o json |
+    jq -r '.items[] | . as $o | .status.conditions[]? |
+      "\($o.kind)/\($o.metadata.name) \(.type)=\(.status)\(if .observedGeneration == $o.metadata.generation then "" else " (older)" end) \(.reason): \(.message)"'
+}
+
+is_ready() {
+  grep -q '^ChatCluster/demo Ready=True [^(]' <<<"$1" && grep -q '^Gateway/edge Ready=True [^(]' <<<"$1"
+}
+
+# Prints conditions as they change, so that one sees what it is waiting for.
+wait_ready() {
+  local end=$((SECONDS + READY_WITHIN)) now="" before=""
+  while true; do
+    now="$(conditions 2>/dev/null || true)"
+    if [ "$now" != "$before" ]; then
+      comm -13 <(sort <<<"$before") <(sort <<<"$now") | cut -c1-160 | sed 's/^/    /' >&2
+      before="$now"
+    fi
+    if is_ready "$now"; then return 0; fi
+    if [ "$SECONDS" -ge "$end" ]; then
+      diagnose >"$LOGS/up/diagnosis.log" 2>&1 || true
+      say "  ✗ not Ready after ${READY_WITHIN}s. Pods:"
+      kith_kubectl get pods -A 2>&1 | grep -v ' Running .* 0 ' | sed 's/^/    | /' >&2 || true
+      die "the platform did not become Ready; events, pods and logs are in $LOGS/up/diagnosis.log"
+    fi
+    sleep 0.5
+  done
+}
+
+# Everything that one looks at first.
+diagnose() {
+  local pod
+  kith_kubectl get kith -A -o yaml
+  kith_kubectl get pods,pvc -A -o wide
+  kith_kubectl get events -A --sort-by=.lastTimestamp
+  kith_kubectl -n "$SAMPLE_NAMESPACE" describe pods
+  for pod in $(kith_kubectl -n "$SYSTEM_NAMESPACE" get pods -o name); do
+    echo "=== $pod" && kith_kubectl -n "$SYSTEM_NAMESPACE" logs "$pod" --tail=300 || true
+  done
+  for pod in $(kith_kubectl -n "$SAMPLE_NAMESPACE" get pods -o name); do
+    echo "=== $pod" && kith_kubectl -n "$SAMPLE_NAMESPACE" logs "$pod" --all-containers --tail=100 || true
+  done
+}
+
+# alice writes to bob, who waits on a WebSocket.
+first_message() {
+  kith_e2e smoke
+}
+
+addresses() {
+  say ""
+  say "  API        $KITH_HOST_URL"
+  say "  WebSocket  $KITH_HOST_WS"
+  say "  ImBusiness $KITH_HOST:$PORT_BUSINESS (gRPC, mTLS)"
+  say "  Kafka      $KITH_HOST:$PORT_KAFKA"
+  say "  kubectl    KUBECONFIG=$(platform_kubeconfig)"
+  say "  all of it  eval \"\$(make -s env)\""
+  say ""
+}

@@ -1,0 +1,36 @@
+# Each target is a script below e2e/local, which says what it does at its top.
+
+LOCAL := e2e/local
+
+.PHONY: help up down env token status test nightly
+
+help:
+	@echo 'make up       builds everything, starts a local Kubernetes (NODES=3 for three nodes; KITH_KUBECONFIG=FILE uses yours),'
+	@echo '              installs Kith with the sample, sends a message and prints the addresses'
+	@echo 'make env      shell assignments of the addresses: eval "$$(make -s env)"'
+	@echo 'make token    a client token: make -s token USER=alice DEVICE=d1 PLATFORM=ios'
+	@echo 'make status   nodes, Kith objects, pods'
+	@echo 'make down     takes the local cluster down and leaves nothing behind'
+	@echo 'make test     the whole check, ending in one line: N passed, N failed'
+	@echo 'make nightly  the same with what takes too long for every change'
+
+up:
+	@$(LOCAL)/up.sh
+
+down:
+	@$(LOCAL)/down.sh
+
+env:
+	@$(LOCAL)/env.sh print
+
+token:
+	@USER='$(USER)' DEVICE='$(DEVICE)' PLATFORM='$(PLATFORM)' $(LOCAL)/env.sh token
+
+status:
+	@$(LOCAL)/env.sh status
+
+test:
+	@$(LOCAL)/test.sh
+
+nightly:
+	@NIGHTLY=1 $(LOCAL)/test.sh

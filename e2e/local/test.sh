@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# The whole check: style, lints, charts, unit and integration tests, then the same platform that `make up` brings up and the
+# end-to-end tests on it. Each stage prints its seconds against a budget; the last line is "N passed, N failed".
+#
+# A failed stage does not stop the later ones that can still say something. CI=true takes the cluster down at the end;
+# NIGHTLY=1 adds what takes too long for every change. Only ever the local cluster: KUBECONFIG and KITH_KUBECONFIG are not looked at.
+
+# shellcheck source=lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+unset KUBECONFIG KITH_KUBECONFIG
+export CARGO_TARGET_DIR="$KITH_CACHE/target" CARGO_TERM_COLOR=never
+TEST_LOGS="$LOGS/test"
+rm -rf "$TEST_LOGS"
+mkdir -p "$TEST_LOGS"
+cd "$KITH_ROOT"
+passed=0
+failed=0
+
+# check NAME BUDGET COMMAND…: one stage. Test results that the command prints are counted one by one; a command without
+# any counts as one. It is ended when it takes three times its budget: then something hangs.
+check() {
+  local name="$1" budget="$2" log="$TEST_LOGS/$1.log" begin=$SECONDS rc seconds note="" ok bad
+  shift 2
+  timeout --kill-after=20 "$((budget * 3))" "$@" >"$log" 2>&1 && rc=0 || rc=$?
+  seconds=$((SECONDS - begin))
+  read -r ok bad < <(awk '/^test result:/ { for (i = 1; i <= NF; i++) { if ($i ~ /^passed/) p += $(i-1); if ($i ~ /^failed/) f += $(i-1) } }
+    END { print p + 0, f + 0 }' "$log")
+  # A test program that dies prints no result, and a stage without tests has none.
+  if [ "$rc" -ne 0 ] && [ "$bad" -eq 0 ]; then bad=1; fi
+  if [ "$rc" -eq 0 ] && [ "$ok" -eq 0 ]; then ok=1; fi
+  passed=$((passed + ok))
+  failed=$((failed + bad))
+  [ "$seconds" -le "$budget" ] || note=" OVER BUDGET"
+  [ "$rc" -ne 124 ] || note=" STOPPED: it hung"
+  echo "stage $name: ${seconds}s (budget ${budget}s)$note: $ok passed, $bad failed"
+  if [ "$rc" -ne 0 ]; then
+    echo "  the log is $log; what failed:"
+    { grep -E '^(test .*FAILED|error(\[|:)|  ✗|Diff in )|panicked at|\[ERROR\]' "$log" || tail -n 25 "$log"; } | head -n 40 | sed 's/^/    | /'
+  fi
+  return 0
+}
+
+finish() {
+  local rc=$?
+  if [ "${CI:-}" = true ]; then "$KITH_LOCAL/down.sh" >"$TEST_LOGS/down.log" 2>&1 || failed=$((failed + 1)); fi
+  # Ended before the end, or nothing ran at all: that is a failure too.
+  if [ "$rc" -ne 0 ] || [ "$passed" -eq 0 ]; then failed=$((failed + 1)); fi
+  echo "total: ${SECONDS}s"
+  echo "$passed passed, $failed failed"
+  [ "$failed" -eq 0 ] || exit 1
+}
+trap finish EXIT
+
+# Compiling wants the memory that an idle platform holds.
+check down 30 "$KITH_LOCAL/down.sh"
+check deps 900 "$KITH_LOCAL/deps.sh" all
+check fmt 20 cargo fmt --all --check
+check clippy 420 nice -n 5 cargo clippy --release --workspace --all-targets --all-features --locked -- -D warnings
+if [ "${NIGHTLY:-}" = 1 ]; then check deny-install 600 "$KITH_LOCAL/deps.sh" deny; fi
+if [ -x "$BIN/cargo-deny" ]; then check deny 30 "$BIN/cargo-deny" --offline check bans licenses sources; fi
+for chart in charts/*/; do check "helm-$(basename "$chart")" 10 "$BIN/helm" lint --strict "$chart"; done
+check compile 900 nice -n 5 cargo test --release --workspace --locked --no-run
+check test 240 cargo test --release --workspace --locked --no-fail-fast
+check up 420 "$KITH_LOCAL/up.sh"
+if "$KITH_LOCAL/env.sh" print >"$TEST_LOGS/env" 2>&1; then
+  # One shared cluster: tests that take things down say so and run alone, the others share it.
+  check e2e 420 env E2E=1 bash -c '. "$0" && exec cargo test --release -p kith-e2e --features cluster --locked --no-fail-fast -- --test-threads="${E2E_THREADS:-4}" ${NIGHTLY:+--include-ignored}' "$TEST_LOGS/env"
+else
+  echo "stage e2e: not run, the platform is not up"
+  failed=$((failed + 1))
+fi
