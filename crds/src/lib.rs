@@ -6,6 +6,9 @@
 //! This crate knows the objects only. It never talks to an API server, never looks at another object than the one it
 //! is asked about, and knows nothing of Valkey, Kafka or pods beyond the settings that users write.
 
+// `KubeSchema` copies each type into a function body, where `pub` reaches nobody.
+#![allow(unreachable_pub)]
+
 pub mod chatcluster;
 pub mod conditions;
 pub mod gateway;

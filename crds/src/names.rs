@@ -34,5 +34,8 @@ pub const ANNOTATION_CLUSTER_UID: &str = "kith.dev/cluster-uid";
 /// Annotation on pod templates: a hash of the configuration, so that a change of it rolls the pods.
 pub const ANNOTATION_CONFIG_HASH: &str = "kith.dev/config-hash";
 
+/// Annotation on a ChatCluster: `now` makes it adopt the operator's version and images once; the operator then removes it.
+pub const ANNOTATION_ADOPT_IMAGES: &str = "kith.dev/adopt-images";
+
 /// Prefixes of the label keys that the operator owns; user settings may not use them.
 pub const RESERVED_PREFIXES: [&str; 2] = ["kith.dev/", "app.kubernetes.io/"];

@@ -10,11 +10,10 @@ pub use event_log::{
     KafkaSasl, ListenerSecurity, ManagedEventLog, SaslMechanism,
 };
 pub use services::{BusinessExposure, BusinessSpec, ServiceSpec, ServicesSpec};
-pub use status::{ChatClusterStatus, Endpoints, EventLogKind, EventLogStatus, StorageStatus};
+pub use status::{ChatClusterStatus, Endpoints, EventLogKind, EventLogStatus, Images, StorageStatus};
 pub use storage::{Durability, Fsync, MAX_MEMORY_PERCENT, StorageSpec, WEIGHT_DEFAULT, WhenDegraded};
 
 use kube::{CustomResource, KubeSchema, ResourceExt};
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::shared::{Duration, ImagePullPolicy, PodSettings, default_is_empty_object};

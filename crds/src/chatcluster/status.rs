@@ -17,6 +17,9 @@ pub struct ChatClusterStatus {
     /// The version of Kith that runs. Adopted at creation when the spec names none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
+    /// The images that run. Adopted together with the version, so that an operator with other images restarts nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub images: Option<Images>,
     /// The name in topics and tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cluster_name: Option<String>,
@@ -32,6 +35,18 @@ pub struct ChatClusterStatus {
     /// Where to connect.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoints: Option<Endpoints>,
+}
+
+/// The images of a ChatCluster's pods.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Images {
+    /// The services.
+    pub kith: String,
+    /// The storage engine.
+    pub valkey: String,
+    /// The managed event log.
+    pub kafka: String,
 }
 
 /// The storage layer.

@@ -88,18 +88,18 @@ impl PodSettings {
 
 /// CPU and memory of a container.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, KubeSchema, PartialEq)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 #[x_kube(validation = (
     "!has(self.requests) || !has(self.limits) || self.requests.all(name, !(name in self.limits) || !quantity(string(self.limits[name])).isLessThan(quantity(string(self.requests[name]))))",
     "a request may not be above its limit"
 ))]
 pub struct Resources {
     /// What the scheduler reserves, for example cpu 500m and memory 1Gi.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 8))]
     pub requests: BTreeMap<String, K8sQuantity>,
     /// What the container may use at most. A container above its memory limit is killed, one above its CPU limit slowed.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 8))]
     pub limits: BTreeMap<String, K8sQuantity>,
 }
