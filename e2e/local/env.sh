@@ -1,3 +1,4 @@
+#!/usr/bin/env bash
 # Where the platform listens. Run it for `make env`: shell assignments on stdout and nothing else; sourced, it only defines.
 
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then
