@@ -1,0 +1,348 @@
+//! The consumer's side of the event log: each Kafka partition's records in strict order to a handler, offsets committed only behind
+//! finished work, with the high-water of each kith partition in the offset's metadata.
+//!
+//! A thread of its own polls Kafka, since librdkafka's calls and its rebalance callback block. Each assigned partition has a worker task
+//! with a bounded inbox; a full inbox pauses that partition alone. A revoked partition gets a moment to finish what it has in hand, then
+//! its tickets are stopped: whatever was not finished comes again at the next owner.
+
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use rdkafka::{
+    consumer::{BaseConsumer, Consumer},
+    error::KafkaError,
+    message::{BorrowedMessage, Headers, Message},
+};
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use super::{
+    assignment::{Assignments, GroupContext},
+    sequence::{Inflight, Place},
+};
+use crate::{admin::Readiness, config::Kafka};
+
+/// Events a handler gets at once, at most.
+pub const BATCH: usize = 256;
+/// A poll returns after this when there is nothing, for housekeeping.
+const POLL: Duration = Duration::from_millis(20);
+/// Messages taken between two rounds of housekeeping, at most.
+const MESSAGES_PER_ROUND: usize = 500;
+/// A look for the topic, and the pause before the next one.
+const METADATA_DEADLINE: Duration = Duration::from_secs(5);
+const METADATA_PAUSE: Duration = Duration::from_millis(500);
+/// Pauses before a consumer that failed for good is made anew.
+const MIN_RESTART_PAUSE: Duration = Duration::from_millis(200);
+const MAX_RESTART_PAUSE: Duration = Duration::from_secs(5);
+/// A consumer that lived this long starts again with the shortest pause.
+const HEALTHY: Duration = Duration::from_secs(60);
+
+/// What to consume, and as whom.
+#[derive(Debug, Clone)]
+pub struct Subscription {
+    /// The topic.
+    pub topic: String,
+    /// The consumer group; its members share the partitions.
+    pub group: String,
+    /// The name of this part in `/readyz`.
+    pub part: &'static str,
+}
+
+/// One record, in order.
+#[derive(Debug)]
+pub struct Event {
+    /// `ce_type`, for example `dev.kith.message.created.v1`.
+    pub kind: String,
+    /// The conversation or user that it is about.
+    pub key: String,
+    /// `data`, a JSON object.
+    pub data: Bytes,
+    /// The Kafka partition.
+    pub partition: i32,
+    /// The kith partition and its `ver`; absent on topics that are not storage's.
+    pub ver: Option<(u32, u64)>,
+    /// To be told when the work is done.
+    pub ticket: Ticket,
+}
+
+/// The place of one record's work; finish it with [`Ticket::done`].
+#[derive(Debug, Clone)]
+pub struct Ticket {
+    work: Arc<Work>,
+    offset: i64,
+}
+
+/// What the workers of one assigned partition share with the polling thread.
+#[derive(Debug)]
+pub(super) struct Work {
+    pub(super) inflight: Mutex<Inflight>,
+    pub(super) stop: CancellationToken,
+}
+
+impl Ticket {
+    pub(super) fn new(work: Arc<Work>, offset: i64) -> Self {
+        Self { work, offset }
+    }
+
+    /// The work on the record is finished; its offset may be committed. Without it the record comes again.
+    pub fn done(&self) {
+        self.work.inflight.lock().done(self.offset);
+    }
+
+    /// Whether the partition has gone to another consumer, which will do the work again.
+    pub fn is_stopped(&self) -> bool {
+        self.work.stop.is_cancelled()
+    }
+
+    /// The record's offset.
+    pub fn offset(&self) -> i64 {
+        self.offset
+    }
+}
+
+/// What is done with the events of each partition.
+pub trait Handler: Send + Sync + 'static {
+    /// Works on events of one partition, in order, all that are there up to [`BATCH`]. Returns when they are finished or handed over with
+    /// their tickets; the next batch of the partition comes only then. Dropped at a revocation.
+    fn handle(&self, events: Vec<Event>) -> impl Future<Output = ()> + Send;
+}
+
+/// Why a consumer could not be set up.
+#[derive(Debug, Error)]
+pub enum ConsumerError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] super::KafkaConfigError),
+    /// librdkafka refused its settings, or the group refused the member for good.
+    #[error("kafka consumer: {0}")]
+    Kafka(#[from] KafkaError),
+    /// The polling thread could not be started.
+    #[error("kafka consumer thread: {0}")]
+    Thread(std::io::Error),
+    /// A handler panicked or the polling thread did.
+    #[error("kafka consumer: the worker of partition {0} ended by itself")]
+    Worker(i32),
+    /// The polling thread panicked.
+    #[error("kafka consumer: the polling thread ended by itself")]
+    Ended,
+}
+
+/// Consumes until `shutdown`. A consumer that fails is made anew with back-off; only a configuration that cannot work is an error.
+pub async fn run<H: Handler>(
+    kafka: &Kafka,
+    subscription: Subscription,
+    handler: Arc<H>,
+    readiness: Readiness,
+    shutdown: CancellationToken,
+) -> Result<(), ConsumerError> {
+    readiness.expect(subscription.part);
+    let mut pause = MIN_RESTART_PAUSE;
+    while !shutdown.is_cancelled() {
+        let started = std::time::Instant::now();
+        let consumer = group_consumer(kafka, &subscription, handler.clone())?;
+        match poll_in_thread(consumer, &subscription, readiness.clone(), shutdown.clone()).await {
+            Ok(()) => break,
+            Err(error) => {
+                readiness.not_ready(subscription.part, error.to_string());
+                metrics::counter!("kith_consumer_restarts_total", "group" => subscription.group.clone()).increment(1);
+                tracing::error!(topic = subscription.topic, group = subscription.group, %error, "consumer failed: starting anew");
+            }
+        }
+        pause = if started.elapsed() > HEALTHY { MIN_RESTART_PAUSE } else { (pause * 2).min(MAX_RESTART_PAUSE) };
+        // None means that the end was asked for, which the loop sees.
+        let _ = shutdown.run_until_cancelled(tokio::time::sleep(pause)).await;
+    }
+    Ok(())
+}
+
+type GroupConsumer<H> = BaseConsumer<GroupContext<H>>;
+
+fn group_consumer<H: Handler>(
+    kafka: &Kafka,
+    subscription: &Subscription,
+    handler: Arc<H>,
+) -> Result<GroupConsumer<H>, ConsumerError> {
+    let mut config = super::client_config(kafka)?;
+    config
+        .set("group.id", &subscription.group)
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        // A group that has never been here must not miss what was written before it came.
+        .set("auto.offset.reset", "earliest")
+        .set("partition.assignment.strategy", "cooperative-sticky")
+        // 6 s is the least that brokers allow by default: a killed member is replaced after that.
+        .set("session.timeout.ms", "6000")
+        .set("heartbeat.interval.ms", "1500")
+        .set("max.poll.interval.ms", "60000")
+        // Latency before batching: brokers answer a fetch as soon as there is a byte, and a fetch that waits blocks a new partition.
+        .set("fetch.min.bytes", "1")
+        .set("fetch.wait.max.ms", "100")
+        .set("fetch.error.backoff.ms", "50")
+        .set("fetch.queue.backoff.ms", "10")
+        .set("queued.min.messages", "2000")
+        .set("queued.max.messages.kbytes", "16384")
+        .set("fetch.message.max.bytes", "1048576")
+        .set("socket.timeout.ms", "10000")
+        .set("statistics.interval.ms", "5000");
+    let assignments = Assignments::new(subscription.clone(), handler, tokio::runtime::Handle::current());
+    Ok(config.create_with_context(GroupContext::new(assignments))?)
+}
+
+/// Moves the consumer to its thread and waits for its end.
+async fn poll_in_thread<H: Handler>(
+    consumer: GroupConsumer<H>,
+    subscription: &Subscription,
+    readiness: Readiness,
+    shutdown: CancellationToken,
+) -> Result<(), ConsumerError> {
+    let (ended, end) = oneshot::channel();
+    let stop = Arc::new(AtomicBool::new(false));
+    let (asked, subscription) = (stop.clone(), subscription.clone());
+    let name = format!("kafka-{}", subscription.part);
+    std::thread::Builder::new()
+        .name(name)
+        .spawn(move || {
+            let result = poll(&consumer, &subscription, &readiness, &asked);
+            // Leaves the group: the callback gives what is in hand its moment, commits and stops the workers.
+            drop(consumer);
+            // The receiver is gone only when the process ends without waiting.
+            drop(ended.send(result));
+        })
+        .map_err(ConsumerError::Thread)?;
+    let mut end = std::pin::pin!(end);
+    let result = tokio::select! {
+        result = &mut end => result,
+        () = shutdown.cancelled() => {
+            stop.store(true, Ordering::Relaxed);
+            end.await
+        }
+    };
+    result.unwrap_or(Err(ConsumerError::Ended))
+}
+
+fn poll<H: Handler>(
+    consumer: &GroupConsumer<H>,
+    subscription: &Subscription,
+    readiness: &Readiness,
+    stop: &AtomicBool,
+) -> Result<(), ConsumerError> {
+    if !topic_exists(consumer, subscription, readiness, stop) {
+        return Ok(());
+    }
+    consumer.subscribe(&[&subscription.topic])?;
+    readiness.ready(subscription.part);
+    let assignments = consumer.context().assignments();
+    while !stop.load(Ordering::Relaxed) {
+        let mut wait = POLL;
+        for _ in 0..MESSAGES_PER_ROUND {
+            match consumer.poll(wait) {
+                None => break,
+                Some(Ok(message)) => assignments.lock().receive(consumer, &message)?,
+                Some(Err(error @ KafkaError::MessageConsumptionFatal(_))) => return Err(error.into()),
+                Some(Err(error)) => {
+                    tracing::warn!(topic = subscription.topic, %error, "kafka consumer");
+                    break;
+                }
+            }
+            wait = Duration::ZERO;
+        }
+        assignments.lock().keep(consumer)?;
+    }
+    Ok(())
+}
+
+/// Waits until the topic is there; false when the end was asked for. A subscription to a topic that is missing would sleep for long.
+fn topic_exists<H: Handler>(
+    consumer: &GroupConsumer<H>,
+    subscription: &Subscription,
+    readiness: &Readiness,
+    stop: &AtomicBool,
+) -> bool {
+    while !stop.load(Ordering::Relaxed) {
+        match consumer.fetch_metadata(Some(&subscription.topic), METADATA_DEADLINE) {
+            Ok(found) if found.topics().iter().any(|t| t.error().is_none() && !t.partitions().is_empty()) => return true,
+            Ok(_) => readiness.not_ready(subscription.part, format!("topic {} does not exist yet", subscription.topic)),
+            Err(error) => readiness.not_ready(subscription.part, format!("kafka does not answer: {error}")),
+        }
+        std::thread::sleep(METADATA_PAUSE);
+    }
+    false
+}
+
+/// A record's parts before it has its place in the order.
+pub(super) struct Decoded {
+    pub(super) kind: String,
+    pub(super) key: String,
+    pub(super) data: Bytes,
+    pub(super) place: Option<Place>,
+}
+
+/// Why a record can never be worked on.
+#[derive(Debug, PartialEq, Eq, Error)]
+pub(super) enum Poison {
+    #[error("the key is not text")]
+    Key,
+    #[error("header {0} is missing or not what CloudEvents ask for")]
+    Header(&'static str),
+}
+
+/// Reads a CloudEvent in binary mode.
+pub(super) fn decode(message: &BorrowedMessage<'_>) -> Result<Decoded, Poison> {
+    let (mut kind, mut stream, mut ver) = (None, None, None);
+    if let Some(headers) = message.headers() {
+        for header in headers.iter() {
+            match header.key {
+                "ce_type" => kind = Some(text(header.value, "ce_type")?),
+                "ce_kithpartition" => stream = Some(number(header.value, "ce_kithpartition")?),
+                "ce_kithver" => ver = Some(number(header.value, "ce_kithver")?),
+                _ => {}
+            }
+        }
+    }
+    let kind = kind.ok_or(Poison::Header("ce_type"))?;
+    let key = std::str::from_utf8(message.key().unwrap_or_default()).map_err(|_| Poison::Key)?;
+    let data = message.payload().unwrap_or_default();
+    let place = match (stream, ver) {
+        (None, None) => None,
+        (Some(stream), Some(ver)) => {
+            let stream = u32::try_from(stream).map_err(|_| Poison::Header("ce_kithpartition"))?;
+            let seed = xxh3_64_with_seed(key.as_bytes(), xxh3_64_with_seed(kind.as_bytes(), 0));
+            Some(Place { stream, ver, fingerprint: xxh3_64_with_seed(data, seed) })
+        }
+        (None, Some(_)) => return Err(Poison::Header("ce_kithpartition")),
+        (Some(_), None) => return Err(Poison::Header("ce_kithver")),
+    };
+    Ok(Decoded { kind: kind.to_owned(), key: key.to_owned(), data: Bytes::copy_from_slice(data), place })
+}
+
+fn text<'a>(value: Option<&'a [u8]>, name: &'static str) -> Result<&'a str, Poison> {
+    value.and_then(|v| std::str::from_utf8(v).ok()).ok_or(Poison::Header(name))
+}
+
+fn number(value: Option<&[u8]>, name: &'static str) -> Result<u64, Poison> {
+    text(value, name)?.parse().map_err(|_| Poison::Header(name))
+}
+
+/// Takes what a partition's inbox holds, batch by batch, until it is stopped.
+pub(super) async fn work<H: Handler>(handler: Arc<H>, mut inbox: mpsc::Receiver<Event>, stop: CancellationToken) {
+    let mut batch = Vec::with_capacity(BATCH);
+    loop {
+        match stop.run_until_cancelled(inbox.recv_many(&mut batch, BATCH)).await {
+            None | Some(0) => return,
+            Some(_) => {}
+        }
+        if stop.run_until_cancelled(handler.handle(std::mem::take(&mut batch))).await.is_none() {
+            return;
+        }
+    }
+}
