@@ -11,6 +11,8 @@ KITH_CACHE="${KITH_CACHE:-$HOME/.cache/kith}"
 BIN="$KITH_CACHE/bin"
 LOGS="$KITH_CACHE/logs"
 export KITH_CACHE
+# kubectl keeps what it discovered; in the cache, not in the user's home.
+export KUBECACHEDIR="$KITH_CACHE/kubectl"
 mkdir -p "$BIN" "$LOGS"
 
 say() { printf '%s\n' "$*" >&2; }

@@ -26,6 +26,7 @@ platform_up() {
   wait_ready
   say "  ✓ ready: $((SECONDS - begin))s"
   stage first-message first_message
+  say "    $(tail -n 1 "$STAGE_LOGS/first-message.log")"
   addresses
 }
 
@@ -117,16 +118,19 @@ diagnose() {
 
 # alice writes to bob, who waits on a WebSocket.
 first_message() {
+  client_files
   kith_e2e smoke
 }
 
 addresses() {
-  say ""
-  say "  API        $KITH_HOST_URL"
-  say "  WebSocket  $KITH_HOST_WS"
-  say "  ImBusiness $KITH_HOST:$PORT_BUSINESS (gRPC, mTLS)"
-  say "  Kafka      $KITH_HOST:$PORT_KAFKA"
-  say "  kubectl    KUBECONFIG=$(platform_kubeconfig)"
-  say "  all of it  eval \"\$(make -s env)\""
-  say ""
+  cat <<END
+
+  API        $KITH_HOST_URL
+  WebSocket  $KITH_HOST_WS
+  ImBusiness $KITH_HOST:$PORT_BUSINESS (gRPC, mTLS)
+  Kafka      $KITH_HOST:$PORT_KAFKA
+  kubectl    KUBECONFIG=$(platform_kubeconfig)
+  all of it  eval "\$(make -s env)"
+
+END
 }
