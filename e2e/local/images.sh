@@ -91,11 +91,15 @@ images_engines() {
   image_build valkey "$source/valkey/Dockerfile" "$context/valkey"
 
   image_root kafka libc6 libgcc-s1 libstdc++6 zlib1g busybox-static
-  kafka_jre "$context/kafka/jre"
-  rm -rf "$context/kafka/root" "$context/kafka/kafka"
+  kafka_jre "$IMAGES/roots/kafka-jre"
+  rm -rf "$context/kafka/root"
   cp -a "$IMAGES/roots/kafka" "$context/kafka/root"
+  mkdir -p "$context/kafka/root/opt"
+  cp -a "$IMAGES/roots/kafka-jre" "$context/kafka/root/opt/java"
+  cp -a "$KITH_CACHE/kafka" "$context/kafka/root/opt/kafka"
+  rm -f "$context/kafka/root/opt/kafka/"{.version,kafka.jsa}
   busybox_links "$context/kafka/root"
-  cp -a "$KITH_CACHE/kafka" "$context/kafka/kafka" && rm "$context/kafka/kafka/.version"
+  kafka_archive "$context/kafka/root" /opt/kafka JAVA_HOME=/opt/java || echo "no class archive: brokers start slower"
   image_build kafka "$source/kafka/Dockerfile" "$context/kafka"
   images_done engines
 }

@@ -15,6 +15,8 @@
 . "$KITH_LOCAL/versions.sh"
 # shellcheck source=deps/valkey.sh
 . "$KITH_LOCAL/deps/valkey.sh"
+# shellcheck source=deps/kafka.sh
+. "$KITH_LOCAL/deps/kafka.sh"
 # shellcheck source=platform.sh
 . "$KITH_LOCAL/platform.sh"
 
