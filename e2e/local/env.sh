@@ -19,13 +19,13 @@ platform_kubeconfig() { echo "${KITH_KUBECONFIG:-$CLUSTER/kubeconfig}"; }
 kith_kubectl() { "$BIN/kubectl" --kubeconfig="$(platform_kubeconfig)" "$@"; }
 
 # The local cluster's NodePorts answer on the loopback address, another cluster's on its nodes.
-if [ -z "${KITH_KUBECONFIG:-}" ]; then
-  KITH_HOST=127.0.0.1
-else
-  KITH_HOST="$(kith_kubectl get nodes -o 'jsonpath={.items[0].status.addresses[?(@.type=="InternalIP")].address}')"
-fi
-KITH_HOST_URL="http://$KITH_HOST:$PORT_API"
-KITH_HOST_WS="ws://$KITH_HOST:$PORT_WS"
+kith_host() {
+  if [ -z "${KITH_KUBECONFIG:-}" ]; then
+    echo 127.0.0.1
+  else
+    kith_kubectl get nodes -o 'jsonpath={.items[0].status.addresses[?(@.type=="InternalIP")].address}'
+  fi
+}
 
 # Beside the local cluster's state, so that `down` takes it along; another cluster's has a folder of its own.
 client_folder() {
@@ -49,17 +49,18 @@ client_files() {
 }
 
 env_print() {
-  local folder
+  local folder host
   folder="$(client_folder)"
+  host="$(kith_host)"
   cat <<END
 export KUBECONFIG='$(platform_kubeconfig)'
-export KITH_API='$KITH_HOST_URL'
-export KITH_WS='$KITH_HOST_WS'
-export KITH_BUSINESS='$KITH_HOST:$PORT_BUSINESS'
+export KITH_API='http://$host:$PORT_API'
+export KITH_WS='ws://$host:$PORT_WS'
+export KITH_BUSINESS='$host:$PORT_BUSINESS'
 export KITH_BUSINESS_CA='$folder/ca.crt'
 export KITH_BUSINESS_CERT='$folder/tls.crt'
 export KITH_BUSINESS_KEY='$folder/tls.key'
-export KITH_KAFKA='$KITH_HOST:$PORT_KAFKA'
+export KITH_KAFKA='$host:$PORT_KAFKA'
 END
 }
 

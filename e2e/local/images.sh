@@ -99,6 +99,7 @@ images_engines() {
   cp -a "$KITH_CACHE/kafka" "$context/kafka/root/opt/kafka"
   rm -f "$context/kafka/root/opt/kafka/"{.version,kafka.jsa}
   busybox_links "$context/kafka/root"
+  whole_seconds "$context/kafka/root/opt/kafka"
   kafka_archive "$context/kafka/root" /opt/kafka JAVA_HOME=/opt/java || echo "no class archive: brokers start slower"
   image_build kafka "$source/kafka/Dockerfile" "$context/kafka"
   images_done engines
@@ -125,14 +126,18 @@ busybox_links() {
   [ -L "$1/bin/sh" ] || ln -s "$busybox" "$1/bin/sh"
 }
 
+# An image layer rounds times to seconds, and Java refuses a class archive whose jars have another time than when it was made.
+whole_seconds() { find "$1" -exec touch -h -d '2024-01-01 00:00:00 UTC' {} +; }
+
 # A Java runtime with only the modules that a broker loads (java.desktop for java.beans).
 kafka_jre() {
   local key modules=java.base,java.desktop,java.logging,java.management,java.management.rmi,java.naming,java.rmi,java.security.jgss,java.security.sasl,java.sql,java.xml,jdk.unsupported,jdk.management,jdk.crypto.ec,jdk.zipfs
-  key="$(java -version 2>&1 | head -n 1) $modules, with its class archive"
+  key="$(java -version 2>&1 | head -n 1) $modules, with its class archive, in whole seconds"
   if fresh "$1.key" "$key"; then return; fi
   # Without its archive of parsed classes, which jlink leaves out, every start takes half a second longer.
   rm -rf "$1"
   jlink --add-modules "$modules" --strip-debug --no-man-pages --no-header-files --output "$1"
+  whole_seconds "$1"
   "$1/bin/java" -Xshare:dump
   done_with "$1.key" "$key"
 }

@@ -1,7 +1,7 @@
 # Installs the platform on a running cluster and sees a message through: binaries, images, charts, sample, first message.
 #
-# KITH_KUBECONFIG=FILE installs into that cluster instead of the local one. Its nodes cannot see local images, so KITH_IMAGES=PREFIX
-# says where they can pull them from (PREFIX/kith:TAG and so on); without it the charts' own defaults hold.
+# KITH_KUBECONFIG=FILE installs into that cluster instead of the local one. Its nodes cannot see local images: KITH_IMAGES=PREFIX
+# says where kith and kith-operator can be pulled from (with KITH_TAG, else the charts' version); without it the charts' defaults hold.
 
 SAMPLE_NAMESPACE=kith-demo
 SYSTEM_NAMESPACE=kith-system
@@ -48,16 +48,21 @@ image_sizes() {
 }
 
 charts_up() {
-  local values=()
+  local values=() tag
   if [ -z "${KITH_KUBECONFIG:-}" ]; then
     values=(--set "images.kith=$(image_ref kith)" --set "images.operator=$(image_ref kith-operator)"
       --set "images.valkey=$(image_ref valkey)" --set "images.kafka=$(image_ref kafka)")
   elif [ -n "${KITH_IMAGES:-}" ]; then
-    values=(--set "images.kith=$KITH_IMAGES/kith" --set "images.operator=$KITH_IMAGES/kith-operator"
-      --set "images.valkey=$KITH_IMAGES/valkey" --set "images.kafka=$KITH_IMAGES/kafka")
+    tag="${KITH_TAG:-$(awk '$1 == "appVersion:" { gsub(/"/, "", $2); print $2 }' "$KITH_ROOT/charts/kith-operator/Chart.yaml")}"
+    values=(--set "images.kith=$KITH_IMAGES/kith:$tag" --set "images.operator=$KITH_IMAGES/kith-operator:$tag")
   fi
   kith_helm upgrade --install kith-crds "$KITH_ROOT/charts/kith-crds" -n "$SYSTEM_NAMESPACE" --create-namespace
-  kith_helm upgrade --install kith-operator "$KITH_ROOT/charts/kith-operator" -n "$SYSTEM_NAMESPACE" --wait --timeout 120s "${values[@]}"
+  kith_helm upgrade --install kith-operator "$KITH_ROOT/charts/kith-operator" -n "$SYSTEM_NAMESPACE" --wait --timeout 120s "${values[@]}" || {
+    kith_kubectl -n "$SYSTEM_NAMESPACE" get events --sort-by=.lastTimestamp | tail -n 15
+    kith_kubectl -n "$SYSTEM_NAMESPACE" logs deployment/kith-operator --tail=20
+    kith_kubectl -n "$SYSTEM_NAMESPACE" get pods
+    return 1
+  }
 }
 
 kith_helm() {
@@ -123,12 +128,14 @@ first_message() {
 }
 
 addresses() {
+  local host
+  host="$(kith_host)"
   cat <<END
 
-  API        $KITH_HOST_URL
-  WebSocket  $KITH_HOST_WS
-  ImBusiness $KITH_HOST:$PORT_BUSINESS (gRPC, mTLS)
-  Kafka      $KITH_HOST:$PORT_KAFKA
+  API        http://$host:$PORT_API
+  WebSocket  ws://$host:$PORT_WS
+  ImBusiness $host:$PORT_BUSINESS (gRPC, mTLS)
+  Kafka      $host:$PORT_KAFKA
   kubectl    KUBECONFIG=$(platform_kubeconfig)
   all of it  eval "\$(make -s env)"
 

@@ -27,7 +27,9 @@ flock -n 8 || { say "  … waiting for another up or down"; flock 8; }
 
 STAGE_LOGS="$LOGS/up"
 begin=$SECONDS
-"$KITH_LOCAL/deps.sh" all
+if [ -z "${KITH_KUBECONFIG:-}" ]; then parts=all; else parts="debian kube helm"; fi
+# shellcheck disable=SC2086 # a list
+"$KITH_LOCAL/deps.sh" $parts
 if [ -z "${KITH_KUBECONFIG:-}" ]; then
   stage images-system images_system
   # A cluster of other pins, another size or older start scripts is another cluster.
