@@ -1,11 +1,11 @@
-//! `cargo crdgen`: writes the CRDs of `charts/kith-crds` and `docs/crds.md` anew from the types.
+//! `cargo crdgen`: writes the CRDs of `charts/kith-crds`, `docs/crds.md` and the charts' tables of values anew.
 
 use std::path::Path;
 use std::{fs, io};
 
 fn main() -> io::Result<()> {
     let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    for file in kith_crds::generate::files() {
+    for file in kith_crds::generate::files(&top)? {
         let path = top.join(&file.path);
         if fs::read_to_string(&path).is_ok_and(|old| old == file.content) {
             continue;

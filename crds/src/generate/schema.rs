@@ -2,7 +2,7 @@
 //!
 //! - No field is nullable: an absent field is absent, and `has()` in a rule means what it says.
 //! - Integer formats are those that the API server knows.
-//! - The default of an object is `{}`; the defaults of its fields do the rest, so each stands once.
+//! - The default of an object is spelled out: the API server checks a default against the rules before it fills in the fields'.
 //! - What Pods define (affinity, tolerations, spread) keeps its structure and loses its prose: seven copies of it would make
 //!   the CRD too large for a client-side `kubectl apply`.
 
@@ -22,7 +22,7 @@ pub(super) fn finished(mut crd: Value) -> Value {
     finish(root, false);
     if kind == "ChatCluster" {
         // A ChatCluster without a spec is one with all defaults.
-        root["properties"]["spec"]["default"] = json!({});
+        root["properties"]["spec"]["default"] = json!(crate::ChatClusterSpec::default());
         root.as_object_mut().expect("a schema is an object").remove("required");
     }
     crd
@@ -44,14 +44,13 @@ fn finish(schema: &mut Value, bare: bool) {
     if let Some(Value::Array(values)) = object.get_mut("enum") {
         values.retain(|value| !value.is_null());
     }
-    if object.get("default").is_some_and(Value::is_object) {
-        object.insert("default".to_owned(), json!({}));
-    }
     finish_integer(object);
     if object.get("x-kubernetes-int-or-string") == Some(&Value::Bool(true)) {
         object.remove("description");
         object.insert("anyOf".to_owned(), json!([{"type": "integer"}, {"type": "string"}]));
         object.insert("pattern".to_owned(), json!(QUANTITY_PATTERN));
+        // A bound on the length lets the API server bound the cost of rules about it.
+        object.insert("maxLength".to_owned(), json!(32));
         return;
     }
     if let Some(Value::Object(properties)) = object.get_mut("properties") {
