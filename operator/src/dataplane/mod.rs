@@ -1,4 +1,31 @@
 //! The Valkey data plane: what the storage layer is, and the steps that bring it to what it should be.
+//!
+//! `observe` looks (I/O), `plan` decides what to do (pure), `apply` does it (I/O), `readiness` judges (pure); `converge` is that in
+//! a row. Promotion has a path of its own, since it must not wait for a pass: `prober` looks every second, `watch` and
+//! `promote` decide (pure), `switchover` acts.
+//!
+//! Nothing here knows Kubernetes: pods come in as [`types::Member`]. Every write names the node it is meant for, which is asked for
+//! its id on the same connection first, and needs a lease that outlasts it.
 
+pub mod apply;
+pub mod converge;
+#[cfg(test)]
+pub(crate) mod fake;
+pub mod link;
+pub mod mark;
+pub mod observe;
+pub mod ownership;
+pub mod parse;
+pub mod plan;
+pub mod prober;
+pub mod promote;
+pub mod readiness;
+pub mod settings;
 pub mod slots;
+pub mod switchover;
 pub mod types;
+pub mod watch;
+
+pub use converge::{Outcome, converge};
+pub use link::Links;
+pub use prober::{Failover, Gate, Prober, Report};

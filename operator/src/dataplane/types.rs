@@ -101,6 +101,8 @@ pub struct Desired {
     pub partitions: u32,
     /// k: replicas that hold a write before it is acknowledged.
     pub ack_replicas: u32,
+    /// `always` or `everysec`.
+    pub fsync: String,
     /// Whether status says that this cluster once owned all slots. From then on no slot is ever assigned without its data.
     pub formed: bool,
     /// The function library of the ChatCluster's version.
@@ -301,6 +303,11 @@ impl Observation {
     /// The state of a pod that answered.
     pub fn state(&self, pod: &str) -> Option<&NodeState> {
         self.up().find(|(n, _)| n.pod == pod).map(|(_, s)| s)
+    }
+
+    /// What became of asking a pod.
+    pub fn seen(&self, pod: &str) -> Option<&Seen> {
+        self.nodes.iter().find(|n| n.pod == pod).map(|n| &n.seen)
     }
 
     /// The member that has this node id.

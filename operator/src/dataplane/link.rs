@@ -1,0 +1,142 @@
+//! Connections to nodes: kept open between passes, dropped on the first failure, every call with a deadline.
+
+use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
+
+use kith_kit::valkey::{Connection, Connector, ValkeyError};
+use redis::{Cmd, Pipeline, Value};
+use thiserror::Error;
+use tokio::sync::Mutex;
+
+use super::{parse, types::NodeId};
+use crate::lease::{LeaseGuard, LeaseTooShort};
+
+/// Connecting and asking one node in a pass.
+pub const READ_DEADLINE: Duration = Duration::from_secs(1);
+/// One command that changes something. The lease must last at least this long when it is sent.
+pub const WRITE_DEADLINE: Duration = Duration::from_millis(1_500);
+
+/// Why a node did not do what it was asked.
+#[derive(Debug, Error)]
+pub enum LinkError {
+    /// No connection, or it broke.
+    #[error(transparent)]
+    Valkey(#[from] ValkeyError),
+    /// No answer in time; the outcome is unknown.
+    #[error("{0}: no answer in time")]
+    Deadline(SocketAddr),
+    /// It answered with something else than its documentation says.
+    #[error(transparent)]
+    Parse(#[from] parse::ParseError),
+    /// This process may not act as the leader any more.
+    #[error(transparent)]
+    Lease(#[from] LeaseTooShort),
+    /// Another node answers at this address than the one that was observed there.
+    #[error("{address}: {found} answers where {wanted} was seen")]
+    Stranger {
+        /// The address.
+        address: SocketAddr,
+        /// The node that was meant.
+        wanted: NodeId,
+        /// What answered.
+        found: String,
+    },
+}
+
+impl LinkError {
+    /// Whether the node said that it still loads its data.
+    pub fn is_loading(&self) -> bool {
+        matches!(self, Self::Valkey(ValkeyError::Redis { source, .. }) if source.code() == Some("LOADING"))
+    }
+
+    /// Whether the node itself refused: the command had no effect. Everything else leaves the outcome open.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Valkey(ValkeyError::Redis { source, .. }) => source.code().is_some() && !source.is_io_error(),
+            Self::Lease(_) | Self::Stranger { .. } => true,
+            _ => false,
+        }
+    }
+}
+
+/// The connections of one ChatCluster. Cheap to clone; clones share them.
+#[derive(Clone)]
+pub struct Links {
+    connector: Connector,
+    open: Arc<Mutex<HashMap<SocketAddr, Connection>>>,
+}
+
+impl Links {
+    /// None open yet.
+    pub fn new(connector: Connector) -> Self {
+        Self { connector, open: Arc::default() }
+    }
+
+    /// Asks a node several things at once. Refusals are values; an error means that nothing is known.
+    pub async fn ask(&self, address: SocketAddr, commands: &Pipeline, deadline: Duration) -> Result<Vec<Value>, LinkError> {
+        let result = tokio::time::timeout(deadline, async {
+            let mut connection = self.connection(address, deadline).await?;
+            Ok::<_, LinkError>(connection.pipeline(commands).await?)
+        })
+        .await
+        .unwrap_or(Err(LinkError::Deadline(address)));
+        if result.is_err() {
+            self.open.lock().await.remove(&address);
+        }
+        result
+    }
+
+    /// Asks a node one thing.
+    pub async fn ask_one(&self, address: SocketAddr, command: &Cmd) -> Result<Value, LinkError> {
+        self.call(address, command, READ_DEADLINE).await
+    }
+
+    /// Changes something on the node `id`, and on no other that might have taken its address: its id is asked for on the same
+    /// connection first, and the lease must outlast the call.
+    pub async fn write(
+        &self,
+        address: SocketAddr,
+        id: &NodeId,
+        command: &Cmd,
+        guard: &LeaseGuard,
+    ) -> Result<Value, LinkError> {
+        let mut who = redis::cmd("CLUSTER");
+        who.arg("MYID");
+        let found = self.call(address, &who, READ_DEADLINE).await?;
+        let found = parse::text(&found).unwrap_or_default();
+        if found != id.as_str() {
+            self.open.lock().await.remove(&address);
+            return Err(LinkError::Stranger { address, wanted: id.clone(), found });
+        }
+        guard.check(WRITE_DEADLINE)?;
+        self.call(address, command, WRITE_DEADLINE).await
+    }
+
+    /// Forgets connections to addresses that are not in `wanted`.
+    pub async fn keep_only(&self, wanted: &[SocketAddr]) {
+        self.open.lock().await.retain(|address, _| wanted.contains(address));
+    }
+
+    async fn call(&self, address: SocketAddr, command: &Cmd, deadline: Duration) -> Result<Value, LinkError> {
+        let result = tokio::time::timeout(deadline, async {
+            let mut connection = self.connection(address, deadline).await?;
+            Ok::<_, LinkError>(connection.command(command).await?)
+        })
+        .await
+        .unwrap_or(Err(LinkError::Deadline(address)));
+        if result.as_ref().is_err_and(|e| !e.is_refusal()) {
+            self.open.lock().await.remove(&address);
+        }
+        result
+    }
+
+    async fn connection(&self, address: SocketAddr, deadline: Duration) -> Result<Connection, LinkError> {
+        let known = self.open.lock().await.get(&address).cloned();
+        if let Some(connection) = known.filter(|c| !c.is_closed()) {
+            return Ok(connection);
+        }
+        // The lock is not held while connecting: a dead node must not delay the others.
+        let connection = self.connector.connect(&address.to_string(), deadline).await?;
+        self.open.lock().await.insert(address, connection.clone());
+        Ok(connection)
+    }
+}

@@ -1,0 +1,181 @@
+//! One task per ChatCluster that looks at every member each second and replaces dead primaries, independently of any other pass.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{sync::watch, time::MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    link::Links,
+    observe::{Depth, observe},
+    switchover::{self, SwitchError},
+    types::{Desired, Observation, Problem},
+    watch::{Order, Watch},
+};
+use crate::lease::LeaseGuard;
+
+/// Between two probes.
+const PERIOD: Duration = Duration::from_secs(1);
+/// A look older than this decides nothing.
+const STALE: Duration = Duration::from_millis(300);
+
+/// A change of primary that the prober made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failover {
+    /// The shard.
+    pub shard: String,
+    /// The pod that is the primary now.
+    pub pod: String,
+    /// Whether the old one handed over, alive.
+    pub planned: bool,
+    /// How long it took, from the order to the new primary's own word.
+    pub took: Duration,
+    /// Number of changes of this shard's primary since the prober began, so that no change goes unnoticed.
+    pub count: u64,
+}
+
+/// What the prober last found; watched by the reconcile loop for status and Events.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    /// What stands in the way of a promotion, or that one is under way.
+    pub problems: Vec<Problem>,
+    /// The last change of primary of each shard.
+    pub failovers: Vec<Failover>,
+    /// Changes that failed, in words; they are tried again with the next probe.
+    pub failures: Vec<String>,
+}
+
+/// What the prober needs.
+pub struct Prober {
+    /// Connections, shared with the reconcile loop.
+    pub links: Links,
+    /// The lease.
+    pub guard: LeaseGuard,
+    /// The shards and their pods, kept current by whoever watches pods.
+    pub desired: watch::Receiver<Arc<Desired>>,
+    /// Held (locked) by whoever moves slots or restarts primaries for as long as no failover may come between; see [`Gate`].
+    pub gate: Gate,
+}
+
+/// Keeps slot moves and changes of primary apart. A mover asks before each batch; the prober, when it must promote, announces that and
+/// waits until the mover has ended or cancelled its batch.
+#[derive(Clone, Default)]
+pub struct Gate {
+    lock: Arc<tokio::sync::Mutex<()>>,
+    wanted: Arc<std::sync::atomic::AtomicUsize>,
+}
+
+impl Gate {
+    /// Held while a batch of slots moves.
+    pub async fn moving(&self) -> tokio::sync::OwnedMutexGuard<()> {
+        self.lock.clone().lock_owned().await
+    }
+
+    /// Whether a promotion waits: the mover cancels its batch and lets go.
+    pub fn is_wanted(&self) -> bool {
+        self.wanted.load(std::sync::atomic::Ordering::Acquire) > 0
+    }
+
+    /// Held while a primary changes.
+    pub async fn promoting(&self) -> tokio::sync::OwnedMutexGuard<()> {
+        self.wanted.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
+        let waiting = Waiting(&self.wanted);
+        let held = self.lock.clone().lock_owned().await;
+        drop(waiting);
+        held
+    }
+}
+
+/// Takes the announcement back, also when the one that waits is dropped.
+struct Waiting<'a>(&'a std::sync::atomic::AtomicUsize);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, std::sync::atomic::Ordering::AcqRel);
+    }
+}
+
+impl Prober {
+    /// Probes until `shutdown`; the report changes only when something is to be told.
+    pub fn start(self, shutdown: CancellationToken) -> watch::Receiver<Report> {
+        let (publish, report) = watch::channel(Report::default());
+        tokio::spawn(async move {
+            let mut tick = tokio::time::interval(PERIOD);
+            tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            let mut memory = Watch::default();
+            loop {
+                tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    _ = tick.tick() => {}
+                }
+                self.probe(&mut memory, &publish).await;
+            }
+        });
+        report
+    }
+
+    async fn probe(&self, memory: &mut Watch, publish: &watch::Sender<Report>) {
+        let desired = self.desired.borrow().clone();
+        let mut seen = observe(&self.links, &desired, Depth::Roles).await;
+        let mut found = memory.look(Instant::now(), &desired, &seen);
+        let mut done = Vec::new();
+        let mut failures = Vec::new();
+        let begun = Instant::now();
+        let held = if found.orders.is_empty() { None } else { Some(self.gate.promoting().await) };
+        if begun.elapsed() > STALE {
+            // A batch of slots had to end first: what was seen before may not hold any more.
+            seen = observe(&self.links, &desired, Depth::Roles).await;
+            found = memory.look(Instant::now(), &desired, &seen);
+        }
+        for order in std::mem::take(&mut found.orders) {
+            match self.carry_out(&desired, &seen, &order).await {
+                Ok(failover) => {
+                    tracing::warn!(cluster = %desired.cluster, shard = %failover.shard, primary = %failover.pod, planned = failover.planned, took_ms = failover.took.as_millis(), "the primary changed");
+                    metrics::counter!("kith_storage_failovers_total", "cluster" => desired.cluster.clone(), "shard" => failover.shard.clone(), "planned" => failover.planned.to_string()).increment(1);
+                    done.push(failover);
+                }
+                Err(error) => {
+                    tracing::error!(cluster = %desired.cluster, ?order, %error, "the primary could not be changed");
+                    failures.push(format!("{}: {error}", order.shard()));
+                }
+            }
+        }
+        drop(held);
+        publish.send_if_modified(|report| {
+            let changed = !done.is_empty() || report.problems != found.problems || report.failures != failures;
+            report.problems = found.problems;
+            report.failures = failures;
+            for mut failover in done {
+                let before = report.failovers.iter().position(|f| f.shard == failover.shard);
+                failover.count = before.map_or(1, |i| report.failovers.remove(i).count + 1);
+                report.failovers.push(failover);
+            }
+            changed
+        });
+    }
+
+    async fn carry_out(&self, desired: &Desired, seen: &Observation, order: &Order) -> Result<Failover, SwitchError> {
+        let (shard, pod, planned, took) = match order {
+            Order::Takeover { shard, pod, .. } => {
+                let took = switchover::takeover(&self.links, &self.guard, desired, seen, pod).await?;
+                (shard, pod, false, took)
+            }
+            Order::Switchover { shard, from, to } => {
+                let took = switchover::switchover(&self.links, &self.guard, desired, seen, from, to).await?;
+                (shard, to, true, took)
+            }
+        };
+        Ok(Failover { shard: shard.clone(), pod: pod.clone(), planned, took, count: 0 })
+    }
+}
+
+impl Order {
+    fn shard(&self) -> &str {
+        match self {
+            Self::Takeover { shard, .. } | Self::Switchover { shard, .. } => shard,
+        }
+    }
+}

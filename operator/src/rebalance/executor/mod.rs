@@ -1,0 +1,194 @@
+//! Moves partitions in small batches. Every step is derived anew from what the data plane says; the job's own word only informs.
+//!
+//! For each batch: both shards whole (libraries included), no child process on either, no other job → `CLUSTER MIGRATESLOTS` → until
+//! every reachable node names the target as the owner → until all replicas of the target are past the offset it had then. Trouble on
+//! the way cancels the job first, and ownership then says what came of it. A promotion waits for that (see [`Gate`]).
+
+pub mod step;
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use redis::Cmd;
+
+use self::step::{Batch, Facts, Step, next};
+use super::{failpoint, migrations};
+use crate::{
+    dataplane::{
+        link::{LinkError, Links},
+        observe::{Depth, observe},
+        prober::Gate,
+        types::{Desired, NodeId, Observation, Problem, Reason},
+    },
+    lease::LeaseGuard,
+};
+
+/// Between two looks at a running job.
+const POLL: Duration = Duration::from_millis(60);
+/// A batch that is not over by then is cancelled.
+const BATCH_DEADLINE: Duration = Duration::from_secs(120);
+/// How long a batch waits for its shards to be whole before it gives up and lets the controller speak.
+const READY_DEADLINE: Duration = Duration::from_secs(30);
+/// After a cancel the job must be gone within this time; a promotion waits no longer.
+const CANCEL_DEADLINE: Duration = Duration::from_secs(2);
+
+/// How a batch ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BatchEnd {
+    /// The target owns all of it and its replicas hold it.
+    Moved,
+    /// It was cancelled, or not begun: the data plane is as it says, and the batch may be tried again.
+    Interrupted(String),
+    /// It cannot go on without a change.
+    Blocked(Box<Problem>),
+}
+
+/// Moves batches of one ChatCluster.
+#[derive(Clone)]
+pub struct Executor {
+    /// Connections.
+    pub links: Links,
+    /// The lease.
+    pub guard: LeaseGuard,
+    /// Keeps promotions away while a batch runs.
+    pub gate: Gate,
+}
+
+impl Executor {
+    /// Moves one batch, or finds out that it is moved already. `stop` is asked again and again; once it says so the job is cancelled.
+    pub async fn run(&self, desired: &Desired, batch: &Batch, stop: &(dyn Fn() -> bool + Send + Sync)) -> Result<BatchEnd, LinkError> {
+        let _held = self.gate.moving().await;
+        let begun = Instant::now();
+        let mut started = None;
+        let mut landed_at = None;
+        failpoint::hit(failpoint::BEFORE_START);
+        loop {
+            let seen = observe(&self.links, desired, if started.is_some() { Depth::Roles } else { Depth::Full }).await;
+            let jobs = self.jobs(desired, batch, &seen).await;
+            let hurried = self.gate.is_wanted() || stop();
+            let facts = Facts {
+                desired,
+                seen: &seen,
+                jobs: jobs.as_ref().map(Vec::as_slice).ok(),
+                landed_at,
+                begun: started.is_some(),
+                overdue: begun.elapsed() > BATCH_DEADLINE,
+                impatient: begun.elapsed() > READY_DEADLINE,
+                stop: hurried,
+            };
+            match next(batch, &facts) {
+                Step::Start { pod, id, target, slots } => {
+                    self.start(desired, &pod, &id, &target, &slots).await?;
+                    started = Some(Instant::now());
+                    failpoint::hit(failpoint::AFTER_START);
+                }
+                Step::Wait(why) => {
+                    tracing::debug!(cluster = %desired.cluster, %why, "a batch of slots waits");
+                    if started.is_some() {
+                        failpoint::hit(failpoint::IN_PROGRESS);
+                    }
+                }
+                Step::Landed { offset } => {
+                    failpoint::hit(failpoint::LANDED);
+                    landed_at = Some(offset);
+                }
+                Step::Cancel { pods, why } => {
+                    failpoint::hit(failpoint::BEFORE_CANCEL);
+                    self.cancel(desired, batch, &seen, &pods).await;
+                    failpoint::hit(failpoint::AFTER_CANCEL);
+                    return Ok(BatchEnd::Interrupted(why));
+                }
+                Step::Done => {
+                    failpoint::hit(failpoint::DONE);
+                    return Ok(BatchEnd::Moved);
+                }
+                Step::Interrupted(why) => return Ok(BatchEnd::Interrupted(why)),
+                Step::Blocked(problem) => return Ok(BatchEnd::Blocked(Box::new(problem))),
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    async fn start(
+        &self,
+        desired: &Desired,
+        pod: &str,
+        id: &NodeId,
+        target: &NodeId,
+        slots: &crate::dataplane::slots::SlotSet,
+    ) -> Result<(), LinkError> {
+        let Some(address) = desired.member(pod).and_then(|(_, m)| m.address) else { return Ok(()) };
+        let mut command = redis::cmd("CLUSTER");
+        command.arg("MIGRATESLOTS").arg("SLOTSRANGE").arg(slots.arguments()).arg("NODE").arg(target.as_str());
+        match self.links.write(address, id, &command, &self.guard).await {
+            Ok(_) => {
+                tracing::info!(cluster = %desired.cluster, from = pod, to = target.short(), %slots, "slots begin to move");
+                Ok(())
+            }
+            // A refusal changed nothing, and the next look says why it was refused; an open outcome is decided by that look as well.
+            Err(error) => {
+                tracing::warn!(cluster = %desired.cluster, from = pod, %slots, %error, "the move was not accepted; looking again");
+                if matches!(error, LinkError::Lease(_)) { Err(error) } else { Ok(()) }
+            }
+        }
+    }
+
+    /// Cancels on both sides and waits until neither reports a running job, or is not in reach: a dead node's jobs died with it.
+    async fn cancel(&self, desired: &Desired, batch: &Batch, seen: &Observation, pods: &[(String, NodeId)]) {
+        let end = Instant::now() + CANCEL_DEADLINE;
+        let mut command = redis::cmd("CLUSTER");
+        command.arg("CANCELSLOTMIGRATIONS").arg("ALL");
+        loop {
+            for (pod, id) in pods {
+                let Some(address) = desired.member(pod).and_then(|(_, m)| m.address) else { continue };
+                if let Err(error) = self.links.write(address, id, &command, &self.guard).await {
+                    tracing::warn!(cluster = %desired.cluster, %pod, %error, "a move could not be cancelled here");
+                }
+            }
+            let quiet = match self.jobs(desired, batch, seen).await {
+                Ok(jobs) => !jobs.iter().any(migrations::Job::is_active),
+                Err(_) => false,
+            };
+            if quiet || Instant::now() > end {
+                return;
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// The jobs that the primaries of both shards report; a node that does not answer has none that could be asked about.
+    async fn jobs(&self, desired: &Desired, batch: &Batch, seen: &Observation) -> Result<Vec<migrations::Job>, LinkError> {
+        let mut all = Vec::new();
+        for (node, _) in seen.up().filter(|(n, s)| s.is_primary() && (n.shard == batch.from || n.shard == batch.to)) {
+            let Some(address) = desired.member(&node.pod).and_then(|(_, m)| m.address) else { continue };
+            all.extend(migrations::jobs(&self.links.ask_one(address, &get_jobs()).await?)?);
+        }
+        Ok(all)
+    }
+
+    /// Whether any primary runs a migration: found at start, it is what an operator before left behind.
+    pub async fn running(&self, desired: &Desired, seen: &Observation) -> Vec<(SocketAddr, NodeId, migrations::Job)> {
+        let mut all = Vec::new();
+        for (node, state) in seen.up().filter(|(_, s)| s.is_primary()) {
+            let Some(address) = desired.member(&node.pod).and_then(|(_, m)| m.address) else { continue };
+            let Ok(answer) = self.links.ask_one(address, &get_jobs()).await else { continue };
+            for job in migrations::jobs(&answer).unwrap_or_default().into_iter().filter(|j| j.is_active() && j.export) {
+                all.push((address, state.id.clone(), job));
+            }
+        }
+        all
+    }
+}
+
+fn get_jobs() -> Cmd {
+    let mut command = redis::cmd("CLUSTER");
+    command.arg("GETSLOTMIGRATIONS");
+    command
+}
+
+/// For a batch that cannot be carried out.
+fn blocked(shard: &str, reason: Reason, message: String) -> Problem {
+    Problem::new(reason, message).of(shard)
+}
