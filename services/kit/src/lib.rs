@@ -15,6 +15,8 @@ pub mod client;
 pub mod discovery;
 #[cfg(feature = "grpc")]
 pub mod error;
+#[cfg(feature = "kafka")]
+pub mod kafka;
 #[cfg(feature = "grpc")]
 pub mod request;
 #[cfg(feature = "grpc")]
@@ -29,3 +31,7 @@ pub mod shutdown;
 pub mod telemetry;
 #[cfg(feature = "tls")]
 pub mod tls;
+#[cfg(feature = "testing")]
+pub mod testing;
+#[cfg(feature = "valkey")]
+pub mod valkey;

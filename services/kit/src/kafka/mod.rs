@@ -1,7 +1,9 @@
 //! The event log on Kafka: connections, the producer's and the consumer's side, topics.
 
+pub mod admin;
 mod assignment;
 pub mod consumer;
+pub mod producer;
 pub mod sequence;
 
 use rdkafka::ClientConfig;

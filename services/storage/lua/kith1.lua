@@ -1,0 +1,397 @@
+#!lua name=kith1
+-- Kith's storage functions, library version 1.1.
+--
+-- Every mutation of chat data is one call of one function on one partition. KEYS[1] is the partition's version hash `{tag}v`; all
+-- other keys of the partition share its hash tag and are derived from it, so a call never leaves its slot. ARGV[1] is the token of
+-- the claim under which the caller writes, ARGV[2] the highest outbox version that Kafka has acknowledged (0: trim nothing).
+--
+-- Functions do not roll back: each one checks everything before its first write. Replies start with the partition's version after
+-- the call. Refusals are errors whose first word the storage service knows:
+--   FENCED <holder>   the token or the node is not the claim's
+--   K1REFUSE <why>    the call is not allowed as the data stand
+--   K1CONFLICT <n>    condition n of a compare-and-swap does not hold
+--   K1FOREIGN <meta>  the partition belongs to another ChatCluster or has another layout
+--   K1CORRUPT <key>   a stored value is not what this library writes
+
+local VERSION = '1.1'
+
+local node_id = nil
+
+-- The node's id does not change while it holds data, so it is asked for once.
+local function me()
+  if not node_id then
+    node_id = server.call('CLUSTER', 'MYID')
+  end
+  return node_id
+end
+
+local function n(x)
+  return string.format('%.0f', x)
+end
+
+local function fail(text)
+  return server.error_reply(text)
+end
+
+-- Opens a partition for a call: its tag and version, or the refusal.
+local function open(keys, args)
+  local v = server.call('HMGET', keys[1], 'claim', 'node', 'ver', 'holder')
+  if not v[1] or v[1] ~= args[1] or v[2] ~= me() then
+    return nil, fail('FENCED ' .. (v[3] and v[4] or ''))
+  end
+  return { key = keys[1], tag = string.sub(keys[1], 1, -2), ver = tonumber(v[3]) or 0, events = 0 }
+end
+
+-- Gives an event the next version and puts it into the outbox.
+local function emit(p, body)
+  p.ver = p.ver + 1
+  p.events = p.events + 1
+  server.call('XADD', p.tag .. 'o', n(p.ver) .. '-0', 'e', body)
+end
+
+-- Ends a mutation: the version, and the outbox trimmed to what is not yet published. Always writes, so that WAIT covers the call.
+local function close(p, args)
+  server.call('HSET', p.key, 'ver', n(p.ver))
+  local published = tonumber(args[2]) or 0
+  if published > 0 then
+    server.call('XTRIM', p.tag .. 'o', 'MINID', n(published + 1) .. '-0')
+  end
+end
+
+local function version()
+  return VERSION
+end
+
+-- claim: token, 0, holder address, meta ("uid/P/K"). Answers version, entries in the outbox, the holder before.
+local function claim(keys, args)
+  local v = server.call('HMGET', keys[1], 'ver', 'holder', 'meta')
+  if v[3] and v[3] ~= args[4] then
+    return fail('K1FOREIGN ' .. v[3])
+  end
+  local ver = tonumber(v[1] or '0') or 0
+  server.call('HSET', keys[1], 'claim', args[1], 'node', me(), 'holder', args[3], 'meta', args[4], 'ver', n(ver))
+  local tag = string.sub(keys[1], 1, -2)
+  return { ver, server.call('XLEN', tag .. 'o'), v[2] or '' }
+end
+
+-- trim: only what close does.
+local function trim(keys, args)
+  local p, refused = open(keys, args)
+  if not p then return refused end
+  close(p, args)
+  return { p.ver }
+end
+
+-- Whether `sender` may write to the conversation now; a refusal in words otherwise.
+local function may_write(p, cid, sender, now, group_muted)
+  local row = server.call('HGET', p.tag .. 'g:' .. cid, sender)
+  if not row then return 'NOT_MEMBER' end
+  local role, muted_until, blocked = string.match(row, '^(%d)|%d+|%d+|(%d+)|(%d)$')
+  if not role then return nil, p.tag .. 'g:' .. cid .. ' ' .. sender end
+  if blocked == '1' then return 'BLOCKED' end
+  if tonumber(muted_until) > now then return 'MUTED' end
+  if group_muted == '1' and role == '1' then return 'MUTED' end
+  return 'OK'
+end
+
+-- append: conversation, sender, day, yesterday, dedupe hash, dedupe lifetime in seconds, length of the row's identity, now, hot limit,
+-- privileged, row. Answers version, seq, and the stored row when an earlier call had stored it.
+local function append(keys, args)
+  local p, refused = open(keys, args)
+  if not p then return refused end
+  local cid, sender, row = args[3], args[4], args[13]
+  local ckey, mkey = p.tag .. 'c:' .. cid, p.tag .. 'm:' .. cid
+  local c = server.call('HMGET', ckey, 's', 'f', 'mu', 'di')
+  if not c[1] then return fail('K1REFUSE NO_CONVERSATION') end
+  local dkey = p.tag .. 'd:' .. args[5] .. ':' .. cid
+  local seen = server.call('HGET', dkey, args[7])
+  local fresh = not seen
+  if fresh then
+    seen = server.call('HGET', p.tag .. 'd:' .. args[6] .. ':' .. cid, args[7])
+  end
+  if seen then
+    local found = server.call('XRANGE', mkey, seen .. '-0', seen .. '-0')
+    local stored = found[1] and found[1][2][2]
+    local last = 16 + tonumber(args[9])
+    -- Another sender's or another id's row under the same hash is a collision, not a duplicate.
+    if stored and string.sub(stored, 17, last) == string.sub(row, 17, last) then
+      if string.sub(stored, 17) ~= string.sub(row, 17) then return fail('K1REFUSE OTHER_PAYLOAD') end
+      close(p, args)
+      return { p.ver, tonumber(seen), stored }
+    end
+  end
+  if c[4] == '1' then return fail('K1REFUSE DISSOLVED') end
+  if args[12] ~= '1' then
+    local verdict, corrupt = may_write(p, cid, sender, tonumber(args[10]), c[3])
+    if corrupt then return fail('K1CORRUPT ' .. corrupt) end
+    if verdict ~= 'OK' then return fail('K1REFUSE ' .. verdict) end
+  end
+  local seq = tonumber(c[1]) + 1
+  if seq - (tonumber(c[2] or '0')) > tonumber(args[11]) then return fail('K1REFUSE HOT_LIMIT') end
+  local s = n(seq)
+  server.call('XADD', mkey, s .. '-0', 'm', row)
+  server.call('HSET', ckey, 's', s, 'a', args[10])
+  server.call('HSET', dkey, args[7], s)
+  if fresh and server.call('HLEN', dkey) == 1 then
+    server.call('EXPIRE', dkey, args[8])
+  end
+  if args[12] ~= '1' then
+    server.call('HSET', p.tag .. 'r:' .. cid, 's' .. sender, s)
+  end
+  emit(p, 'm' .. s .. ' ' .. cid)
+  close(p, args)
+  return { p.ver, seq }
+end
+
+-- cursor: conversation, user, field ('r' .. user, 'd' .. user/device, 'c' .. user), seq, event. Moves a cursor of a member forward, never
+-- past the conversation's seq (0: to it); a \1 in the event becomes the new value. Answers version, the cursor, whether it moved.
+local function cursor(keys, args)
+  local p, refused = open(keys, args)
+  if not p then return refused end
+  local cid, field = args[3], args[5]
+  local s = tonumber(server.call('HGET', p.tag .. 'c:' .. cid, 's') or '-1')
+  if s < 0 then return fail('K1REFUSE NO_CONVERSATION') end
+  if server.call('HEXISTS', p.tag .. 'g:' .. cid, args[4]) == 0 then return fail('K1REFUSE NOT_MEMBER') end
+  local want = tonumber(args[6])
+  if want == 0 or want > s then want = s end
+  local rkey = p.tag .. 'r:' .. cid
+  local now = tonumber(server.call('HGET', rkey, field) or '0')
+  if want <= now then
+    close(p, args)
+    return { p.ver, now, 0 }
+  end
+  server.call('HSET', rkey, field, n(want))
+  if args[7] ~= '' then
+    emit(p, (string.gsub(args[7], '\1', n(want))))
+  end
+  close(p, args)
+  return { p.ver, want, 1 }
+end
+
+-- hints: user, then (conversation, activity) pairs: raises the activity hints of entries that the user's list holds.
+local function hints(keys, args)
+  local p, refused = open(keys, args)
+  if not p then return refused end
+  local words = {}
+  for i = 4, #args, 2 do
+    words[#words + 1] = args[i + 1]
+    words[#words + 1] = args[i]
+  end
+  if #words > 0 then
+    server.call('ZADD', p.tag .. 'l:' .. args[3], 'XX', 'GT', unpack(words))
+  end
+  close(p, args)
+  return { p.ver }
+end
+
+-- cas: number of conditions, conditions (suffix, field, '=' .. value or '-' absent or '+' present), then operations:
+--   S suffix field value    set a field          D suffix field    delete it
+--   Z suffix score member   set a score          Y suffix member   remove it
+--   X suffix                delete a key         E body            emit an event
+-- Answers version, events emitted.
+local function cas(keys, args)
+  local p, refused = open(keys, args)
+  if not p then return refused end
+  local i = 4
+  for c = 1, tonumber(args[3]) do
+    local stored = server.call('HGET', p.tag .. args[i], args[i + 1])
+    local want = string.sub(args[i + 2], 1, 1)
+    local holds
+    if want == '=' then
+      holds = stored == string.sub(args[i + 2], 2)
+    elseif want == '-' then
+      holds = not stored
+    else
+      holds = stored and true or false
+    end
+    if not holds then return fail('K1CONFLICT ' .. c) end
+    i = i + 3
+  end
+  while args[i] do
+    local op = args[i]
+    if op == 'S' then
+      server.call('HSET', p.tag .. args[i + 1], args[i + 2], args[i + 3])
+      i = i + 4
+    elseif op == 'D' then
+      server.call('HDEL', p.tag .. args[i + 1], args[i + 2])
+      i = i + 3
+    elseif op == 'Z' then
+      server.call('ZADD', p.tag .. args[i + 1], args[i + 2], args[i + 3])
+      i = i + 4
+    elseif op == 'Y' then
+      server.call('ZREM', p.tag .. args[i + 1], args[i + 2])
+      i = i + 3
+    elseif op == 'X' then
+      server.call('UNLINK', p.tag .. args[i + 1])
+      i = i + 2
+    else
+      emit(p, args[i + 1])
+      i = i + 2
+    end
+  end
+  close(p, args)
+  return { p.ver, p.events }
+end
+
+-- get: (suffix, field) pairs; field '*' is the whole hash. Answers version, then one value each.
+local function get(keys, args)
+  local p, refused = open(keys, args)
+  if not p then return refused end
+  local out = { p.ver }
+  for i = 2, #args, 2 do
+    if args[i + 1] == '*' then
+      out[#out + 1] = server.call('HGETALL', p.tag .. args[i])
+    else
+      out[#out + 1] = server.call('HGET', p.tag .. args[i], args[i + 1])
+    end
+  end
+  return out
+end
+
+-- history: conversation, before, after, limit, bytes. Answers version, seq, floor, then seq, row, overlay of each message: newest first
+-- unless `after` is given. Stops after so many bytes, but not before the first message.
+local function history(keys, args)
+  local p, refused = open(keys, args)
+  if not p then return refused end
+  local cid, before, after, limit = args[2], tonumber(args[3]), tonumber(args[4]), args[5]
+  local c = server.call('HMGET', p.tag .. 'c:' .. cid, 's', 'f')
+  if not c[1] then return { p.ver, -1, 0 } end
+  local rows
+  local mkey = p.tag .. 'm:' .. cid
+  if after >= 0 then
+    rows = server.call('XRANGE', mkey, n(after + 1) .. '-0', '+', 'COUNT', limit)
+  elseif before > 0 then
+    rows = server.call('XREVRANGE', mkey, n(before - 1) .. '-0', '-', 'COUNT', limit)
+  else
+    rows = server.call('XREVRANGE', mkey, '+', '-', 'COUNT', limit)
+  end
+  local out = { p.ver, tonumber(c[1]), tonumber(c[2] or '0') }
+  local xkey = p.tag .. 'x:' .. cid
+  local overlays = server.call('EXISTS', xkey) == 1
+  local bytes, most = 0, tonumber(args[6])
+  for _, entry in ipairs(rows) do
+    local seq = string.match(entry[1], '^(%d+)')
+    local row = entry[2][2]
+    bytes = bytes + #row
+    if bytes > most and #out > 3 then break end
+    out[#out + 1] = seq
+    out[#out + 1] = row
+    out[#out + 1] = overlays and server.call('HGET', xkey, seq) or false
+  end
+  return out
+end
+
+-- heads: user, device, with last message, conversations. Answers version, then for each: the conversation's hash, the user's member row,
+-- read, own send, cleared and delivered cursors, the last row and its overlay (seq and floor alone where there is no such conversation).
+local function heads(keys, args)
+  local p, refused = open(keys, args)
+  if not p then return refused end
+  local user, device, last = args[2], args[3], args[4] == '1'
+  local out = { p.ver }
+  for i = 5, #args do
+    local cid = args[i]
+    local c = server.call('HGETALL', p.tag .. 'c:' .. cid)
+    local head = { c }
+    if #c > 0 then
+      if user ~= '' then
+        local r = server.call('HMGET', p.tag .. 'r:' .. cid, 'r' .. user, 's' .. user, 'c' .. user, 'd' .. user .. '/' .. device)
+        head[2] = server.call('HGET', p.tag .. 'g:' .. cid, user)
+        head[3], head[4], head[5], head[6] = r[1], r[2], r[3], r[4]
+      else
+        head[2], head[3], head[4], head[5], head[6] = false, false, false, false, false
+      end
+      local row = last and server.call('XREVRANGE', p.tag .. 'm:' .. cid, '+', '-', 'COUNT', 1)[1]
+      if row then
+        head[7] = row[2][2]
+        head[8] = server.call('HGET', p.tag .. 'x:' .. cid, string.match(row[1], '^(%d+)'))
+      end
+    end
+    out[#out + 1] = head
+  end
+  return out
+end
+
+-- members: conversation, join order after which to start, limit. Answers version, member version, count, then user, order, row each.
+local function members(keys, args)
+  local p, refused = open(keys, args)
+  if not p then return refused end
+  local cid = args[2]
+  local c = server.call('HMGET', p.tag .. 'c:' .. cid, 'mv', 'n')
+  if not c[1] then return { p.ver, -1, 0 } end
+  local out = { p.ver, tonumber(c[1]), tonumber(c[2] or '0') }
+  local page = server.call('ZRANGE', p.tag .. 'j:' .. cid, '(' .. args[3], '+inf', 'BYSCORE', 'LIMIT', 0, args[4], 'WITHSCORES')
+  for i = 1, #page, 2 do
+    out[#out + 1] = page[i]
+    out[#out + 1] = page[i + 1]
+    out[#out + 1] = server.call('HGET', p.tag .. 'g:' .. cid, page[i])
+  end
+  return out
+end
+
+-- list: user, direction (D newest first, A oldest first), bound of activity, offset among those, limit. Answers version, then
+-- conversation, activity, settings each.
+local function list(keys, args)
+  local p, refused = open(keys, args)
+  if not p then return refused end
+  local user = args[2]
+  local lkey, skey = p.tag .. 'l:' .. user, p.tag .. 's:' .. user
+  local page
+  if args[3] == 'D' then
+    page = server.call('ZRANGE', lkey, args[4], '-inf', 'BYSCORE', 'REV', 'LIMIT', args[5], args[6], 'WITHSCORES')
+  else
+    page = server.call('ZRANGE', lkey, args[4], '+inf', 'BYSCORE', 'LIMIT', args[5], args[6], 'WITHSCORES')
+  end
+  local out = { p.ver }
+  local settings = server.call('EXISTS', skey) == 1
+  for i = 1, #page, 2 do
+    out[#out + 1] = page[i]
+    out[#out + 1] = page[i + 1]
+    out[#out + 1] = settings and server.call('HGET', skey, page[i]) or false
+  end
+  return out
+end
+
+-- outbox: version after which to start, limit, bytes. Answers version, then version, body, row (of messages) each.
+local function outbox(keys, args)
+  local p, refused = open(keys, args)
+  if not p then return refused end
+  local out = { p.ver }
+  local bytes, most = 0, tonumber(args[4])
+  for _, entry in ipairs(server.call('XRANGE', p.tag .. 'o', n(tonumber(args[2]) + 1) .. '-0', '+', 'COUNT', args[3])) do
+    local body = entry[2][2]
+    local row = false
+    if string.sub(body, 1, 1) == 'm' then
+      local seq, cid = string.match(body, '^m(%d+) (.+)$')
+      local found = seq and server.call('XRANGE', p.tag .. 'm:' .. cid, seq .. '-0', seq .. '-0')
+      row = found and found[1] and found[1][2][2] or false
+    end
+    bytes = bytes + #body + (row and #row or 0)
+    if bytes > most and #out > 1 then break end
+    out[#out + 1] = string.match(entry[1], '^(%d+)')
+    out[#out + 1] = body
+    out[#out + 1] = row
+  end
+  return out
+end
+
+local function mutation(name, callback, flags)
+  server.register_function({ function_name = name, callback = callback, flags = flags or {} })
+end
+
+local function reading(name, callback)
+  server.register_function({ function_name = name, callback = callback, flags = { 'no-writes' } })
+end
+
+reading('k1_version', version)
+mutation('k1_claim', claim, { 'allow-oom' })
+mutation('k1_trim', trim, { 'allow-oom' })
+mutation('k1_append', append)
+mutation('k1_cursor', cursor)
+mutation('k1_hints', hints)
+mutation('k1_cas', cas)
+reading('k1_get', get)
+reading('k1_history', history)
+reading('k1_heads', heads)
+reading('k1_members', members)
+reading('k1_list', list)
+reading('k1_outbox', outbox)
