@@ -38,10 +38,11 @@ use crate::shared::LocalRef;
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp", description = "Time since creation.")
 )]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = (
-    "has(self.index) == has(oldSelf.index) && (!has(self.index) || self.index == oldSelf.index)",
-    "index is fixed at creation"
-))]
+#[x_kube(validation = Rule::new(
+    "has(self.index) == has(oldSelf.index) && (!has(self.index) || self.index == oldSelf.index)"
+)
+.message("index is fixed at creation")
+.field_path(".index"))]
 pub struct StorageShardSpec {
     /// The ChatCluster that the shard belongs to, in the same namespace. Fixed at creation.
     #[x_kube(validation = ("self == oldSelf", "clusterRef is fixed at creation: a shard never moves to another ChatCluster"))]

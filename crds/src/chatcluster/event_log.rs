@@ -55,6 +55,7 @@ pub struct EventLogSpec {
 
 /// Which Kafka the event log uses, with defaults resolved.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "made once per pass and taken apart at once")]
 pub enum EventLogVariant {
     /// Run by the operator.
     Managed(ManagedEventLog),
@@ -133,10 +134,11 @@ impl ManagedEventLog {
 /// A listener of each broker for consumers outside of the Kubernetes cluster, one Service per broker.
 #[derive(Clone, Debug, Deserialize, Serialize, KubeSchema, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = (
-    "!has(self.nodePort) || self.type == 'NodePort'",
-    "nodePort needs type NodePort"
-))]
+#[x_kube(validation = Rule::new(
+    "!has(self.nodePort) || self.type == 'NodePort'"
+)
+.message("nodePort needs type NodePort")
+.field_path(".nodePort"))]
 pub struct ExternalAccess {
     /// NodePort: a port of every node per broker. LoadBalancer: a load balancer per broker.
     #[serde(rename = "type", default)]

@@ -36,10 +36,11 @@ use crate::shared::{Duration, ImagePullPolicy, PodSettings, default_is_empty_obj
         "self.metadata.name.size() <= 40 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
         "the name of a ChatCluster has at most 40 lower-case letters, digits and hyphens and begins with a letter, since Services and topics are named after it"
     ),
-    validation = (
-        "(has(self.spec.clusterName) ? self.spec.clusterName : self.metadata.name) == (has(oldSelf.spec.clusterName) ? oldSelf.spec.clusterName : oldSelf.metadata.name)",
-        "spec.clusterName is fixed at creation, since topics are named after it"
-    ),
+    validation = Rule::new(
+        "(has(self.spec.clusterName) ? self.spec.clusterName : self.metadata.name) == (has(oldSelf.spec.clusterName) ? oldSelf.spec.clusterName : oldSelf.metadata.name)"
+    )
+    .message("clusterName is fixed at creation, since topics are named after it")
+    .field_path(".spec.clusterName"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status", description = "Whether every layer serves."),
     printcolumn(name = "Status", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason", description = "Why it is ready or not, in a word."),
     printcolumn(name = "Shards", type_ = "integer", json_path = ".status.storage.shards", description = "Storage shards that exist."),
@@ -53,14 +54,16 @@ use crate::shared::{Duration, ImagePullPolicy, PodSettings, default_is_empty_obj
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp", description = "Time since creation.")
 )]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = (
-    "self.eventLog.partitions <= self.storage.partitions",
-    "eventLog.partitions may not be above storage.partitions: the rest would stay empty"
-))]
-#[x_kube(validation = (
-    "has(self.restoreFrom) == has(oldSelf.restoreFrom) && (!has(self.restoreFrom) || self.restoreFrom == oldSelf.restoreFrom)",
-    "restoreFrom is fixed at creation: delete the ChatCluster (its volumes are kept by reclaimPolicy Retain) and create it anew"
-))]
+#[x_kube(validation = Rule::new(
+    "self.eventLog.partitions <= self.storage.partitions"
+)
+.message("eventLog.partitions may not be above storage.partitions: the rest would stay empty")
+.field_path(".eventLog.partitions"))]
+#[x_kube(validation = Rule::new(
+    "has(self.restoreFrom) == has(oldSelf.restoreFrom) && (!has(self.restoreFrom) || self.restoreFrom == oldSelf.restoreFrom)"
+)
+.message("restoreFrom is fixed at creation: delete the ChatCluster (its volumes are kept by reclaimPolicy Retain) and create it anew")
+.field_path(".restoreFrom"))]
 pub struct ChatClusterSpec {
     /// Version of Kith to run, for example 0.1.0. Omitted: the operator's version at creation, kept in
     /// status.version from then on, so that a new operator restarts nothing. An operator runs its own version and the one before.

@@ -58,14 +58,16 @@ pub struct BusinessSpec {
 /// How business lines reach ImBusiness. It always asks for a certificate or a key, wherever it is reached from.
 #[derive(Clone, Debug, Deserialize, Serialize, KubeSchema, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = (
-    "!has(self.nodePort) || self.type != 'ClusterIP'",
-    "nodePort needs type NodePort or LoadBalancer"
-))]
-#[x_kube(validation = (
-    "!has(self.loadBalancerClass) || self.type == 'LoadBalancer'",
-    "loadBalancerClass needs type LoadBalancer"
-))]
+#[x_kube(validation = Rule::new(
+    "!has(self.nodePort) || self.type != 'ClusterIP'"
+)
+.message("nodePort needs type NodePort or LoadBalancer")
+.field_path(".nodePort"))]
+#[x_kube(validation = Rule::new(
+    "!has(self.loadBalancerClass) || self.type == 'LoadBalancer'"
+)
+.message("loadBalancerClass needs type LoadBalancer")
+.field_path(".loadBalancerClass"))]
 pub struct BusinessExposure {
     /// ClusterIP: from inside the Kubernetes cluster. NodePort: on a port of every node. LoadBalancer: through a load balancer.
     #[serde(rename = "type", default)]

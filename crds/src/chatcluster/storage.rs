@@ -14,18 +14,21 @@ pub const MAX_MEMORY_PERCENT: u64 = 60;
 /// The storage layer: shards of one Valkey primary and its replicas each.
 #[derive(Clone, Debug, Deserialize, Serialize, KubeSchema, PartialEq)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = (
-    "self.durability.ackReplicas <= self.replicas",
-    "durability.ackReplicas may not be above replicas: no write could ever be acknowledged"
-))]
-#[x_kube(validation = (
-    "self.shards <= self.partitions",
-    "shards may not be above partitions: a partition is what a shard owns at least"
-))]
-#[x_kube(validation = (
-    "!has(self.maxMemory) || !has(self.pod) || !has(self.pod.resources) || !has(self.pod.resources.limits) || !('memory' in self.pod.resources.limits) || !isQuantity(self.maxMemory) || quantity(self.maxMemory).asApproximateFloat() <= 0.6 * quantity(string(self.pod.resources.limits['memory'])).asApproximateFloat()",
-    "maxMemory may be at most 60 per cent of pod.resources.limits.memory: the rest is needed while files are rewritten"
-))]
+#[x_kube(validation = Rule::new(
+    "self.durability.ackReplicas <= self.replicas"
+)
+.message("durability.ackReplicas may not be above replicas: no write could ever be acknowledged")
+.field_path(".durability.ackReplicas"))]
+#[x_kube(validation = Rule::new(
+    "self.shards <= self.partitions"
+)
+.message("shards may not be above partitions: a partition is what a shard owns at least")
+.field_path(".shards"))]
+#[x_kube(validation = Rule::new(
+    "!has(self.maxMemory) || !has(self.pod) || !has(self.pod.resources) || !has(self.pod.resources.limits) || !('memory' in self.pod.resources.limits) || !isQuantity(self.maxMemory) || !isQuantity(string(self.pod.resources.limits['memory'])) || quantity(self.maxMemory).asApproximateFloat() <= 0.6 * quantity(string(self.pod.resources.limits['memory'])).asApproximateFloat()"
+)
+.message("maxMemory may be at most 60 per cent of pod.resources.limits.memory: the rest is needed while files are rewritten")
+.field_path(".maxMemory"))]
 pub struct StorageSpec {
     /// Number of shards that the operator keeps, from 1 to 128. A higher number adds shards and moves a fair part of the
     /// data to them; a lower one empties the shards with the highest numbers first and then removes them. StorageShards

@@ -3,7 +3,7 @@ use serde_json::json;
 use super::*;
 use crate::shared::Resources;
 
-fn cluster(spec: serde_json::Value) -> ChatCluster {
+fn cluster(spec: &serde_json::Value) -> ChatCluster {
     serde_json::from_value(json!({
         "apiVersion": crate::API_VERSION,
         "kind": "ChatCluster",
@@ -15,7 +15,7 @@ fn cluster(spec: serde_json::Value) -> ChatCluster {
 
 #[test]
 fn an_empty_spec_is_a_whole_platform() {
-    let cluster = cluster(json!({}));
+    let cluster = cluster(&json!({}));
     assert_eq!(cluster.spec, ChatClusterSpec::default());
     assert_eq!((cluster.spec.storage.shards, cluster.spec.storage.members()), (1, 3));
     assert_eq!(cluster.spec.storage.partitions, 1024);
@@ -26,13 +26,13 @@ fn an_empty_spec_is_a_whole_platform() {
 
 #[test]
 fn one_broker_keeps_one_copy() {
-    let cluster = cluster(json!({"eventLog": {"managed": {"brokers": 1}}}));
+    let cluster = cluster(&json!({"eventLog": {"managed": {"brokers": 1}}}));
     assert_eq!((cluster.spec.event_log.replication_factor(), cluster.spec.event_log.min_insync()), (1, 1));
 }
 
 #[test]
 fn the_version_is_the_specs_then_the_adopted_then_the_operators() {
-    let mut cluster = cluster(json!({}));
+    let mut cluster = cluster(&json!({}));
     assert_eq!(cluster.wanted_version("0.3.0"), "0.3.0");
     cluster.status = Some(ChatClusterStatus { version: Some("0.2.0".to_owned()), ..Default::default() });
     assert_eq!(cluster.wanted_version("0.3.0"), "0.2.0");
@@ -42,9 +42,9 @@ fn the_version_is_the_specs_then_the_adopted_then_the_operators() {
 
 #[test]
 fn restored_data_keeps_its_uid() {
-    let own = cluster(json!({}));
+    let own = cluster(&json!({}));
     assert_eq!(own.data_uid(), own.uid());
-    let restored = cluster(json!({"restoreFrom": {"clusterUid": "11111111-2222-3333-4444-555555555555"}}));
+    let restored = cluster(&json!({"restoreFrom": {"clusterUid": "11111111-2222-3333-4444-555555555555"}}));
     assert_eq!(restored.data_uid().as_deref(), Some("11111111-2222-3333-4444-555555555555"));
 }
 

@@ -11,9 +11,8 @@ use serde_json::{Map, Value, json};
 /// Fields whose inner descriptions are those of the Pod and are left out.
 const POD_FIELDS: [&str; 3] = ["affinity", "tolerations", "topologySpreadConstraints"];
 
-/// What Kubernetes takes for a quantity.
-const QUANTITY_PATTERN: &str =
-    r"^(\+)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))))?$";
+/// What Kubernetes takes for a quantity, a count included.
+const QUANTITY_RULE: &str = "isQuantity(string(self)) && !quantity(string(self)).isLessThan(quantity('0'))";
 
 /// The CRD with its schema finished.
 pub(super) fn finished(mut crd: Value) -> Value {
@@ -48,7 +47,8 @@ fn finish(schema: &mut Value, bare: bool) {
     if object.get("x-kubernetes-int-or-string") == Some(&Value::Bool(true)) {
         object.remove("description");
         object.insert("anyOf".to_owned(), json!([{"type": "integer"}, {"type": "string"}]));
-        object.insert("pattern".to_owned(), json!(QUANTITY_PATTERN));
+        let message = "must be a quantity such as 2, 500m or 1Gi";
+        object.insert("x-kubernetes-validations".to_owned(), json!([{"rule": QUANTITY_RULE, "message": message}]));
         // A bound on the length lets the API server bound the cost of rules about it.
         object.insert("maxLength".to_owned(), json!(32));
         return;

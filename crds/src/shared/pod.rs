@@ -90,7 +90,7 @@ impl PodSettings {
 #[derive(Clone, Debug, Default, Deserialize, Serialize, KubeSchema, PartialEq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = (
-    "!has(self.requests) || !has(self.limits) || self.requests.all(name, !(name in self.limits) || !quantity(string(self.limits[name])).isLessThan(quantity(string(self.requests[name]))))",
+    "!has(self.requests) || !has(self.limits) || self.requests.all(name, !(name in self.limits) || !isQuantity(string(self.limits[name])) || !isQuantity(string(self.requests[name])) || !quantity(string(self.limits[name])).isLessThan(quantity(string(self.requests[name]))))",
     "a request may not be above its limit"
 ))]
 pub struct Resources {

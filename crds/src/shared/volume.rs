@@ -9,16 +9,17 @@ use super::{Quantity, default_is_empty_object};
 /// The persistent volume of each pod.
 #[derive(Clone, Debug, Deserialize, Serialize, KubeSchema, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = (
-    "has(self.storageClassName) == has(oldSelf.storageClassName) && (!has(self.storageClassName) || self.storageClassName == oldSelf.storageClassName)",
-    "storageClassName is fixed at creation"
-))]
+#[x_kube(validation = Rule::new(
+    "has(self.storageClassName) == has(oldSelf.storageClassName) && (!has(self.storageClassName) || self.storageClassName == oldSelf.storageClassName)"
+)
+.message("storageClassName is fixed at creation")
+.field_path(".storageClassName"))]
 pub struct Volume {
     /// Size of the volume of each pod, for example 10Gi. It can be raised where the storage class allows expansion,
     /// never lowered.
     #[serde(default = "size")]
-    #[x_kube(validation = ("!quantity(self).isLessThan(quantity('128Mi'))", "a volume needs at least 128Mi"))]
-    #[x_kube(validation = ("!quantity(self).isLessThan(quantity(oldSelf))", "volumes only grow: size can be raised, never lowered"))]
+    #[x_kube(validation = ("!isQuantity(self) || !quantity(self).isLessThan(quantity('128Mi'))", "a volume needs at least 128Mi"))]
+    #[x_kube(validation = ("!isQuantity(self) || !isQuantity(oldSelf) || !quantity(self).isLessThan(quantity(oldSelf))", "volumes only grow: size can be raised, never lowered"))]
     pub size: Quantity,
     /// StorageClass of the volume. Omitted: the cluster's default class. Fixed at creation.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -12,16 +12,16 @@ use serde_json::{Value, json};
 use crate::server::ApiServer;
 
 /// How long the API server may take to serve a new definition or policy.
-pub const SETTLES_WITHIN: Duration = Duration::from_secs(30);
+pub(crate) const SETTLES_WITHIN: Duration = Duration::from_secs(30);
 
 /// The API server as one user sees it.
-pub struct Api {
+pub(crate) struct Api {
     client: Client,
 }
 
 impl Api {
     /// As the user with this token.
-    pub fn as_user(server: &ApiServer, token: &str) -> Self {
+    pub(crate) fn as_user(server: &ApiServer, token: &str) -> Self {
         let mut config = Config::new(server.url().parse().expect("a URL"));
         config.accept_invalid_certs = true;
         config.auth_info.token = Some(token.to_owned().into());
@@ -29,7 +29,7 @@ impl Api {
     }
 
     /// Installs the CRDs as the generator makes them and waits until they are served.
-    pub async fn install_crds(&self) {
+    pub(crate) async fn install_crds(&self) {
         let api: KubeApi<CustomResourceDefinition> = KubeApi::all(self.client.clone());
         for crd in kith_crds::generate::crds() {
             let name = crd.metadata.name.clone().expect("a name");
@@ -46,18 +46,18 @@ impl Api {
     }
 
     /// The definitions as the API server keeps them.
-    pub async fn definition(&self, plural: &str) -> CustomResourceDefinition {
+    pub(crate) async fn definition(&self, plural: &str) -> CustomResourceDefinition {
         let api: KubeApi<CustomResourceDefinition> = KubeApi::all(self.client.clone());
         api.get(&format!("{plural}.kith.dev")).await.expect("the definition")
     }
 
     /// Creates without keeping.
-    pub async fn try_create(&self, object: &Value) -> Result<Value, String> {
+    pub(crate) async fn try_create(&self, object: &Value) -> Result<Value, String> {
         self.post(object, true).await
     }
 
     /// Creates.
-    pub async fn create(&self, object: &Value) -> Result<Value, String> {
+    pub(crate) async fn create(&self, object: &Value) -> Result<Value, String> {
         self.post(object, false).await
     }
 
@@ -70,7 +70,7 @@ impl Api {
     }
 
     /// Replaces the object of the same name, without keeping when `dry_run`.
-    pub async fn replace(&self, object: &Value, dry_run: bool) -> Result<Value, String> {
+    pub(crate) async fn replace(&self, object: &Value, dry_run: bool) -> Result<Value, String> {
         let name = name(object);
         let request = Request::new(collection(object)).get(name, &kube::api::GetParams::default()).expect("a request");
         let current: Value = self.client.request(request).await.map_err(words)?;
@@ -84,7 +84,12 @@ impl Api {
     }
 
     /// Merges into the object, or into its status when `subresource` says so.
-    pub async fn merge(&self, object: &Value, subresource: Option<&str>, change: &Value) -> Result<Value, String> {
+    pub(crate) async fn merge(
+        &self,
+        object: &Value,
+        subresource: Option<&str>,
+        change: &Value,
+    ) -> Result<Value, String> {
         let request = Request::new(collection(object));
         let parameters = PatchParams::default();
         let request = match subresource {
@@ -95,13 +100,13 @@ impl Api {
     }
 
     /// Deletes.
-    pub async fn delete(&self, object: &Value) -> Result<Value, String> {
+    pub(crate) async fn delete(&self, object: &Value) -> Result<Value, String> {
         let request = Request::new(collection(object)).delete(name(object), &DeleteParams::default());
         self.client.request(request.expect("a request")).await.map_err(words)
     }
 
     /// Deletes all of a kind at once.
-    pub async fn delete_all(&self, plural: &str) -> Result<Value, String> {
+    pub(crate) async fn delete_all(&self, plural: &str) -> Result<Value, String> {
         let request = Request::new(format!("/apis/{}/namespaces/default/{plural}", kith_crds::API_VERSION));
         let request = request.delete_collection(&DeleteParams::default(), &kube::api::ListParams::default());
         self.client.request(request.expect("a request")).await.map_err(words)
@@ -114,7 +119,7 @@ impl Api {
     }
 
     /// Whether the operator may do this; namespaces are named, the empty name means cluster-wide.
-    pub async fn operator_may(&self, verb: &str, group: &str, resource: &str, namespace: &str) -> bool {
+    pub(crate) async fn operator_may(&self, verb: &str, group: &str, resource: &str, namespace: &str) -> bool {
         let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
         let review: SubjectAccessReview = serde_json::from_value(json!({
             "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview",
@@ -157,7 +162,7 @@ fn words(error: kube::Error) -> String {
 }
 
 /// The manifest of a kind with this spec, in YAML.
-pub fn manifest(kind: &str, name: &str, spec: &str) -> Value {
+pub(crate) fn manifest(kind: &str, name: &str, spec: &str) -> Value {
     let spec: Value = serde_yaml_ng::from_str(spec).unwrap_or_else(|error| panic!("{spec}: {error}"));
     json!({"apiVersion": kith_crds::API_VERSION, "kind": kind, "metadata": {"name": name}, "spec": spec})
 }

@@ -7,8 +7,8 @@ use crate::api::{Api, manifest};
 const BAD: [(&str, &str, &str, &[&str]); 19] = [
     ("ChatCluster", "{}", "{storage: {partitions: 512}}", &["partitions is fixed at creation"]),
     ("ChatCluster", "{}", "{eventLog: {partitions: 64}}", &["eventLog.partitions is fixed at creation"]),
-    ("ChatCluster", "{}", "{clusterName: other}", &["spec.clusterName is fixed at creation"]),
-    ("ChatCluster", "{clusterName: other}", "{}", &["spec.clusterName is fixed at creation"]),
+    ("ChatCluster", "{}", "{clusterName: other}", &["spec.clusterName", "clusterName is fixed at creation"]),
+    ("ChatCluster", "{clusterName: other}", "{}", &["spec.clusterName", "clusterName is fixed at creation"]),
     (
         "ChatCluster",
         "{}",
@@ -64,7 +64,7 @@ const GOOD: [(&str, &str, &str); 8] = [
 ];
 
 /// What is fixed stays, and the refusal says so.
-pub async fn bad_ones_are_refused(api: &Api, failures: &mut Failures) {
+pub(crate) async fn bad_ones_are_refused(api: &Api, failures: &mut Failures) {
     for (kind, before, after, says) in BAD {
         let case = format!("change of {kind} from {before} to {after}");
         let outcome = change(api, kind, before, after, failures, &case).await;
@@ -73,7 +73,7 @@ pub async fn bad_ones_are_refused(api: &Api, failures: &mut Failures) {
 }
 
 /// What may change, can.
-pub async fn good_ones_are_accepted(api: &Api, failures: &mut Failures) {
+pub(crate) async fn good_ones_are_accepted(api: &Api, failures: &mut Failures) {
     for (kind, before, after) in GOOD {
         let case = format!("change of {kind} from {before} to {after}");
         let outcome = change(api, kind, before, after, failures, &case).await;

@@ -41,7 +41,7 @@ fn documents(yaml: &str) -> Vec<Value> {
 }
 
 /// The chart is accepted in a namespace that enforces the restricted level, and so is the pod that its Deployment makes.
-pub fn installs_and_passes_pod_security(server: &ApiServer, failures: &mut Failures) {
+pub(crate) fn installs_and_passes_pod_security(server: &ApiServer, failures: &mut Failures) {
     server.kubectl(&["create", "namespace", NAMESPACE]).expect("a namespace");
     server
         .kubectl(&["label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=restricted"])
@@ -71,7 +71,7 @@ pub fn installs_and_passes_pod_security(server: &ApiServer, failures: &mut Failu
 }
 
 /// Shards that own slots cannot be deleted by hand, and approvals name their proposal.
-pub async fn policies_protect_shards_and_rebalances(server: &ApiServer, admin: &Api, failures: &mut Failures) {
+pub(crate) async fn policies_protect_shards_and_rebalances(server: &ApiServer, admin: &Api, failures: &mut Failures) {
     let bound = server.kubectl(&["create", "clusterrolebinding", "jane", "--clusterrole=cluster-admin", "--user=jane"]);
     bound.expect("a binding");
     shard_deletion(server, admin, failures).await;
@@ -155,7 +155,7 @@ async fn rebalance_commands(server: &ApiServer, admin: &Api, failures: &mut Fail
 }
 
 /// The operator may do what it does and nothing else.
-pub async fn rights_are_the_least(server: &ApiServer, admin: &Api, failures: &mut Failures) {
+pub(crate) async fn rights_are_the_least(server: &ApiServer, admin: &Api, failures: &mut Failures) {
     let may = [
         ("patch", "kith.dev", "chatclusters/status", "chat"),
         ("update", "kith.dev", "chatclusters/finalizers", "chat"),

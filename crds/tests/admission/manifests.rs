@@ -77,7 +77,7 @@ const BAD: [(&str, &str, &str, &[&str]); 55] = [
         "ChatCluster",
         "demo",
         "{storage: {replicas: 1, durability: {ackReplicas: 2}}}",
-        &["ackReplicas may not be above replicas"],
+        &["spec.storage.durability.ackReplicas", "ackReplicas may not be above replicas"],
     ),
     ("ChatCluster", "demo", "{storage: {durability: {fsync: never}}}", &["fsync", "always", "everysec"]),
     ("ChatCluster", "demo", "{storage: {durability: {whenDegraded: ignore}}}", &["whenDegraded", "refuse", "accept"]),
@@ -113,7 +113,7 @@ const BAD: [(&str, &str, &str, &[&str]); 55] = [
         "ChatCluster",
         "demo",
         "{pod: {resources: {requests: {memory: 12 apples}}}}",
-        &["spec.pod.resources.requests.memory"],
+        &["spec.pod.resources.requests[memory]", "must be a quantity such as"],
     ),
     ("ChatCluster", "demo", "{pod: {labels: {app.kubernetes.io/name: mine}}}", &["belong to the operator"]),
     ("ChatCluster", "demo", "{pod: {annotations: {kith.dev/config-hash: x}}}", &["belong to the operator"]),
@@ -200,7 +200,7 @@ const BAD: [(&str, &str, &str, &[&str]); 55] = [
 ];
 
 /// Everything right is accepted, and `spec: {}` comes back whole.
-pub async fn good_ones_are_accepted(api: &Api, failures: &mut Failures) {
+pub(crate) async fn good_ones_are_accepted(api: &Api, failures: &mut Failures) {
     for (kind, name, spec) in GOOD {
         failures.expect_acceptance(&format!("good {kind} {spec}"), api.try_create(&manifest(kind, name, spec)).await);
     }
@@ -219,7 +219,7 @@ pub async fn good_ones_are_accepted(api: &Api, failures: &mut Failures) {
 }
 
 /// Everything wrong is refused, in words.
-pub async fn bad_ones_are_refused(api: &Api, failures: &mut Failures) {
+pub(crate) async fn bad_ones_are_refused(api: &Api, failures: &mut Failures) {
     for (kind, name, spec, says) in BAD {
         let outcome = api.try_create(&manifest(kind, name, spec)).await;
         failures.expect_refusal(&format!("bad {kind}/{name} {spec}"), &outcome, says);

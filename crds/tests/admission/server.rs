@@ -22,7 +22,7 @@ const USERS: [(&str, &str, &str); 5] = [
 ];
 
 /// etcd and kube-apiserver on ports of their own; both end with this value.
-pub struct ApiServer {
+pub(crate) struct ApiServer {
     folder: TempDir,
     port: u16,
     children: Vec<Child>,
@@ -30,7 +30,7 @@ pub struct ApiServer {
 
 impl ApiServer {
     /// Starts both and waits until the server is ready.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let kube = cache().join(KUBE);
         assert!(kube.exists(), "{} is missing: run e2e/local/deps.sh kube", kube.display());
         assert!(Path::new(ETCD).exists(), "{ETCD} is missing: run e2e/local/deps.sh debian");
@@ -55,12 +55,12 @@ impl ApiServer {
     }
 
     /// Where the server listens.
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("https://127.0.0.1:{}", self.port)
     }
 
     /// kubectl as the administrator: what it prints, or what it complains about.
-    pub fn kubectl(&self, arguments: &[&str]) -> Result<String, String> {
+    pub(crate) fn kubectl(&self, arguments: &[&str]) -> Result<String, String> {
         let output = Command::new(self.folder.path().join("kubectl"))
             .env("KUBECONFIG", self.folder.path().join("kubeconfig"))
             .env("KUBECACHEDIR", self.folder.path().join("cache"))
@@ -72,7 +72,7 @@ impl ApiServer {
     }
 
     /// A file with this content, for kubectl.
-    pub fn file(&self, name: &str, content: &str) -> String {
+    pub(crate) fn file(&self, name: &str, content: &str) -> String {
         let path = self.folder.path().join(name);
         fs::write(&path, content).expect("a file");
         path.display().to_string()
@@ -172,7 +172,7 @@ impl Drop for ApiServer {
 }
 
 /// The cache of built tools.
-pub fn cache() -> PathBuf {
+pub(crate) fn cache() -> PathBuf {
     let chosen = env::var_os("KITH_CACHE").filter(|path| !path.is_empty()).map(PathBuf::from);
     chosen.unwrap_or_else(|| PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".cache/kith"))
 }

@@ -13,7 +13,7 @@ use crate::server::ApiServer;
 const CLIENT_SIDE_APPLY_BYTES_MAX: usize = 262_144;
 
 /// The API server finds nothing to complain about, and the definitions fit into a client-side apply.
-pub async fn definitions_are_clean(api: &Api, failures: &mut Failures) {
+pub(crate) async fn definitions_are_clean(api: &Api, failures: &mut Failures) {
     for plural in ["chatclusters", "storageshards", "gateways", "shardrebalances"] {
         let definition = api.definition(plural).await;
         let conditions = definition.status.and_then(|status| status.conditions).unwrap_or_default();
@@ -32,7 +32,7 @@ pub async fn definitions_are_clean(api: &Api, failures: &mut Failures) {
 }
 
 /// Everything in `examples/` is accepted as it stands.
-pub fn examples_are_accepted(server: &ApiServer, failures: &mut Failures) {
+pub(crate) fn examples_are_accepted(server: &ApiServer, failures: &mut Failures) {
     for namespace in ["kith-demo", "chat"] {
         server.kubectl(&["create", "namespace", namespace]).expect("a namespace");
     }
@@ -48,7 +48,7 @@ pub fn examples_are_accepted(server: &ApiServer, failures: &mut Failures) {
 }
 
 /// `kubectl get kith` tells whether it is fine, how big it is and where to connect; `explain` explains; `scale` scales.
-pub async fn people_see_the_state_at_a_glance(server: &ApiServer, api: &Api, failures: &mut Failures) {
+pub(crate) async fn people_see_the_state_at_a_glance(server: &ApiServer, api: &Api, failures: &mut Failures) {
     let cluster = manifest("ChatCluster", "glance", "{storage: {shards: 3}}");
     let shard = manifest("StorageShard", "glance-0", "{clusterRef: {name: glance}, index: 0}");
     let gateway = manifest("Gateway", "edge", "{clusterRef: {name: glance}}");
