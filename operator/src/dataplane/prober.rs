@@ -64,14 +64,14 @@ pub struct Prober {
 /// waits until the mover has ended or cancelled its batch.
 #[derive(Clone, Default)]
 pub struct Gate {
-    lock: Arc<tokio::sync::Mutex<()>>,
+    lock: Arc<tokio::sync::RwLock<()>>,
     wanted: Arc<std::sync::atomic::AtomicUsize>,
 }
 
 impl Gate {
-    /// Held while a batch of slots moves.
-    pub async fn moving(&self) -> tokio::sync::OwnedMutexGuard<()> {
-        self.lock.clone().lock_owned().await
+    /// Held while a batch of slots moves; several may, and none begins while a promotion waits.
+    pub async fn moving(&self) -> tokio::sync::OwnedRwLockReadGuard<()> {
+        self.lock.clone().read_owned().await
     }
 
     /// Whether a promotion waits: the mover cancels its batch and lets go.
@@ -80,10 +80,10 @@ impl Gate {
     }
 
     /// Held while a primary changes.
-    pub async fn promoting(&self) -> tokio::sync::OwnedMutexGuard<()> {
+    pub async fn promoting(&self) -> tokio::sync::OwnedRwLockWriteGuard<()> {
         self.wanted.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
         let waiting = Waiting(&self.wanted);
-        let held = self.lock.clone().lock_owned().await;
+        let held = self.lock.clone().write_owned().await;
         drop(waiting);
         held
     }

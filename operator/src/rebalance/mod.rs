@@ -4,7 +4,12 @@
 //! `states` says what a ShardRebalance does next. Nothing is remembered that the data plane does not say itself: the operator
 //! may die between any two commands.
 
+pub mod automatic;
+pub mod controller;
 pub mod executor;
 pub mod failpoint;
+pub mod inventory;
 pub mod migrations;
 pub mod planner;
+pub mod states;
+pub mod world;

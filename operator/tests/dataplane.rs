@@ -1,0 +1,167 @@
+//! The data plane code against real Valkey processes: forming, failing over, coming back.
+
+mod support;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use kith_operator::dataplane::{
+    Gate, Prober,
+    switchover::switchover,
+    types::{Presence, Reason},
+};
+use redis::Value;
+use support::{Fleet, eventually};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+fn prober(fleet: &Fleet) -> (watch::Sender<Arc<kith_operator::dataplane::types::Desired>>, watch::Receiver<kith_operator::dataplane::Report>, CancellationToken) {
+    let (publish, desired) = watch::channel(Arc::new(fleet.desired.clone()));
+    let end = CancellationToken::new();
+    let prober = Prober { links: fleet.links.clone(), guard: fleet.guard.clone(), desired, gate: Gate::default() };
+    let report = prober.start(end.clone());
+    (publish, report, end)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn empty_nodes_become_a_ready_cluster_that_is_then_left_alone() {
+    for (shards, limit) in [(1, LIMIT), (3, LIMIT)] {
+        let mut fleet = Fleet::start(shards, 2);
+        let took = fleet.ready(limit).await;
+        println!("{shards} shards with 2 replicas each formed in {took:?}");
+        fleet.desired.formed = true;
+        let again = fleet.pass().await;
+        assert_eq!(again.actions, 0, "an unchanged cluster is only read");
+        assert!(again.problems.is_empty(), "{:?}", again.problems);
+        let pod = fleet.primary("demo-0").await.expect("a primary");
+        let answer = fleet.command(&pod, &["FCALL", "incr", "1", "{06S}n", "5"]).await;
+        assert!(matches!(answer, Ok(Value::Int(5)) | Err(_)), "{answer:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_primary_is_replaced_within_five_seconds_and_rejoins() {
+    let mut fleet = Fleet::start(1, 2);
+    fleet.ready(LIMIT).await;
+    fleet.desired.formed = true;
+    let (_publish, mut report, end) = prober(&fleet);
+    let old = fleet.primary("demo-0").await.expect("a primary");
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    fleet.node(&old).kill();
+    let begun = Instant::now();
+    report.wait_for(|r| !r.failovers.is_empty()).await.expect("the prober runs");
+    let new = report.borrow().failovers[0].pod.clone();
+    println!("promoted {new} {:?} after the kill (takeover itself {:?})", begun.elapsed(), report.borrow().failovers[0].took);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    eventually("a write to be accepted", Duration::from_secs(4), async || {
+        fleet.command(&new, &["FCALL", "incr", "1", "{06S}n", "1"]).await.is_ok()
+    })
+    .await;
+    let acks = fleet.desired.ack_replicas;
+    fleet.node(&old).start(acks);
+    println!("ready again {:?} after the old primary's start", fleet.ready(LIMIT).await);
+    assert_eq!(fleet.primary("demo-0").await, Some(new));
+    end.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_promoted_when_too_few_replicas_are_in_sight() {
+    let mut fleet = Fleet::start(1, 2);
+    fleet.ready(LIMIT).await;
+    fleet.desired.formed = true;
+    let primary = fleet.primary("demo-0").await.expect("a primary");
+    let other = fleet.nodes.iter().map(|n| n.pod.clone()).find(|p| *p != primary).expect("a replica");
+    fleet.node(&other).kill();
+    fleet.node(&primary).kill();
+    let (publish, mut report, end) = prober(&fleet);
+    let blocked = |r: &kith_operator::dataplane::Report| r.problems.iter().any(|p| p.reason == Reason::FailoverBlocked);
+    tokio::time::timeout(LIMIT, report.wait_for(blocked)).await.expect("in time").expect("the prober runs");
+    let problem = report.borrow().problems[0].clone();
+    println!("{problem}");
+    assert!(report.borrow().failovers.is_empty());
+    // The other replica comes back: now one of the two certainly holds everything.
+    let acks = fleet.desired.ack_replicas;
+    fleet.node(&other).start(acks);
+    tokio::time::timeout(LIMIT, report.wait_for(|r| !r.failovers.is_empty())).await.expect("in time").expect("the prober runs");
+    drop(publish);
+    end.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_whose_pods_all_came_back_elsewhere_is_joined_again() {
+    let mut fleet = Fleet::start(2, 1);
+    fleet.ready(LIMIT).await;
+    fleet.desired.formed = true;
+    let pod = fleet.primary("demo-1").await.expect("a primary");
+    fleet.command(&pod, &["FCALL", "incr", "1", "{zzz}n", "5"]).await.ok();
+    let pods: Vec<String> = fleet.nodes.iter().map(|n| n.pod.clone()).collect();
+    for pod in &pods {
+        fleet.node(pod).kill();
+    }
+    for pod in &pods {
+        fleet.restart_elsewhere(pod);
+    }
+    println!("all pods elsewhere: ready again after {:?}", fleet.ready(LIMIT).await);
+    assert_eq!(fleet.pass().await.actions, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_planned_switchover_loses_no_write() {
+    let mut fleet = Fleet::start(1, 2);
+    fleet.ready(LIMIT).await;
+    fleet.desired.formed = true;
+    let from = fleet.primary("demo-0").await.expect("a primary");
+    let to = fleet.nodes.iter().map(|n| n.pod.clone()).find(|p| *p != from).expect("a replica");
+    let end = CancellationToken::new();
+    let writer = tokio::spawn(count(fleet.links.clone(), fleet.desired.clone(), end.clone()));
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let seen = fleet.look().await;
+    let paused = switchover(&fleet.links, &fleet.guard, &fleet.desired, &seen, &from, &to).await.expect("a switchover");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    end.cancel();
+    let (acknowledged, longest) = writer.await.expect("the writer ends");
+    println!("{acknowledged} writes acknowledged; writes held back for {paused:?}, longest wait {longest:?}");
+    let value = fleet.command(&to, &["GET", "{06S}n"]).await.expect("readable");
+    let stored: u64 = kith_operator::dataplane::parse::text(&value).and_then(|t| t.parse().ok()).expect("a number");
+    assert!(stored >= acknowledged, "stored {stored}, acknowledged {acknowledged}");
+    assert!(longest < Duration::from_secs(2), "{longest:?}");
+    fleet.ready(LIMIT).await;
+}
+
+/// Counts up on whoever takes the write; the number of acknowledged writes and the longest time between two.
+async fn count(links: kith_operator::dataplane::Links, desired: kith_operator::dataplane::types::Desired, end: CancellationToken) -> (u64, Duration) {
+    let (mut acknowledged, mut last, mut longest) = (0, Instant::now(), Duration::ZERO);
+    let members: Vec<_> = desired.members().filter_map(|(_, m)| m.address).collect();
+    let mut at = 0;
+    while !end.is_cancelled() {
+        let mut command = redis::cmd("FCALL");
+        command.arg("incr").arg(1).arg("{06S}n").arg(1);
+        match links.ask_one(members[at % members.len()], &command).await {
+            Ok(_) => {
+                acknowledged += 1;
+                longest = longest.max(last.elapsed());
+                last = Instant::now();
+            }
+            Err(_) => at += 1,
+        }
+    }
+    (acknowledged, longest)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leaving_primary_hands_over_before_it_is_gone() {
+    let mut fleet = Fleet::start(1, 2);
+    fleet.ready(LIMIT).await;
+    fleet.desired.formed = true;
+    let (publish, mut report, end) = prober(&fleet);
+    let primary = fleet.primary("demo-0").await.expect("a primary");
+    fleet.member(&primary).presence = Presence::Terminating;
+    publish.send_replace(Arc::new(fleet.desired.clone()));
+    tokio::time::timeout(LIMIT, report.wait_for(|r| r.failovers.iter().any(|f| f.planned))).await.expect("in time").expect("the prober runs");
+    println!("handed over in {:?}", report.borrow().failovers[0].took);
+    end.cancel();
+}

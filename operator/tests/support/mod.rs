@@ -1,0 +1,209 @@
+//! Real Valkey processes as the pods of a ChatCluster that the data plane code forms and keeps.
+#![allow(dead_code, reason = "each test binary uses a part")]
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use kith_kit::{
+    config::Valkey,
+    testing::{Process, bin_dir, free_port},
+    valkey::Connector,
+};
+use kith_operator::{
+    dataplane::{
+        Links, Outcome, converge,
+        observe::{Depth, observe},
+        settings,
+        types::{Desired, DesiredShard, Library, Member, Observation, Presence},
+    },
+    lease::LeaseGuard,
+};
+use tempfile::TempDir;
+
+/// A library with one counter: enough to see what a move or a failover does to writes.
+pub(crate) const COUNTER: &str = "#!lua name=kith1\nserver.register_function('incr', function(keys, args) return server.call('INCRBY', keys[1], args[1]) end)\n";
+
+/// One pod.
+pub(crate) struct Node {
+    pub(crate) pod: String,
+    pub(crate) dir: PathBuf,
+    pub(crate) port: u16,
+    pub(crate) bus_port: u16,
+    pub(crate) process: Option<Process>,
+}
+
+/// All pods of a ChatCluster and the wish for it.
+pub(crate) struct Fleet {
+    pub(crate) desired: Desired,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) links: Links,
+    pub(crate) guard: LeaseGuard,
+    pub(crate) root: TempDir,
+}
+
+impl Fleet {
+    /// Starts empty nodes for `shards` shards with `replicas` replicas each.
+    pub(crate) fn start(shards: usize, replicas: u32) -> Self {
+        let desired = Desired {
+            cluster: "demo".to_owned(),
+            cluster_uid: "11111111-2222-3333-4444-555555555555".to_owned(),
+            partitions: 1024,
+            ack_replicas: 1.min(replicas),
+            fsync: "always".to_owned(),
+            formed: false,
+            library: Library { name: "kith1".to_owned(), code: COUNTER.to_owned() },
+            shards: Vec::new(),
+        };
+        let access = Valkey { seeds: Vec::new(), username: None, password_file: None, tls: false };
+        let connector = Connector::with_parts(&access, None, "demo").expect("a connector");
+        let root = TempDir::with_prefix("kith-dataplane-").expect("a temporary folder");
+        let mut fleet =
+            Self { desired, nodes: Vec::new(), links: Links::new(connector), guard: LeaseGuard::unopposed(), root };
+        for _ in 0..shards {
+            fleet.add_shard(replicas);
+        }
+        fleet
+    }
+
+    /// One more shard of empty nodes.
+    pub(crate) fn add_shard(&mut self, replicas: u32) {
+        let n = self.desired.shards.len();
+        let mut members = Vec::new();
+        for i in 0..=replicas {
+            let pod = format!("demo-{n}-valkey-{i}");
+            let dir = self.root.path().join(&pod);
+            std::fs::create_dir_all(&dir).expect("a folder");
+            let mut node = Node { pod: pod.clone(), dir, port: free_port(), bus_port: free_port(), process: None };
+            node.start(1.min(replicas));
+            members.push(Member {
+                pod,
+                uid: format!("uid-{n}-{i}"),
+                node: Some(format!("node-{i}")),
+                address: Some(SocketAddr::from(([127, 0, 0, 1], node.port))),
+                bus_port: node.bus_port,
+                presence: Presence::Running,
+            });
+            self.nodes.push(node);
+        }
+        self.desired.shards.push(DesiredShard {
+            name: format!("demo-{n}"),
+            weight: 100,
+            replicas,
+            draining: false,
+            min_replicas_to_write: 1.min(replicas),
+            force_promote: None,
+            members,
+        });
+    }
+
+    pub(crate) fn node(&mut self, pod: &str) -> &mut Node {
+        self.nodes.iter_mut().find(|n| n.pod == pod).expect("a pod")
+    }
+
+    /// Gives a pod another address, as Kubernetes does when it is made anew, and starts it on its own data.
+    pub(crate) fn restart_elsewhere(&mut self, pod: &str) {
+        let acks = self.desired.ack_replicas;
+        let (port, bus_port) = (free_port(), free_port());
+        let node = self.node(pod);
+        node.kill();
+        (node.port, node.bus_port) = (port, bus_port);
+        node.start(acks);
+        let member = self.member(pod);
+        member.address = Some(SocketAddr::from(([127, 0, 0, 1], port)));
+        member.bus_port = bus_port;
+    }
+
+    pub(crate) fn member(&mut self, pod: &str) -> &mut Member {
+        self.desired.shards.iter_mut().flat_map(|s| &mut s.members).find(|m| m.pod == pod).expect("a pod")
+    }
+
+    pub(crate) async fn look(&self) -> Observation {
+        observe(&self.links, &self.desired, Depth::Full).await
+    }
+
+    pub(crate) async fn pass(&self) -> Outcome {
+        converge(&self.links, &self.guard, &self.desired, Duration::from_secs(5)).await
+    }
+
+    /// Passes until the data plane is ready; how long that took.
+    pub(crate) async fn ready(&self, limit: Duration) -> Duration {
+        let begun = Instant::now();
+        loop {
+            let outcome = self.pass().await;
+            if outcome.readiness.is_ready() && !outcome.unfinished {
+                return begun.elapsed();
+            }
+            assert!(begun.elapsed() < limit, "not ready: {:#?} {:#?}", outcome.readiness.problems, outcome.problems);
+        }
+    }
+
+    /// The pod that is the primary of a shard.
+    pub(crate) async fn primary(&self, shard: &str) -> Option<String> {
+        let seen = self.look().await;
+        let ready = kith_operator::dataplane::readiness::readiness(&self.desired, &seen);
+        ready.shards.into_iter().find(|s| s.shard == shard).and_then(|s| s.primary)
+    }
+
+    /// One command to a pod.
+    pub(crate) async fn command(&self, pod: &str, words: &[&str]) -> Result<redis::Value, String> {
+        let address = self.desired.member(pod).and_then(|(_, m)| m.address).expect("an address");
+        let mut command = redis::cmd(words[0]);
+        for word in &words[1..] {
+            command.arg(*word);
+        }
+        self.links.ask_one(address, &command).await.map_err(|e| e.to_string())
+    }
+}
+
+impl Node {
+    pub(crate) fn start(&mut self, min_replicas: u32) {
+        let mut command = Command::new(bin_dir().join("valkey-server"));
+        let mut set = |name: &str, value: &str| {
+            command.arg(format!("--{name}")).arg(value);
+        };
+        for (name, value) in settings::FIXED {
+            set(name, value);
+        }
+        for (name, value) in [
+            ("bind", "127.0.0.1"),
+            ("cluster-enabled", "yes"),
+            ("cluster-announce-ip", "127.0.0.1"),
+            ("appendfsync", "always"),
+            ("save", ""),
+            ("daemonize", "no"),
+        ] {
+            set(name, value);
+        }
+        set("port", &self.port.to_string());
+        set("cluster-port", &self.bus_port.to_string());
+        set("min-replicas-to-write", &min_replicas.to_string());
+        set("dir", &self.dir.to_string_lossy());
+        let log = self.dir.join("valkey.log");
+        self.process = Some(Process::spawn(format!("valkey:{}", self.port), command, &log).expect("valkey-server"));
+    }
+
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill().expect("killed");
+        }
+    }
+}
+
+/// Waits until `condition` holds; how long that took.
+pub(crate) async fn eventually(what: &str, limit: Duration, mut condition: impl AsyncFnMut() -> bool) -> Duration {
+    let begun = Instant::now();
+    while !condition().await {
+        assert!(begun.elapsed() < limit, "waited too long for {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    begun.elapsed()
+}
+
+/// For messages about what a node wrote.
+pub(crate) fn log_of(dir: &Path) -> String {
+    std::fs::read_to_string(dir.join("valkey.log")).unwrap_or_default()
+}
