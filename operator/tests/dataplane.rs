@@ -1,6 +1,8 @@
 //! The data plane code against real Valkey processes: forming, failing over, coming back.
 
-mod support;
+mod support {
+    pub(crate) mod fleet;
+}
 
 use std::{
     sync::Arc,
@@ -13,7 +15,7 @@ use kith_operator::dataplane::{
     types::{Presence, Reason},
 };
 use redis::Value;
-use support::{Fleet, eventually};
+use support::fleet::{Fleet, eventually};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 

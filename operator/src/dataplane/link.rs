@@ -15,6 +15,9 @@ pub const READ_DEADLINE: Duration = Duration::from_secs(1);
 /// One command that changes something. The lease must last at least this long when it is sent.
 pub const WRITE_DEADLINE: Duration = Duration::from_millis(1_500);
 
+/// Every call has a deadline of its own; this one only ends what a connection would wait for otherwise.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+
 /// Why a node did not do what it was asked.
 #[derive(Debug, Error)]
 pub enum LinkError {
@@ -74,7 +77,7 @@ impl Links {
     /// Asks a node several things at once. Refusals are values; an error means that nothing is known.
     pub async fn ask(&self, address: SocketAddr, commands: &Pipeline, deadline: Duration) -> Result<Vec<Value>, LinkError> {
         let result = tokio::time::timeout(deadline, async {
-            let mut connection = self.connection(address, deadline).await?;
+            let mut connection = self.connection(address).await?;
             Ok::<_, LinkError>(connection.pipeline(commands).await?)
         })
         .await
@@ -118,7 +121,7 @@ impl Links {
 
     async fn call(&self, address: SocketAddr, command: &Cmd, deadline: Duration) -> Result<Value, LinkError> {
         let result = tokio::time::timeout(deadline, async {
-            let mut connection = self.connection(address, deadline).await?;
+            let mut connection = self.connection(address).await?;
             Ok::<_, LinkError>(connection.command(command).await?)
         })
         .await
@@ -129,13 +132,13 @@ impl Links {
         result
     }
 
-    async fn connection(&self, address: SocketAddr, deadline: Duration) -> Result<Connection, LinkError> {
+    async fn connection(&self, address: SocketAddr) -> Result<Connection, LinkError> {
         let known = self.open.lock().await.get(&address).cloned();
         if let Some(connection) = known.filter(|c| !c.is_closed()) {
             return Ok(connection);
         }
         // The lock is not held while connecting: a dead node must not delay the others.
-        let connection = self.connector.connect(&address.to_string(), deadline).await?;
+        let connection = self.connector.connect(&address.to_string(), ANSWER_DEADLINE).await?;
         self.open.lock().await.insert(address, connection.clone());
         Ok(connection)
     }

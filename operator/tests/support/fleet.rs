@@ -48,21 +48,10 @@ pub(crate) struct Fleet {
 impl Fleet {
     /// Starts empty nodes for `shards` shards with `replicas` replicas each.
     pub(crate) fn start(shards: usize, replicas: u32) -> Self {
-        let desired = Desired {
-            cluster: "demo".to_owned(),
-            cluster_uid: "11111111-2222-3333-4444-555555555555".to_owned(),
-            partitions: 1024,
-            ack_replicas: 1.min(replicas),
-            fsync: "always".to_owned(),
-            formed: false,
-            library: Library { name: "kith1".to_owned(), code: COUNTER.to_owned() },
-            shards: Vec::new(),
-        };
-        let access = Valkey { seeds: Vec::new(), username: None, password_file: None, tls: false };
-        let connector = Connector::with_parts(&access, None, "demo").expect("a connector");
+        let desired = Desired { ack_replicas: 1.min(replicas), ..nothing() };
         let root = TempDir::with_prefix("kith-dataplane-").expect("a temporary folder");
         let mut fleet =
-            Self { desired, nodes: Vec::new(), links: Links::new(connector), guard: LeaseGuard::unopposed(), root };
+            Self { desired, nodes: Vec::new(), links: links(), guard: LeaseGuard::unopposed(), root };
         for _ in 0..shards {
             fleet.add_shard(replicas);
         }
@@ -191,6 +180,65 @@ impl Node {
             process.kill().expect("killed");
         }
     }
+}
+
+/// Connections without TLS.
+pub(crate) fn links() -> Links {
+    let access = Valkey { seeds: Vec::new(), username: None, password_file: None, tls: false };
+    Links::new(Connector::with_parts(&access, None, "demo").expect("a connector"))
+}
+
+/// A wish without shards.
+fn nothing() -> Desired {
+    Desired {
+        cluster: "demo".to_owned(),
+        cluster_uid: "11111111-2222-3333-4444-555555555555".to_owned(),
+        partitions: 1024,
+        ack_replicas: 1,
+        fsync: "always".to_owned(),
+        formed: false,
+        library: Library { name: "kith1".to_owned(), code: COUNTER.to_owned() },
+        shards: Vec::new(),
+    }
+}
+
+/// The shards and pods of a wish, for another process.
+pub(crate) fn to_text(desired: &Desired) -> String {
+    let line = |(shard, member): (&DesiredShard, &Member)| {
+        let address = member.address.map(|a| a.to_string()).unwrap_or_default();
+        format!("{} {} {} {} {}\n", shard.name, shard.replicas, member.pod, address, member.bus_port)
+    };
+    desired.members().map(line).collect()
+}
+
+/// Reads it back.
+pub(crate) fn from_text(text: &str) -> Desired {
+    let mut desired = Desired { formed: true, ..nothing() };
+    for line in text.lines() {
+        let [name, replicas, pod, address, bus_port] = line.split(' ').collect::<Vec<_>>()[..] else { continue };
+        let replicas: u32 = replicas.parse().expect("a number");
+        let member = Member {
+            pod: pod.to_owned(),
+            uid: format!("uid-{pod}"),
+            node: None,
+            address: address.parse().ok(),
+            bus_port: bus_port.parse().expect("a port"),
+            presence: Presence::Running,
+        };
+        if desired.shards.last().is_none_or(|s| s.name != name) {
+            desired.shards.push(DesiredShard {
+                name: name.to_owned(),
+                weight: 100,
+                replicas,
+                draining: false,
+                min_replicas_to_write: 1.min(replicas),
+                force_promote: None,
+                members: Vec::new(),
+            });
+        }
+        desired.shards.last_mut().expect("just pushed").members.push(member);
+    }
+    desired
 }
 
 /// Waits until `condition` holds; how long that took.

@@ -1,0 +1,231 @@
+//! Partitions move between real shards under a writer, and the mover dies at every step.
+
+mod support {
+    pub(crate) mod fleet;
+    pub(crate) mod writer;
+}
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::jiff::Timestamp;
+use kith_crds::{ShardRebalanceSpec, shardrebalance::{RebalancePhase, ShardRebalanceStatus}};
+use kith_operator::{
+    dataplane::{Gate, Links, types::Desired},
+    lease::LeaseGuard,
+    rebalance::{
+        executor::{BatchEnd, Executor},
+        failpoint,
+        states::{self, Input, Next},
+        world,
+    },
+};
+use support::{
+    fleet::Fleet,
+    writer::{self, Promised},
+};
+use tokio_util::sync::CancellationToken;
+
+const LIMIT: Duration = Duration::from_secs(40);
+const KEYS: usize = 200;
+
+fn keys() -> Vec<String> {
+    (0..KEYS).map(|i| format!("counter:{i}")).collect()
+}
+
+fn seeds(desired: &Desired) -> Vec<SocketAddr> {
+    desired.members().filter_map(|(_, m)| m.address).collect()
+}
+
+/// Carries a rebalance through as the controller does, without Kubernetes; whether it came to its end.
+async fn drive(links: &Links, guard: &LeaseGuard, desired: &Desired, gate: &Gate, stop_after: Option<Duration>, limit: Duration) -> ShardRebalanceStatus {
+    let spec = ShardRebalanceSpec::automatic(&desired.cluster);
+    let executor = Executor { links: links.clone(), guard: guard.clone(), gate: gate.clone() };
+    let mut status = ShardRebalanceStatus::default();
+    let begun = Instant::now();
+    while begun.elapsed() < limit {
+        let seen = world::look(links, desired, true).await;
+        let decision = states::decide(&Input {
+            spec: &spec,
+            generation: Some(1),
+            status: &status,
+            annotation: None,
+            other_active: None,
+            world: Ok(&seen),
+            now: Timestamp::now(),
+        });
+        status = decision.status;
+        match decision.next {
+            Next::Again(_) if status.phase == RebalancePhase::Ready => return status,
+            Next::Again(pause) => tokio::time::sleep(pause.min(Duration::from_millis(300))).await,
+            Next::Move(batches) => {
+                for batch in batches {
+                    let at = Instant::now();
+                    let stop = move || stop_after.is_some_and(|limit| at.elapsed() > limit);
+                    match executor.run(desired, &batch, &stop).await {
+                        Ok(BatchEnd::Blocked(problem)) => println!("blocked: {problem}"),
+                        Ok(BatchEnd::Interrupted(why)) => println!("interrupted: {why}"),
+                        Ok(BatchEnd::Moved) => {}
+                        Err(error) => println!("failed: {error}"),
+                    }
+                }
+            }
+        }
+    }
+    status
+}
+
+async fn check(fleet: &Fleet, promised: &Promised) {
+    let seeds = seeds(&fleet.desired);
+    let (mut lost, mut doubled) = (Vec::new(), Vec::new());
+    for (key, acknowledged) in &promised.acknowledged {
+        let stored = writer::read(&fleet.links, &seeds, key).await.unwrap_or(0);
+        let unknown = promised.unknown.get(key).copied().unwrap_or(0);
+        if stored < *acknowledged {
+            lost.push((key.clone(), stored, *acknowledged));
+        }
+        if stored > acknowledged + unknown {
+            doubled.push((key.clone(), stored, *acknowledged));
+        }
+    }
+    assert!(lost.is_empty() && doubled.is_empty(), "lost {lost:?}, doubled {doubled:?}");
+}
+
+async fn grown(shards: usize) -> Fleet {
+    let mut fleet = Fleet::start(1, 1);
+    fleet.ready(LIMIT).await;
+    fleet.desired.formed = true;
+    for _ in 1..shards {
+        fleet.add_shard(1);
+    }
+    fleet.ready(LIMIT).await;
+    fleet
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shards_are_added_and_drained_under_a_writer_without_a_lost_write() {
+    let mut fleet = grown(3).await;
+    let end = CancellationToken::new();
+    let counting = tokio::spawn(writer::count(fleet.links.clone(), seeds(&fleet.desired), keys(), end.clone()));
+    let begun = Instant::now();
+    let status = drive(&fleet.links, &fleet.guard, &fleet.desired, &Gate::default(), None, Duration::from_secs(120)).await;
+    assert_eq!(status.phase, RebalancePhase::Ready, "{:?}", status.message);
+    let moved = status.history[0].moved_partitions;
+    println!("1 -> 3 shards: {moved} partitions in {:?}", begun.elapsed());
+    let sizes: Vec<u32> = fleet.pass().await.readiness.shards.iter().map(|s| s.slots.len()).collect();
+    assert!(sizes.iter().all(|s| (5_100..5_800).contains(s)), "{sizes:?}");
+    // And back: the last shard is drained.
+    fleet.desired.shards[2].draining = true;
+    let begun = Instant::now();
+    let status = drive(&fleet.links, &fleet.guard, &fleet.desired, &Gate::default(), None, Duration::from_secs(120)).await;
+    assert_eq!(status.phase, RebalancePhase::Ready, "{:?}", status.message);
+    println!("3 -> 2 shards: {} partitions in {:?}", status.history[0].moved_partitions, begun.elapsed());
+    end.cancel();
+    let mut promised = counting.await.expect("the writer ends");
+    let outcome = fleet.pass().await;
+    assert!(outcome.readiness.shards[2].is_empty(&outcome.seen), "{:?}", outcome.readiness.shards[2]);
+    check(&fleet, &promised).await;
+    println!(
+        "{} acknowledged, p50 {:?}, p99 {:?}, longest {:?}",
+        promised.total(),
+        promised.quantile(0.5),
+        promised.quantile(0.99),
+        promised.quantile(1.0)
+    );
+    assert!(promised.quantile(1.0) < Duration::from_secs(2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mover_that_dies_at_any_step_is_followed_by_one_that_finishes() {
+    let fleet = grown(2).await;
+    fill(&fleet).await;
+    let file = fleet.root.path().join("wish");
+    std::fs::write(&file, support::fleet::to_text(&fleet.desired)).expect("written");
+    let end = CancellationToken::new();
+    let counting = tokio::spawn(writer::count(fleet.links.clone(), seeds(&fleet.desired), keys(), end.clone()));
+    for place in failpoint::ALL {
+        for nth in [1, 2] {
+            let begun = Instant::now();
+            let died = child(&file, Some(&format!("{place}@{nth}")), Duration::from_secs(60));
+            println!("{place}@{nth}: the mover died after {:?}", begun.elapsed());
+            assert!(died, "{place} was not met");
+        }
+    }
+    // The last one finishes what all of them began, in this process.
+    let status = drive(&fleet.links, &fleet.guard, &fleet.desired, &Gate::default(), None, Duration::from_secs(120)).await;
+    assert_eq!(status.phase, RebalancePhase::Ready, "{:?}", status.message);
+    end.cancel();
+    let promised = counting.await.expect("the writer ends");
+    check(&fleet, &promised).await;
+    let outcome = fleet.pass().await;
+    assert!(outcome.readiness.is_ready() && outcome.problems.is_empty(), "{:?}", outcome.problems);
+    let sizes: Vec<u32> = outcome.readiness.shards.iter().map(|s| s.slots.len()).collect();
+    println!("{} acknowledged; slots {sizes:?}", promised.total());
+    assert!(sizes.iter().all(|s| (7_700..8_700).contains(s)), "{sizes:?}");
+}
+
+/// Some bytes in every partition, so that jobs last long enough to be met.
+async fn fill(fleet: &Fleet) {
+    let seeds = seeds(&fleet.desired);
+    let text = "x".repeat(2_000);
+    let primary = fleet.primary("demo-0").await.expect("a primary");
+    let address = fleet.desired.member(&primary).and_then(|(_, m)| m.address).unwrap_or(seeds[0]);
+    for chunk in 0..40 {
+        let mut ask = redis::Pipeline::new();
+        for i in 0..500 {
+            ask.cmd("SET").arg(format!("fill:{chunk}:{i}")).arg(&text);
+        }
+        fleet.links.ask(address, &ask, Duration::from_secs(30)).await.expect("filled");
+    }
+}
+
+/// Runs a mover as a process of its own; whether it died of its failure point.
+fn child(file: &Path, place: Option<&str>, limit: Duration) -> bool {
+    let mut command = Command::new(std::env::current_exe().expect("this test"));
+    command
+        .args(["--exact", "mover", "--nocapture", "--ignored"])
+        .env("KITH_TEST_WISH", file)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    if let Some(place) = place {
+        command.env("KITH_FAILPOINT", place);
+        if place.contains("cancel") {
+            command.env("KITH_TEST_STOP_MS", "30");
+        }
+    }
+    let mut child = command.spawn().expect("a child");
+    let begun = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().expect("waited") {
+            return !status.success();
+        }
+        assert!(begun.elapsed() < limit, "the mover neither died nor ended");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The mover of the test above, in its own process.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "run by the test that kills it"]
+async fn mover() {
+    let Some(file) = std::env::var_os("KITH_TEST_WISH").map(PathBuf::from) else { return };
+    let desired = support::fleet::from_text(&std::fs::read_to_string(file).expect("the wish"));
+    let stop = std::env::var("KITH_TEST_STOP_MS").ok().and_then(|v| v.parse().ok()).map(Duration::from_millis);
+    let links = support::fleet::links();
+    // Where nothing is left to move for this failure point, it ends by itself.
+    drive(&links, &LeaseGuard::unopposed(), &desired, &Gate::default(), stop, Duration::from_secs(20)).await;
+}
+
+#[test]
+fn redirects_and_wishes_are_read_back() {
+    let mut by_name: HashMap<&str, usize> = HashMap::new();
+    for place in failpoint::ALL {
+        *by_name.entry(place).or_default() += 1;
+    }
+    assert!(by_name.values().all(|n| *n == 1), "every failure point has a name of its own");
+}
