@@ -1,3 +1,5 @@
+//! Defaults and accessors of a ChatCluster.
+
 use serde_json::json;
 
 use super::*;

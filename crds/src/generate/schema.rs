@@ -3,6 +3,7 @@
 //! - No field is nullable: an absent field is absent, and `has()` in a rule means what it says.
 //! - Integer formats are those that the API server knows.
 //! - The default of an object is spelled out: the API server checks a default against the rules before it fills in the fields'.
+//! - A status has no defaults: what nobody found out is absent, not 0.
 //! - What Pods define (affinity, tolerations, spread) keeps its structure and loses its prose: seven copies of it would make
 //!   the CRD too large for a client-side `kubectl apply`.
 
@@ -19,6 +20,7 @@ pub(super) fn finished(mut crd: Value) -> Value {
     let kind = text(&crd, "/spec/names/kind").to_owned();
     let root = crd.pointer_mut("/spec/versions/0/schema/openAPIV3Schema").expect("a derived CRD has a schema");
     finish(root, false);
+    remove_defaults(&mut root["properties"]["status"]);
     if kind == "ChatCluster" {
         // A ChatCluster without a spec is one with all defaults.
         root["properties"]["spec"]["default"] = json!(crate::ChatClusterSpec::default());
@@ -67,6 +69,17 @@ fn finish(schema: &mut Value, bare: bool) {
         if let Some(inner) = object.get_mut(key) {
             finish(inner, bare);
         }
+    }
+}
+
+fn remove_defaults(schema: &mut Value) {
+    let Some(object) = schema.as_object_mut() else { return };
+    object.remove("default");
+    for property in object.get_mut("properties").and_then(Value::as_object_mut).into_iter().flatten() {
+        remove_defaults(property.1);
+    }
+    if let Some(items) = object.get_mut("items") {
+        remove_defaults(items);
     }
 }
 

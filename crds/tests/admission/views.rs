@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use crate::Failures;
-use crate::api::{Api, manifest};
+use crate::api::{Api, SETTLES_WITHIN, manifest};
 use crate::server::ApiServer;
 
 /// kubectl keeps a copy of what it applies in an annotation of at most 262,144 bytes.
@@ -14,10 +15,18 @@ const CLIENT_SIDE_APPLY_BYTES_MAX: usize = 262_144;
 
 /// The API server finds nothing to complain about, and the definitions fit into a client-side apply.
 pub(crate) async fn definitions_are_clean(api: &Api, failures: &mut Failures) {
+    let end = Instant::now() + SETTLES_WITHIN;
     for plural in ["chatclusters", "storageshards", "gateways", "shardrebalances"] {
-        let definition = api.definition(plural).await;
-        let conditions = definition.status.and_then(|status| status.conditions).unwrap_or_default();
-        let bad = conditions.iter().find(|c| (c.type_ == "NonStructuralSchema") == (c.status == "True"));
+        // `Established` comes a moment after the names are accepted.
+        let bad = loop {
+            let definition = api.definition(plural).await;
+            let conditions = definition.status.and_then(|status| status.conditions).unwrap_or_default();
+            let bad = conditions.into_iter().find(|c| (c.type_ == "NonStructuralSchema") == (c.status == "True"));
+            if bad.is_none() || Instant::now() > end {
+                break bad;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        };
         failures.expect(plural, bad.is_none(), format!("{bad:?}"));
     }
     for crd in kith_crds::generate::crds() {
