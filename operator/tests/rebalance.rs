@@ -10,13 +10,14 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use k8s_openapi::jiff::Timestamp;
 use kith_crds::{ShardRebalanceSpec, shardrebalance::{RebalancePhase, ShardRebalanceStatus}};
 use kith_operator::{
-    dataplane::{Gate, Links, types::Desired},
+    dataplane::{Gate, Links, Prober, types::Desired},
     lease::LeaseGuard,
     rebalance::{
         executor::{BatchEnd, Executor},
@@ -29,6 +30,7 @@ use support::{
     fleet::Fleet,
     writer::{self, Promised},
 };
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 const LIMIT: Duration = Duration::from_secs(40);
@@ -111,7 +113,7 @@ async fn grown(shards: usize) -> Fleet {
 async fn shards_are_added_and_drained_under_a_writer_without_a_lost_write() {
     let mut fleet = grown(3).await;
     let end = CancellationToken::new();
-    let counting = tokio::spawn(writer::count(fleet.links.clone(), seeds(&fleet.desired), keys(), end.clone()));
+    let counting = tokio::spawn(writer::count(fleet.links.clone(), seeds(&fleet.desired), keys(), 0, end.clone()));
     let begun = Instant::now();
     let status = drive(&fleet.links, &fleet.guard, &fleet.desired, &Gate::default(), None, Duration::from_secs(120)).await;
     assert_eq!(status.phase, RebalancePhase::Ready, "{:?}", status.message);
@@ -147,7 +149,7 @@ async fn a_mover_that_dies_at_any_step_is_followed_by_one_that_finishes() {
     let file = fleet.root.path().join("wish");
     std::fs::write(&file, support::fleet::to_text(&fleet.desired)).expect("written");
     let end = CancellationToken::new();
-    let counting = tokio::spawn(writer::count(fleet.links.clone(), seeds(&fleet.desired), keys(), end.clone()));
+    let counting = tokio::spawn(writer::count(fleet.links.clone(), seeds(&fleet.desired), keys(), 0, end.clone()));
     for place in failpoint::ALL {
         for nth in [1, 2] {
             let begun = Instant::now();
@@ -167,6 +169,46 @@ async fn a_mover_that_dies_at_any_step_is_followed_by_one_that_finishes() {
     let sizes: Vec<u32> = outcome.readiness.shards.iter().map(|s| s.slots.len()).collect();
     println!("{} acknowledged; slots {sizes:?}", promised.total());
     assert!(sizes.iter().all(|s| (7_700..8_700).contains(s)), "{sizes:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_that_dies_in_a_move_is_replaced_and_the_move_goes_on() {
+    for (round, victim) in ["demo-0", "demo-1"].into_iter().enumerate() {
+        let mut fleet = Fleet::start(1, 2);
+        fleet.ready(LIMIT).await;
+        fleet.desired.formed = true;
+        fleet.add_shard(2);
+        fleet.ready(LIMIT).await;
+        fill(&fleet).await;
+        let gate = Gate::default();
+        let (_publish, desired) = watch::channel(Arc::new(fleet.desired.clone()));
+        let (end, over) = (CancellationToken::new(), CancellationToken::new());
+        let prober = Prober { links: support::fleet::links(), guard: fleet.guard.clone(), desired, gate: gate.clone() };
+        let report = prober.start(over.clone());
+        let counting = tokio::spawn(writer::count(support::fleet::links(), seeds(&fleet.desired), keys(), 1, end.clone()));
+        let moving = {
+            let (links, guard, desired) = (fleet.links.clone(), fleet.guard.clone(), fleet.desired.clone());
+            tokio::spawn(async move { drive(&links, &guard, &desired, &gate, None, Duration::from_secs(120)).await })
+        };
+        tokio::time::sleep(Duration::from_millis(2_500)).await;
+        let dead = fleet.primary(victim).await.expect("a primary");
+        fleet.node(&dead).kill();
+        let begun = Instant::now();
+        let mut promoted = report.clone();
+        promoted.wait_for(|r| r.failovers.iter().any(|f| f.shard == victim)).await.expect("the prober runs");
+        println!("round {round}: {victim} has a new primary {:?} after the kill", begun.elapsed());
+        fleet.node(&dead).start(1);
+        // The reconcile loop's part: the old primary rejoins.
+        fleet.ready(LIMIT).await;
+        let status = moving.await.expect("the mover ends");
+        assert_eq!(status.phase, RebalancePhase::Ready, "{:?}", status.message);
+        end.cancel();
+        let mut promised = counting.await.expect("the writer ends");
+        check(&fleet, &promised).await;
+        println!("round {round}: {} acknowledged, longest wait {:?}", promised.total(), promised.quantile(1.0));
+        assert!(promised.quantile(1.0) < Duration::from_secs(6));
+        over.cancel();
+    }
 }
 
 /// Some bytes in every partition, so that jobs last long enough to be met.

@@ -12,7 +12,9 @@ pub fn name(uid: &str) -> String {
         if byte.is_ascii_alphanumeric() {
             name.push(char::from(byte));
         } else {
-            name.push_str(&format!("_{byte:02x}"));
+            let (high, low) = (byte >> 4, byte & 15);
+            name.push('_');
+            name.extend([high, low].map(|n| char::from_digit(u32::from(n), 16).unwrap_or('0')));
         }
     }
     name

@@ -21,7 +21,7 @@ const PAUSE: Duration = Duration::from_secs(5);
 /// The replica must have caught up within this time, so that the takeover is over long before the pause is.
 const CATCH_UP: Duration = Duration::from_millis(1_500);
 /// What must be left of the pause when the takeover is sent.
-const PAUSE_MARGIN: Duration = Duration::from_millis(2_000);
+const PAUSE_MARGIN: Duration = Duration::from_secs(2);
 /// The old primary learns of its successor from the bus within milliseconds.
 const STEP_DOWN: Duration = Duration::from_secs(1);
 /// Between two looks.

@@ -26,7 +26,7 @@ pub enum Wish {
 
 /// Name of the automatic rebalance for these shards and weights: the same wish has the same name, so that it is made once.
 pub fn name(cluster: &str, world: &World) -> String {
-    let text: String = world.weights.iter().map(|(n, w)| format!("{n}={w};")).collect();
+    let text = world.weights.iter().map(|(n, w)| format!("{n}={w}")).collect::<Vec<_>>().join(";");
     format!("{cluster}-auto-{:08x}", xxhash_rust::xxh3::xxh3_64(text.as_bytes()) & 0xffff_ffff)
 }
 

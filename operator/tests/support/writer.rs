@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kith_operator::dataplane::{Links, parse};
+use kith_operator::dataplane::{Links, link::LinkError, parse};
 use tokio_util::sync::CancellationToken;
 
 /// What a writer was promised.
@@ -32,8 +32,9 @@ impl Promised {
     }
 }
 
-/// Counts up key after key, following redirects, until `end`.
-pub(crate) async fn count(links: Links, seeds: Vec<SocketAddr>, keys: Vec<String>, end: CancellationToken) -> Promised {
+/// Counts up key after key, following redirects, until `end`. A write counts as acknowledged when so many replicas hold it; one that
+/// they do not confirm has an unknown outcome, as has one without an answer.
+pub(crate) async fn count(links: Links, seeds: Vec<SocketAddr>, keys: Vec<String>, replicas: u32, end: CancellationToken) -> Promised {
     let mut promised = Promised::default();
     let mut route: HashMap<String, SocketAddr> = HashMap::new();
     let mut next_seed = 0;
@@ -44,10 +45,12 @@ pub(crate) async fn count(links: Links, seeds: Vec<SocketAddr>, keys: Vec<String
         let begun = Instant::now();
         loop {
             let address = *route.entry(key.clone()).or_insert(seeds[next_seed % seeds.len()]);
-            let mut command = redis::cmd("FCALL");
-            command.arg("incr").arg(1).arg(key).arg(1);
-            match links.ask_one(address, &command).await {
-                Ok(_) => {
+            match increment(&links, address, key, replicas).await {
+                Ok(false) => {
+                    *promised.unknown.entry(key.clone()).or_default() += 1;
+                    break;
+                }
+                Ok(true) => {
                     *promised.acknowledged.entry(key.clone()).or_default() += 1;
                     promised.waits.push(begun.elapsed());
                     break;
@@ -72,6 +75,20 @@ pub(crate) async fn count(links: Links, seeds: Vec<SocketAddr>, keys: Vec<String
         }
     }
     promised
+}
+
+async fn increment(links: &Links, address: SocketAddr, key: &str, replicas: u32) -> Result<bool, LinkError> {
+    let mut both = redis::Pipeline::new();
+    both.cmd("FCALL").arg("incr").arg(1).arg(key).arg(1);
+    both.cmd("WAIT").arg(replicas).arg(500);
+    let answers = links.ask(address, &both, Duration::from_secs(1)).await?;
+    match answers.as_slice() {
+        [redis::Value::ServerError(error), _] => {
+            Err(kith_kit::valkey::ValkeyError::Redis { address: address.to_string(), source: error.clone().into() }.into())
+        }
+        [_, held] => Ok(parse::number(held).is_some_and(|n| n >= i64::from(replicas))),
+        _ => Ok(false),
+    }
 }
 
 /// The address in a redirect.

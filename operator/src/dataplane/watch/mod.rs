@@ -78,7 +78,7 @@ impl Watch {
             let alive = seen.by_id(&id).filter(|(_, s)| s.is_primary() && !s.loading);
             match alive {
                 Some((node, state)) => self.alive(now, desired, shard, &node.pod, state, seen, &mut findings),
-                None => self.silent(now, desired, shard, id, seen, &mut findings),
+                None => self.silent(now, desired, shard, &id, seen, &mut findings),
             }
         }
         findings
@@ -114,13 +114,13 @@ impl Watch {
         now: Instant,
         desired: &Desired,
         shard: &DesiredShard,
-        id: NodeId,
+        id: &NodeId,
         seen: &Observation,
         findings: &mut Findings,
     ) {
         let fresh = || Memory { id: id.clone(), home: None, last: LastKnown::default(), since: now };
         let memory = self.shards.entry(shard.name.clone()).or_insert_with(fresh);
-        if memory.id != id {
+        if memory.id != *id {
             *memory = fresh();
         }
         let certain = is_gone(shard, memory, seen);
@@ -128,7 +128,7 @@ impl Watch {
         if !certain && silent_for < DEAD_AFTER {
             return;
         }
-        let found = match verdict(desired, shard, &id, certain, &memory.last, seen) {
+        let found = match verdict(desired, shard, id, certain, &memory.last, seen) {
             Verdict::Promote { pod, id: new, forced } => {
                 let order = Order::Takeover { shard: shard.name.clone(), pod, id: new, dead: id.clone(), forced };
                 findings.orders.push(order);

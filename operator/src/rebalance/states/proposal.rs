@@ -123,13 +123,9 @@ fn share(index: usize, shard: &ShardLoad, world: &World, moves: &[PartitionMove]
 
 /// The same moves between the same shards have the same id.
 fn id(moves: &[Move], shards: &[ShardShare]) -> String {
-    let mut text = String::new();
-    for m in moves {
-        text.push_str(&format!("{}>{}:{};", m.from, m.to, m.partitions));
-    }
-    for s in shards {
-        text.push_str(&format!("{}={}/{};", s.name, s.weight, s.partitions_before));
-    }
+    let moves = moves.iter().map(|m| format!("{}>{}:{}", m.from, m.to, m.partitions));
+    let shards = shards.iter().map(|s| format!("{}={}/{}", s.name, s.weight, s.partitions_before));
+    let text = moves.chain(shards).collect::<Vec<_>>().join(";");
     format!("p-{:010x}", xxhash_rust::xxh3::xxh3_64(text.as_bytes()) & 0xff_ffff_ffff)
 }
 
