@@ -21,7 +21,13 @@ use tokio_util::sync::CancellationToken;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
-fn prober(fleet: &Fleet) -> (watch::Sender<Arc<kith_operator::dataplane::types::Desired>>, watch::Receiver<kith_operator::dataplane::Report>, CancellationToken) {
+fn prober(
+    fleet: &Fleet,
+) -> (
+    watch::Sender<Arc<kith_operator::dataplane::types::Desired>>,
+    watch::Receiver<kith_operator::dataplane::Report>,
+    CancellationToken,
+) {
     let (publish, desired) = watch::channel(Arc::new(fleet.desired.clone()));
     let end = CancellationToken::new();
     let prober = Prober { links: fleet.links.clone(), guard: fleet.guard.clone(), desired, gate: Gate::default() };
@@ -57,7 +63,11 @@ async fn a_killed_primary_is_replaced_within_five_seconds_and_rejoins() {
     let begun = Instant::now();
     report.wait_for(|r| !r.failovers.is_empty()).await.expect("the prober runs");
     let new = report.borrow().failovers[0].pod.clone();
-    println!("promoted {new} {:?} after the kill (takeover itself {:?})", begun.elapsed(), report.borrow().failovers[0].took);
+    println!(
+        "promoted {new} {:?} after the kill (takeover itself {:?})",
+        begun.elapsed(),
+        report.borrow().failovers[0].took
+    );
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     eventually("a write to be accepted", Duration::from_secs(4), async || {
         fleet.command(&new, &["FCALL", "incr", "1", "{06S}n", "1"]).await.is_ok()
@@ -88,7 +98,10 @@ async fn nobody_is_promoted_when_too_few_replicas_are_in_sight() {
     // The other replica comes back: now one of the two certainly holds everything.
     let acks = fleet.desired.ack_replicas;
     fleet.node(&other).start(acks);
-    tokio::time::timeout(LIMIT, report.wait_for(|r| !r.failovers.is_empty())).await.expect("in time").expect("the prober runs");
+    tokio::time::timeout(LIMIT, report.wait_for(|r| !r.failovers.is_empty()))
+        .await
+        .expect("in time")
+        .expect("the prober runs");
     drop(publish);
     end.cancel();
 }
@@ -135,7 +148,11 @@ async fn a_planned_switchover_loses_no_write() {
 }
 
 /// Counts up on whoever takes the write; the number of acknowledged writes and the longest time between two.
-async fn count(links: kith_operator::dataplane::Links, desired: kith_operator::dataplane::types::Desired, end: CancellationToken) -> (u64, Duration) {
+async fn count(
+    links: kith_operator::dataplane::Links,
+    desired: kith_operator::dataplane::types::Desired,
+    end: CancellationToken,
+) -> (u64, Duration) {
     let (mut acknowledged, mut last, mut longest) = (0, Instant::now(), Duration::ZERO);
     let members: Vec<_> = desired.members().filter_map(|(_, m)| m.address).collect();
     let mut at = 0;
@@ -163,7 +180,10 @@ async fn a_leaving_primary_hands_over_before_it_is_gone() {
     let primary = fleet.primary("demo-0").await.expect("a primary");
     fleet.member(&primary).presence = Presence::Terminating;
     publish.send_replace(Arc::new(fleet.desired.clone()));
-    tokio::time::timeout(LIMIT, report.wait_for(|r| r.failovers.iter().any(|f| f.planned))).await.expect("in time").expect("the prober runs");
+    tokio::time::timeout(LIMIT, report.wait_for(|r| r.failovers.iter().any(|f| f.planned)))
+        .await
+        .expect("in time")
+        .expect("the prober runs");
     println!("handed over in {:?}", report.borrow().failovers[0].took);
     end.cancel();
 }

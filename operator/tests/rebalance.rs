@@ -15,7 +15,10 @@ use std::{
 };
 
 use k8s_openapi::jiff::Timestamp;
-use kith_crds::{ShardRebalanceSpec, shardrebalance::{RebalancePhase, ShardRebalanceStatus}};
+use kith_crds::{
+    ShardRebalanceSpec,
+    shardrebalance::{RebalancePhase, ShardRebalanceStatus},
+};
 use kith_operator::{
     dataplane::{Gate, Links, Prober, types::Desired},
     lease::LeaseGuard,
@@ -45,7 +48,14 @@ fn seeds(desired: &Desired) -> Vec<SocketAddr> {
 }
 
 /// Carries a rebalance through as the controller does, without Kubernetes; whether it came to its end.
-async fn drive(links: &Links, guard: &LeaseGuard, desired: &Desired, gate: &Gate, stop_after: Option<Duration>, limit: Duration) -> ShardRebalanceStatus {
+async fn drive(
+    links: &Links,
+    guard: &LeaseGuard,
+    desired: &Desired,
+    gate: &Gate,
+    stop_after: Option<Duration>,
+    limit: Duration,
+) -> ShardRebalanceStatus {
     let spec = ShardRebalanceSpec::automatic(&desired.cluster);
     let executor = Executor { links: links.clone(), guard: guard.clone(), gate: gate.clone() };
     let mut status = ShardRebalanceStatus::default();
@@ -115,7 +125,8 @@ async fn shards_are_added_and_drained_under_a_writer_without_a_lost_write() {
     let end = CancellationToken::new();
     let counting = tokio::spawn(writer::count(fleet.links.clone(), seeds(&fleet.desired), keys(), 0, end.clone()));
     let begun = Instant::now();
-    let status = drive(&fleet.links, &fleet.guard, &fleet.desired, &Gate::default(), None, Duration::from_secs(120)).await;
+    let status =
+        drive(&fleet.links, &fleet.guard, &fleet.desired, &Gate::default(), None, Duration::from_secs(120)).await;
     assert_eq!(status.phase, RebalancePhase::Ready, "{:?}", status.message);
     let moved = status.history[0].moved_partitions;
     println!("1 -> 3 shards: {moved} partitions in {:?}", begun.elapsed());
@@ -124,7 +135,8 @@ async fn shards_are_added_and_drained_under_a_writer_without_a_lost_write() {
     // And back: the last shard is drained.
     fleet.desired.shards[2].draining = true;
     let begun = Instant::now();
-    let status = drive(&fleet.links, &fleet.guard, &fleet.desired, &Gate::default(), None, Duration::from_secs(120)).await;
+    let status =
+        drive(&fleet.links, &fleet.guard, &fleet.desired, &Gate::default(), None, Duration::from_secs(120)).await;
     assert_eq!(status.phase, RebalancePhase::Ready, "{:?}", status.message);
     println!("3 -> 2 shards: {} partitions in {:?}", status.history[0].moved_partitions, begun.elapsed());
     end.cancel();
@@ -159,7 +171,8 @@ async fn a_mover_that_dies_at_any_step_is_followed_by_one_that_finishes() {
         }
     }
     // The last one finishes what all of them began, in this process.
-    let status = drive(&fleet.links, &fleet.guard, &fleet.desired, &Gate::default(), None, Duration::from_secs(120)).await;
+    let status =
+        drive(&fleet.links, &fleet.guard, &fleet.desired, &Gate::default(), None, Duration::from_secs(120)).await;
     assert_eq!(status.phase, RebalancePhase::Ready, "{:?}", status.message);
     end.cancel();
     let promised = counting.await.expect("the writer ends");
@@ -185,7 +198,8 @@ async fn a_primary_that_dies_in_a_move_is_replaced_and_the_move_goes_on() {
         let (end, over) = (CancellationToken::new(), CancellationToken::new());
         let prober = Prober { links: support::fleet::links(), guard: fleet.guard.clone(), desired, gate: gate.clone() };
         let report = prober.start(over.clone());
-        let counting = tokio::spawn(writer::count(support::fleet::links(), seeds(&fleet.desired), keys(), 1, end.clone()));
+        let counting =
+            tokio::spawn(writer::count(support::fleet::links(), seeds(&fleet.desired), keys(), 1, end.clone()));
         let moving = {
             let (links, guard, desired) = (fleet.links.clone(), fleet.guard.clone(), fleet.desired.clone());
             tokio::spawn(async move { drive(&links, &guard, &desired, &gate, None, Duration::from_secs(120)).await })

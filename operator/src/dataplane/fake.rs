@@ -7,8 +7,8 @@ use super::{
     plan::Action,
     slots::SlotSet,
     types::{
-        AttachedReplica, Desired, DesiredShard, History, KnownNode, Library, LibraryState, Member, NodeId, NodeState, NodeView,
-        Observation, Presence, Role, Seen,
+        AttachedReplica, Desired, DesiredShard, History, KnownNode, Library, LibraryState, Member, NodeId, NodeState,
+        NodeView, Observation, Presence, Role, Seen,
     },
 };
 
@@ -155,7 +155,8 @@ impl Fake {
                 assert!(node.slots.is_empty(), "the engine refuses a replica with slots");
                 assert!(node.replicates.is_some() || node.keys == 0, "the engine refuses a replica with keys");
                 node.replicates = Some(primary.clone());
-                (node.owners, node.library, node.keys, node.offset, node.history) = (owners, library, keys, offset, history);
+                (node.owners, node.library, node.keys, node.offset, node.history) =
+                    (owners, library, keys, offset, history);
             }
             Action::LoadLibrary { pod } => self.spread(pod, |n| n.library = true),
             Action::Mark { pod } => {
@@ -255,14 +256,21 @@ impl Fake {
                 view.push(line(known, *at, false));
             }
         }
-        let mut shards: Vec<_> = view.iter().filter(|n| !n.slots.is_empty()).map(|n| (n.id.clone(), n.slots.clone())).collect();
+        let mut shards: Vec<_> =
+            view.iter().filter(|n| !n.slots.is_empty()).map(|n| (n.id.clone(), n.slots.clone())).collect();
         shards.sort_by(|a, b| a.0.cmp(&b.0));
         let attached = self.nodes.iter().filter(|n| n.up && n.replicates.as_ref() == Some(&node.id));
         let role = if let Some(primary) = &node.replicates {
             let up = node.link_up && self.nodes.iter().any(|n| n.up && n.id == *primary);
-            Role::Replica { link_up: up, last_io_s: up.then_some(node.last_io_s), down_s: (!up).then_some(3), syncing: false }
+            Role::Replica {
+                link_up: up,
+                last_io_s: up.then_some(node.last_io_s),
+                down_s: (!up).then_some(3),
+                syncing: false,
+            }
         } else {
-            let replicas = attached.map(|n| AttachedReplica { address: Some(n.address), online: true, offset: n.offset });
+            let replicas =
+                attached.map(|n| AttachedReplica { address: Some(n.address), online: true, offset: n.offset });
             Role::Primary { replicas: replicas.collect() }
         };
         NodeState {

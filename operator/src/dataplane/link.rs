@@ -75,7 +75,12 @@ impl Links {
     }
 
     /// Asks a node several things at once. Refusals are values; an error means that nothing is known.
-    pub async fn ask(&self, address: SocketAddr, commands: &Pipeline, deadline: Duration) -> Result<Vec<Value>, LinkError> {
+    pub async fn ask(
+        &self,
+        address: SocketAddr,
+        commands: &Pipeline,
+        deadline: Duration,
+    ) -> Result<Vec<Value>, LinkError> {
         let result = tokio::time::timeout(deadline, async {
             let mut connection = self.connection(address).await?;
             Ok::<_, LinkError>(connection.pipeline(commands).await?)

@@ -38,7 +38,9 @@ pub fn owner(library: &str) -> Option<String> {
 /// The library's text.
 pub fn code(uid: &str) -> String {
     let name = name(uid);
-    format!("#!lua name={name}\nserver.register_function{{function_name='{name}', callback=function() return 1 end, flags={{'no-writes'}}}}\n")
+    format!(
+        "#!lua name={name}\nserver.register_function{{function_name='{name}', callback=function() return 1 end, flags={{'no-writes'}}}}\n"
+    )
 }
 
 #[cfg(test)]

@@ -93,7 +93,14 @@ fn refused(address: SocketAddr, answer: Value) -> Result<Value, LinkError> {
     }
 }
 
-fn base(id: &Value, info: &Value, view: &Value, shards: &Value, cluster: &Value, keys: &Value) -> Result<NodeState, ParseError> {
+fn base(
+    id: &Value,
+    info: &Value,
+    view: &Value,
+    shards: &Value,
+    cluster: &Value,
+    keys: &Value,
+) -> Result<NodeState, ParseError> {
     let malformed = |command, part: &str| ParseError { command, part: part.to_owned() };
     let text = |value, command| parse::text(value).ok_or_else(|| malformed(command, "the answer"));
     let info = Info::parse(&text(info, "INFO")?);
@@ -107,7 +114,9 @@ fn base(id: &Value, info: &Value, view: &Value, shards: &Value, cluster: &Value,
         loading: info.loading(),
         child: info.child(),
         current_epoch: cluster.number("cluster_current_epoch")?,
-        keys: parse::number(keys).and_then(|n| u64::try_from(n).ok()).ok_or_else(|| malformed("DBSIZE", "the answer"))?,
+        keys: parse::number(keys)
+            .and_then(|n| u64::try_from(n).ok())
+            .ok_or_else(|| malformed("DBSIZE", "the answer"))?,
         memory: info.number("used_memory")?,
         view: parse::cluster_nodes(&text(view, "CLUSTER NODES")?)?,
         shards: parse::cluster_shards(shards)?,

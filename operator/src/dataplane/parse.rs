@@ -172,9 +172,14 @@ impl Info {
 
     /// Whether a child process runs: no migration may start beside it.
     pub fn child(&self) -> bool {
-        ["rdb_bgsave_in_progress", "aof_rewrite_in_progress", "slot_migration_fork_in_progress", "module_fork_in_progress"]
-            .iter()
-            .any(|name| self.flag(name))
+        [
+            "rdb_bgsave_in_progress",
+            "aof_rewrite_in_progress",
+            "slot_migration_fork_in_progress",
+            "module_fork_in_progress",
+        ]
+        .iter()
+        .any(|name| self.flag(name))
     }
 
     /// Role and offset.
@@ -225,7 +230,8 @@ pub fn function_list(answer: &Value) -> Result<Vec<(String, Option<String>)>, Pa
         .iter()
         .map(|library| {
             let fields: HashMap<String, &Value> = pairs(library).into_iter().collect();
-            let name = fields.get("library_name").and_then(|v| text(v)).ok_or_else(|| bad("FUNCTION LIST", "library_name"))?;
+            let name =
+                fields.get("library_name").and_then(|v| text(v)).ok_or_else(|| bad("FUNCTION LIST", "library_name"))?;
             Ok((name, fields.get("library_code").and_then(|v| text(v))))
         })
         .collect()
@@ -252,14 +258,18 @@ mod tests {
 
     #[test]
     fn a_damaged_node_list_is_an_error_and_no_panic() {
-        for line in ["x", "944f 1 2 3 4 5 6 7", &NODES.replace("101-", "x-"), &NODES.replace(" 3 connected", " z connected")] {
+        for line in
+            ["x", "944f 1 2 3 4 5 6 7", &NODES.replace("101-", "x-"), &NODES.replace(" 3 connected", " z connected")]
+        {
             assert!(cluster_nodes(line).is_err(), "{line}");
         }
     }
 
     #[test]
     fn replication_of_both_roles_is_read() {
-        let primary = Info::parse("role:master\r\nslave0:ip=10.0.0.1,port=6379,state=online,offset=7,lag=0,type=replica\r\nmaster_repl_offset:9\r\n");
+        let primary = Info::parse(
+            "role:master\r\nslave0:ip=10.0.0.1,port=6379,state=online,offset=7,lag=0,type=replica\r\nmaster_repl_offset:9\r\n",
+        );
         let (Role::Primary { replicas }, 9) = primary.role().unwrap() else { panic!("a primary") };
         assert!(replicas[0].online && replicas[0].offset == 7);
         let replica = Info::parse(

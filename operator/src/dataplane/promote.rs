@@ -3,7 +3,9 @@
 //! A write is acknowledged when k replicas hold it. Of R replicas, any R − k + 1 contain one that holds every acknowledged write,
 //! and it is the one that is furthest in the newest history. With fewer in sight nobody is promoted.
 
-use super::types::{Desired, DesiredShard, History, NodeId, NodeState, Observation, Presence, Problem, Reason, Role, Seen};
+use super::types::{
+    Desired, DesiredShard, History, NodeId, NodeState, Observation, Presence, Problem, Reason, Role, Seen,
+};
 
 /// A replica that hears its primary within this time has one that is alive, whatever the operator sees.
 const SILENCE_S: u64 = 2;
@@ -70,9 +72,16 @@ pub fn verdict(
         }
         let heard = *link_up && last_io_s.is_some_and(|s| s < SILENCE_S);
         if heard && !certain {
-            return Verdict::Wait(format!("{} still hears the primary, which therefore lives; only the operator cannot reach it", member.pod));
+            return Verdict::Wait(format!(
+                "{} still hears the primary, which therefore lives; only the operator cannot reach it",
+                member.pod
+            ));
         }
-        eligible.push(Candidate { pod: &member.pod, state, down_s: if *link_up { 0 } else { down_s.unwrap_or(u64::MAX) } });
+        eligible.push(Candidate {
+            pod: &member.pod,
+            state,
+            down_s: if *link_up { 0 } else { down_s.unwrap_or(u64::MAX) },
+        });
     }
     if let Some(forced) = shard.force_promote.as_deref().and_then(|pod| eligible.iter().find(|c| c.pod == pod)) {
         return promote(forced, true);
@@ -86,7 +95,9 @@ pub fn verdict(
     match best.filter(|_| eligible.len() >= needed) {
         Some(best) if is_going(shard, best.pod) && eligible.len() > needed => {
             // Its pod is being deleted: another one that is as far will do.
-            let other = eligible.iter().find(|c| !is_going(shard, c.pod) && c.state.offset == best.state.offset && c.state.history == best.state.history);
+            let other = eligible.iter().find(|c| {
+                !is_going(shard, c.pod) && c.state.offset == best.state.offset && c.state.history == best.state.history
+            });
             promote(other.unwrap_or(best), false)
         }
         Some(best) => promote(best, false),
@@ -108,7 +119,9 @@ fn furthest<'a, 'b>(eligible: &'b [Candidate<'a>], last: &LastKnown) -> Option<&
     let newest = |c: &Candidate| {
         let known = last.history.as_ref();
         u8::from(known.is_some_and(|h| c.state.history.id == h.id)) * 2
-            + u8::from(known.is_some_and(|h| !h.previous.is_empty() && c.state.history.id == h.previous && h.previous.bytes().any(|b| b != b'0')))
+            + u8::from(known.is_some_and(|h| {
+                !h.previous.is_empty() && c.state.history.id == h.previous && h.previous.bytes().any(|b| b != b'0')
+            }))
     };
     let mut best: Option<&Candidate> = None;
     for candidate in eligible {
@@ -126,7 +139,13 @@ fn furthest<'a, 'b>(eligible: &'b [Candidate<'a>], last: &LastKnown) -> Option<&
     best
 }
 
-fn blocked(shard: &DesiredShard, dead: &NodeId, needed: usize, eligible: &[Candidate], best: Option<&Candidate>) -> Problem {
+fn blocked(
+    shard: &DesiredShard,
+    dead: &NodeId,
+    needed: usize,
+    eligible: &[Candidate],
+    best: Option<&Candidate>,
+) -> Problem {
     let names: Vec<&str> = eligible.iter().map(|c| c.pod).collect();
     let in_sight = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
     let message = format!(

@@ -109,12 +109,18 @@ fn shard_problem(health: &ShardHealth, shard: &DesiredShard) -> Option<Problem> 
     if !lagging.is_empty() {
         return problem(Reason::ReplicaLagging, format!("not in step with the primary: {lagging}"));
     }
-    problem(Reason::LibraryMissing, format!("the function library is missing or of another version on {}", names(&|m| !m.library)))
+    problem(
+        Reason::LibraryMissing,
+        format!("the function library is missing or of another version on {}", names(&|m| !m.library)),
+    )
 }
 
 fn shard_health(desired: &Desired, shard: &DesiredShard, ownership: &Ownership, seen: &Observation) -> ShardHealth {
     let primary_id = ownership.primary_of(shard, seen);
-    let primary = primary_id.as_ref().and_then(|id| seen.by_id(id)).filter(|(n, s)| n.shard == shard.name && s.is_primary() && !s.loading);
+    let primary = primary_id
+        .as_ref()
+        .and_then(|id| seen.by_id(id))
+        .filter(|(n, s)| n.shard == shard.name && s.is_primary() && !s.loading);
     let members: Vec<MemberHealth> = shard
         .members
         .iter()
@@ -127,7 +133,14 @@ fn shard_health(desired: &Desired, shard: &DesiredShard, ownership: &Ownership, 
                 _ => (false, 0),
             };
             let library = state.is_some_and(|s| s.library == LibraryState::Present);
-            MemberHealth { pod: member.pod.clone(), id: state.map(|s| s.id.clone()), primary: is_primary, in_step, lag_bytes, library }
+            MemberHealth {
+                pod: member.pod.clone(),
+                id: state.map(|s| s.id.clone()),
+                primary: is_primary,
+                in_step,
+                lag_bytes,
+                library,
+            }
         })
         .collect();
     let slots = primary_id.as_ref().map(|id| ownership.slots_of(id)).unwrap_or_default();

@@ -133,10 +133,7 @@ impl SlotSet {
     /// The partitions that lie wholly in this set.
     pub fn whole_partitions(&self, partitions: u32) -> Vec<u32> {
         let each = u32::from(slots_per_partition(partitions));
-        self.0
-            .iter()
-            .flat_map(|(a, b)| u32::from(*a).div_ceil(each)..(u32::from(*b) + 1) / each)
-            .collect()
+        self.0.iter().flat_map(|(a, b)| u32::from(*a).div_ceil(each)..(u32::from(*b) + 1) / each).collect()
     }
 
     /// As arguments of `CLUSTER ADDSLOTSRANGE`: first and last of each range.

@@ -73,7 +73,13 @@ pub async fn takeover(
     take(links, guard, address, &id, pod).await
 }
 
-async fn take(links: &Links, guard: &LeaseGuard, address: SocketAddr, id: &NodeId, pod: &str) -> Result<Duration, SwitchError> {
+async fn take(
+    links: &Links,
+    guard: &LeaseGuard,
+    address: SocketAddr,
+    id: &NodeId,
+    pod: &str,
+) -> Result<Duration, SwitchError> {
     let begun = Instant::now();
     links.write(address, id, &cmd(&["CLUSTER", "FAILOVER", "TAKEOVER"]), guard).await?;
     while !is_primary(links, address).await? {

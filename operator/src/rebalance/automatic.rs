@@ -42,7 +42,9 @@ pub fn is_due(world: &World) -> bool {
             partitions: world
                 .owned
                 .get(name)
-                .map(|list| list.iter().map(|partition| planner::PartitionLoad { partition: *partition, bytes: 0 }).collect())
+                .map(|list| {
+                    list.iter().map(|partition| planner::PartitionLoad { partition: *partition, bytes: 0 }).collect()
+                })
                 .unwrap_or_default(),
         })
         .collect();
@@ -85,7 +87,8 @@ pub fn wish(cluster: &str, world: &World, existing: &[(String, RebalancePhase)])
 pub async fn ensure(context: &Context, cluster: &ChatCluster, world: &World) -> Result<(), ApplyError> {
     let (namespace, cluster_name) = (cluster.namespace().unwrap_or_default(), cluster.name_any());
     let api: Api<ShardRebalance> = Api::namespaced(context.client.clone(), &namespace);
-    let selector = format!("{}={cluster_name},{}={}", names::LABEL_INSTANCE, names::LABEL_MANAGED_BY, names::FIELD_MANAGER);
+    let selector =
+        format!("{}={cluster_name},{}={}", names::LABEL_INSTANCE, names::LABEL_MANAGED_BY, names::FIELD_MANAGER);
     let failed = |e| ApplyError::kube::<ShardRebalance>(&cluster_name, e);
     let existing = api.list(&ListParams::default().labels(&selector)).await.map_err(failed)?;
     let existing: Vec<(String, RebalancePhase)> =
@@ -95,9 +98,22 @@ pub async fn ensure(context: &Context, cluster: &ChatCluster, world: &World) -> 
         Wish::Make(name) => {
             let owner = cluster.controller_owner_ref(&());
             let object = object(&cluster_name, &name, owner);
-            match api.create(&PostParams { field_manager: Some(names::FIELD_MANAGER.to_owned()), ..PostParams::default() }, &object).await {
+            match api
+                .create(
+                    &PostParams { field_manager: Some(names::FIELD_MANAGER.to_owned()), ..PostParams::default() },
+                    &object,
+                )
+                .await
+            {
                 Ok(_) => {
-                    context.event(cluster, false, "RebalanceCreated", &format!("the shares of the shards changed: ShardRebalance {name} moves slots")).await;
+                    context
+                        .event(
+                            cluster,
+                            false,
+                            "RebalanceCreated",
+                            &format!("the shares of the shards changed: ShardRebalance {name} moves slots"),
+                        )
+                        .await;
                     Ok(())
                 }
                 Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),

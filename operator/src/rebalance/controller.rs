@@ -108,7 +108,11 @@ fn needs_loads(
 }
 
 /// Another ShardRebalance of this ChatCluster that moves slots.
-async fn other_active(rebalance: &ShardRebalance, context: &Context, namespace: &str) -> Result<Option<String>, ApplyError> {
+async fn other_active(
+    rebalance: &ShardRebalance,
+    context: &Context,
+    namespace: &str,
+) -> Result<Option<String>, ApplyError> {
     let api: Api<ShardRebalance> = Api::namespaced(context.client.clone(), namespace);
     let all = api
         .list(&ListParams::default())
@@ -165,8 +169,10 @@ async fn run(
         match end {
             Ok(BatchEnd::Moved) => {
                 tracing::info!(cluster = %desired.cluster, from, to, partitions = batch.partitions.len(), took_ms = begun.elapsed().as_millis(), "partitions moved");
-                metrics::counter!("kith_rebalance_partitions_moved_total", "cluster" => desired.cluster.clone()).increment(batch.partitions.len() as u64);
-                metrics::histogram!("kith_rebalance_batch_seconds", "cluster" => desired.cluster.clone()).record(begun.elapsed().as_secs_f64());
+                metrics::counter!("kith_rebalance_partitions_moved_total", "cluster" => desired.cluster.clone())
+                    .increment(batch.partitions.len() as u64);
+                metrics::histogram!("kith_rebalance_batch_seconds", "cluster" => desired.cluster.clone())
+                    .record(begun.elapsed().as_secs_f64());
             }
             Ok(BatchEnd::Interrupted(why)) => {
                 tracing::info!(cluster = %desired.cluster, from, to, %why, "a batch was interrupted");

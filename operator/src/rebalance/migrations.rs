@@ -76,7 +76,18 @@ mod tests {
 
     #[test]
     fn jobs_are_read_and_damage_is_an_error() {
-        let fields = ["name", "j1", "operation", "EXPORT", "slot_ranges", "500-600 700-800", "target_node", "x", "state", "snapshotting"];
+        let fields = [
+            "name",
+            "j1",
+            "operation",
+            "EXPORT",
+            "slot_ranges",
+            "500-600 700-800",
+            "target_node",
+            "x",
+            "state",
+            "snapshotting",
+        ];
         let answer = Value::Array(vec![Value::Array(fields.map(text).to_vec())]);
         let found = jobs(&answer).expect("well-formed");
         assert!(found[0].is_active() && found[0].export);

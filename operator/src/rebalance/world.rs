@@ -1,9 +1,6 @@
 //! Looks at the shards for a rebalance (I/O): whole or not, who owns what, how much it holds.
 
-use super::{
-    inventory,
-    states::World,
-};
+use super::{inventory, states::World};
 use crate::dataplane::{
     link::Links,
     observe::{Depth, observe},

@@ -50,8 +50,7 @@ impl Fleet {
     pub(crate) fn start(shards: usize, replicas: u32) -> Self {
         let desired = Desired { ack_replicas: 1.min(replicas), ..nothing() };
         let root = TempDir::with_prefix("kith-dataplane-").expect("a temporary folder");
-        let mut fleet =
-            Self { desired, nodes: Vec::new(), links: links(), guard: LeaseGuard::unopposed(), root };
+        let mut fleet = Self { desired, nodes: Vec::new(), links: links(), guard: LeaseGuard::unopposed(), root };
         for _ in 0..shards {
             fleet.add_shard(replicas);
         }

@@ -34,7 +34,13 @@ impl Promised {
 
 /// Counts up key after key, following redirects, until `end`. A write counts as acknowledged when so many replicas hold it; one that
 /// they do not confirm has an unknown outcome, as has one without an answer.
-pub(crate) async fn count(links: Links, seeds: Vec<SocketAddr>, keys: Vec<String>, replicas: u32, end: CancellationToken) -> Promised {
+pub(crate) async fn count(
+    links: Links,
+    seeds: Vec<SocketAddr>,
+    keys: Vec<String>,
+    replicas: u32,
+    end: CancellationToken,
+) -> Promised {
     let mut promised = Promised::default();
     let mut route: HashMap<String, SocketAddr> = HashMap::new();
     let mut next_seed = 0;
@@ -84,7 +90,8 @@ async fn increment(links: &Links, address: SocketAddr, key: &str, replicas: u32)
     let answers = links.ask(address, &both, Duration::from_secs(1)).await?;
     match answers.as_slice() {
         [redis::Value::ServerError(error), _] => {
-            Err(kith_kit::valkey::ValkeyError::Redis { address: address.to_string(), source: error.clone().into() }.into())
+            Err(kith_kit::valkey::ValkeyError::Redis { address: address.to_string(), source: error.clone().into() }
+                .into())
         }
         [_, held] => Ok(parse::number(held).is_some_and(|n| n >= i64::from(replicas))),
         _ => Ok(false),

@@ -69,7 +69,9 @@ pub(super) fn slots(scene: &Scene) -> Vec<Action> {
         return Vec::new();
     }
     let mut actions = Vec::new();
-    for ((shard, primary), (_, wanted)) in scene.desired.shards.iter().zip(&scene.primaries).zip(allocate(scene.desired)) {
+    for ((shard, primary), (_, wanted)) in
+        scene.desired.shards.iter().zip(&scene.primaries).zip(allocate(scene.desired))
+    {
         let slots = wanted.intersection(&scene.ownership.unowned);
         let Some((node, state)) = primary.as_ref().and_then(|id| scene.seen.by_id(id)) else { return Vec::new() };
         let marked = state.owners.contains(&scene.desired.cluster_uid);

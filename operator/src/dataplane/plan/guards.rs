@@ -120,7 +120,9 @@ fn stuck_members(scene: &Scene) -> Vec<Problem> {
     for (shard, primary) in scene.desired.shards.iter().zip(&scene.primaries) {
         let Some(primary) = primary else { continue };
         for member in &shard.members {
-            let Some(state) = scene.seen.state(&member.pod).filter(|s| s.id != *primary && s.is_primary()) else { continue };
+            let Some(state) = scene.seen.state(&member.pod).filter(|s| s.id != *primary && s.is_primary()) else {
+                continue;
+            };
             let free = scene.ownership.slots_of(&state.id).is_empty();
             if free && state.keys > 0 && scene.seen.by_id(primary).is_some() {
                 let message = format!(

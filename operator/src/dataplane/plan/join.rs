@@ -56,7 +56,9 @@ pub(super) fn strangers(scene: &Scene, problems: &mut Vec<Problem>) -> BTreeSet<
         found.insert(state.id.clone());
         let message = format!(
             "{} holds {} keys and claims {} slots, but the cluster does not know it; it is not let in, since that could take slots from their owners.",
-            node.pod, state.keys, slots.len()
+            node.pod,
+            state.keys,
+            slots.len()
         );
         let command = format!(
             "kubectl exec {} -- valkey-cli CLUSTER RESET HARD (after FLUSHALL; throws away what it holds)",

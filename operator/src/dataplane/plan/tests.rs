@@ -213,7 +213,11 @@ fn a_lost_library_and_a_wrong_setting_are_put_right() {
     let first = plan(&wish, &fake.observe(&wish)).actions;
     assert_eq!(
         first,
-        [Action::Set { pod: "demo-0-valkey-1".to_owned(), name: "cluster-replica-no-failover".to_owned(), value: "yes".to_owned() }]
+        [Action::Set {
+            pod: "demo-0-valkey-1".to_owned(),
+            name: "cluster-replica-no-failover".to_owned(),
+            value: "yes".to_owned()
+        }]
     );
     fake.settle(&wish, 20);
     assert!(readiness(&wish, &fake.observe(&wish)).is_ready());

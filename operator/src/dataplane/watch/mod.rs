@@ -162,7 +162,10 @@ pub fn successor(shard: &DesiredShard, primary: &NodeState, seen: &Observation) 
         .filter_map(|m| seen.state(&m.pod).map(|s| (m, s)))
         .filter(|(_, s)| {
             let follows = s.myself().and_then(|me| me.replicates.as_ref()) == Some(&primary.id);
-            follows && matches!(s.role, Role::Replica { link_up: true, .. }) && !s.loading && s.history.id == primary.history.id
+            follows
+                && matches!(s.role, Role::Replica { link_up: true, .. })
+                && !s.loading
+                && s.history.id == primary.history.id
         })
         .max_by_key(|(_, s)| s.offset)
         .map(|(m, _)| m.pod.clone())

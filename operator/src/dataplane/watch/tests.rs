@@ -88,7 +88,10 @@ fn too_few_replicas_in_sight_block_the_failover_in_words() {
     assert!(findings.orders.is_empty());
     let problem = &findings.problems[0];
     assert_eq!(problem.reason, Reason::FailoverBlocked);
-    assert!(problem.command.as_ref().is_some_and(|c| c.contains("kith.dev/force-promote=demo-0-valkey-2")), "{problem}");
+    assert!(
+        problem.command.as_ref().is_some_and(|c| c.contains("kith.dev/force-promote=demo-0-valkey-2")),
+        "{problem}"
+    );
     // The other one returns.
     stage.fake.nodes[1].up = true;
     assert!(stage.takeover_of(1_000).is_some());
@@ -163,7 +166,10 @@ fn a_leaving_primary_hands_over_while_it_serves() {
     let mut stage = Stage::new();
     stage.wish.shards[0].members[0].presence = Presence::Terminating;
     let findings = stage.after(500);
-    assert!(matches!(&findings.orders[..], [Order::Switchover { from, .. }] if from == "demo-0-valkey-0"), "{findings:?}");
+    assert!(
+        matches!(&findings.orders[..], [Order::Switchover { from, .. }] if from == "demo-0-valkey-0"),
+        "{findings:?}"
+    );
 }
 
 #[test]
@@ -174,7 +180,8 @@ fn a_slotless_shard_is_healed_too() {
     fake.settle(&wish, 20);
     let mut stage = Stage { wish, fake, watch: Watch::default(), now: Instant::now() };
     stage.after(0);
-    let primary = stage.fake.nodes.iter().position(|n| n.shard == "demo-1" && n.replicates.is_none()).expect("a primary");
+    let primary =
+        stage.fake.nodes.iter().position(|n| n.shard == "demo-1" && n.replicates.is_none()).expect("a primary");
     stage.kill(primary);
     assert!(stage.takeover_of(3_000).is_some());
 }

@@ -58,7 +58,12 @@ pub struct Executor {
 
 impl Executor {
     /// Moves one batch, or finds out that it is moved already. `stop` is asked again and again; once it says so the job is cancelled.
-    pub async fn run(&self, desired: &Desired, batch: &Batch, stop: &(dyn Fn() -> bool + Send + Sync)) -> Result<BatchEnd, LinkError> {
+    pub async fn run(
+        &self,
+        desired: &Desired,
+        batch: &Batch,
+        stop: &(dyn Fn() -> bool + Send + Sync),
+    ) -> Result<BatchEnd, LinkError> {
         let _held = self.gate.moving().await;
         let begun = Instant::now();
         let mut started = None;
@@ -159,7 +164,12 @@ impl Executor {
     }
 
     /// The jobs that the primaries of both shards report; a node that does not answer has none that could be asked about.
-    async fn jobs(&self, desired: &Desired, batch: &Batch, seen: &Observation) -> Result<Vec<migrations::Job>, LinkError> {
+    async fn jobs(
+        &self,
+        desired: &Desired,
+        batch: &Batch,
+        seen: &Observation,
+    ) -> Result<Vec<migrations::Job>, LinkError> {
         let mut all = Vec::new();
         for (node, _) in seen.up().filter(|(n, s)| s.is_primary() && (n.shard == batch.from || n.shard == batch.to)) {
             let Some(address) = desired.member(&node.pod).and_then(|(_, m)| m.address) else { continue };

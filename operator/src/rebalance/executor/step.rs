@@ -93,7 +93,13 @@ struct Place {
     agreed: bool,
 }
 
-fn place(batch: &SlotSet, source: Option<&NodeId>, target: &NodeId, ownership: &Ownership, seen: &Observation) -> Place {
+fn place(
+    batch: &SlotSet,
+    source: Option<&NodeId>,
+    target: &NodeId,
+    ownership: &Ownership,
+    seen: &Observation,
+) -> Place {
     let at = |id: &NodeId| ownership.slots_of(id).intersection(batch);
     let at_source = source.map(at).unwrap_or_default();
     let at_target = at(target);
@@ -116,10 +122,8 @@ pub fn next(batch: &Batch, facts: &Facts) -> Step {
         let message = format!("{} or {} does not exist any more", batch.from, batch.to);
         return Step::Blocked(blocked(&batch.to, Reason::OwnerMissing, message));
     };
-    let primaries: Vec<(String, NodeId)> = [source, target]
-        .iter()
-        .filter_map(|s| s.primary.clone().zip(s.primary_id.clone()))
-        .collect();
+    let primaries: Vec<(String, NodeId)> =
+        [source, target].iter().filter_map(|s| s.primary.clone().zip(s.primary_id.clone())).collect();
     let running: Vec<&Job> = facts.jobs.unwrap_or_default().iter().filter(|j| j.is_active()).collect();
     if facts.stop || facts.overdue {
         let why = if facts.stop { "it was to end" } else { "it took too long" }.to_owned();
@@ -176,7 +180,11 @@ fn words(problems: &[Problem], shard: &str) -> String {
 }
 
 fn wait(facts: &Facts, shard: &str, why: String) -> Step {
-    if facts.impatient && !facts.begun { Step::Blocked(blocked(shard, Reason::ReplicaLagging, why)) } else { Step::Wait(why) }
+    if facts.impatient && !facts.begun {
+        Step::Blocked(blocked(shard, Reason::ReplicaLagging, why))
+    } else {
+        Step::Wait(why)
+    }
 }
 
 fn give_up(facts: &Facts, running: &[&Job], pods: Vec<(String, NodeId)>, shard: &str, why: String) -> Step {
@@ -193,7 +201,9 @@ fn landed(facts: &Facts, target: &NodeId, shard: &str) -> Step {
     let past = members.iter().all(|m| {
         facts.seen.state(&m.pod).is_some_and(|s| {
             s.id == *target
-                || matches!(s.role, Role::Replica { link_up: true, .. }) && s.history.id == primary.history.id && s.offset >= goal
+                || matches!(s.role, Role::Replica { link_up: true, .. })
+                    && s.history.id == primary.history.id
+                    && s.offset >= goal
         })
     });
     if past { Step::Done } else { wait(facts, shard, "replicas of the new owner are behind".to_owned()) }

@@ -56,7 +56,9 @@ pub struct MovePlan {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
     /// Nobody may own anything.
-    #[error("every shard is draining or has weight 0: there is nowhere for the data to go; raise a weight or add a shard")]
+    #[error(
+        "every shard is draining or has weight 0: there is nowhere for the data to go; raise a weight or add a shard"
+    )]
     NoTaker,
 }
 

@@ -13,7 +13,8 @@ fn shard(name: usize, weight: u32, draining: bool, partitions: Vec<PartitionLoad
 fn apply(shards: &[ShardLoad], plan: &MovePlan) -> Vec<ShardLoad> {
     let mut after = shards.to_vec();
     for step in &plan.moves {
-        let at = after[step.from].partitions.iter().position(|p| p.partition == step.partition).expect("the giver owns it");
+        let at =
+            after[step.from].partitions.iter().position(|p| p.partition == step.partition).expect("the giver owns it");
         let load = after[step.from].partitions.remove(at);
         after[step.to].partitions.push(load);
     }
@@ -101,7 +102,10 @@ fn shards() -> impl Strategy<Value = Vec<ShardLoad>> {
             .enumerate()
             .map(|(i, (weight, heavy, count, draining))| {
                 let partitions = (next..next + count)
-                    .map(|partition| PartitionLoad { partition, bytes: if heavy { sizes[partition as usize] } else { 0 } })
+                    .map(|partition| PartitionLoad {
+                        partition,
+                        bytes: if heavy { sizes[partition as usize] } else { 0 },
+                    })
                     .collect();
                 next += count;
                 shard(i, weight * 50, draining, partitions)

@@ -146,7 +146,8 @@ fn stop(input: &Input, status: &mut ShardRebalanceStatus) -> Option<String> {
         end_run(status, RunOutcome::Stopped, "stopped by the annotation", input.now);
     }
     status.phase = Phase::Stopped;
-    status.message = Some("Stopped. What was moved stays where it is; kith.dev/rebalance=refresh starts anew.".to_owned());
+    status.message =
+        Some("Stopped. What was moved stays where it is; kith.dev/rebalance=refresh starts anew.".to_owned());
     None
 }
 
@@ -167,10 +168,14 @@ fn approve(input: &Input, status: &mut ShardRebalanceStatus, id: &str) -> Option
     }
     let stale = input.world.as_ref().is_ok_and(|w| is_stale(status, w));
     if id != current || stale {
-        return Some(format!("Proposal {id} was not approved: it is not the current one any more. Look at status.proposal and approve that."));
+        return Some(format!(
+            "Proposal {id} was not approved: it is not the current one any more. Look at status.proposal and approve that."
+        ));
     }
     if let Some(other) = input.other_active {
-        return Some(format!("Proposal {id} was not begun: {other} is moving slots. Approve it again when that is done."));
+        return Some(format!(
+            "Proposal {id} was not begun: {other} is moving slots. Approve it again when that is done."
+        ));
     }
     begin(status, input.now);
     None
@@ -255,7 +260,10 @@ fn pending(input: &Input, world: &World, status: &mut ShardRebalanceStatus) -> N
         Ok(None) => {
             status.phase = Phase::Ready;
             status.proposal = None;
-            status.message = Some(format!("Every shard is within {} % of its share; nothing needs to move.", input.spec.imbalance_percent));
+            status.message = Some(format!(
+                "Every shard is within {} % of its share; nothing needs to move.",
+                input.spec.imbalance_percent
+            ));
             Next::Again(CALM * 6)
         }
         Ok(Some(proposal)) => {
@@ -297,7 +305,8 @@ fn remaining_is_sound(status: &ShardRebalanceStatus, world: &World) -> bool {
 
 fn rebalancing(input: &Input, world: &World, status: &mut ShardRebalanceStatus) -> Next {
     if !remaining_is_sound(status, world) {
-        let words = "shards or weights changed under way; the batch that ran is finished and a new proposal takes its place";
+        let words =
+            "shards or weights changed under way; the batch that ran is finished and a new proposal takes its place";
         end_run(status, RunOutcome::Superseded, words, input.now);
         status.phase = Phase::PendingProposal;
         status.proposal = None;

@@ -50,7 +50,12 @@ pub fn partitions_of(text: &str) -> Option<Vec<u32>> {
 }
 
 /// The proposal for the shards as they are: none when nothing needs to move; words when there can be none.
-pub fn propose(spec: &ShardRebalanceSpec, world: &World, loads: &[ShardLoad], now: Timestamp) -> Result<Option<Proposal>, String> {
+pub fn propose(
+    spec: &ShardRebalanceSpec,
+    world: &World,
+    loads: &[ShardLoad],
+    now: Timestamp,
+) -> Result<Option<Proposal>, String> {
     let bound = f64::from(spec.imbalance_percent) / 100.0;
     let plan = planner::plan(loads, bound).map_err(|e| format!("There is no plan: {e}."))?;
     let name = |i: usize| loads.get(i).map(|s| s.name.clone()).unwrap_or_default();

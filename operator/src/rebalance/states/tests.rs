@@ -112,7 +112,9 @@ fn a_manual_one_waits_for_the_approval_of_its_own_proposal() {
     let waiting = life.status.clone();
     life.step();
     assert_eq!(life.status, waiting, "waiting writes nothing");
-    for (word, told) in [("approve", "must be approve="), ("approve=p-0000000000", "not the current one"), ("dance", "must be")] {
+    for (word, told) in
+        [("approve", "must be approve="), ("approve=p-0000000000", "not the current one"), ("dance", "must be")]
+    {
         life.annotation = Some(word.to_owned());
         life.step();
         assert_eq!(life.status.phase, Phase::ProposalReady);
