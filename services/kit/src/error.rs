@@ -29,6 +29,8 @@ pub mod reason {
     pub const REVOKED: &str = "REVOKED";
     /// A token past its `exp`.
     pub const EXPIRED: &str = "EXPIRED";
+    /// Content over its bound: 413 in HTTP.
+    pub const TOO_LARGE: &str = "TOO_LARGE";
     /// Stored data is missing or damaged; the partition is closed until it is repaired.
     pub const DATA_LOSS: &str = "DATA_LOSS";
 }
@@ -122,6 +124,7 @@ impl Error {
     pub fn http_status(&self) -> u16 {
         match self.code {
             Code::Ok => 200,
+            Code::InvalidArgument if self.reason.as_deref() == Some(reason::TOO_LARGE) => 413,
             Code::InvalidArgument | Code::OutOfRange => 400,
             Code::Unauthenticated => 401,
             Code::PermissionDenied => 403,

@@ -184,10 +184,10 @@ local function hints(keys, args)
   return { p.ver }
 end
 
--- cas: number of conditions, conditions (suffix, field, '=' .. value or '-' absent or '+' present), then operations:
+-- cas: number of conditions, conditions (suffix, field, '=' .. value or '-' absent), then operations:
 --   S suffix field value    set a field          D suffix field    delete it
 --   Z suffix score member   set a score          Y suffix member   remove it
---   X suffix                delete a key         E body            emit an event
+--   E body                  emit an event
 -- Answers version, events emitted.
 local function cas(keys, args)
   local p, refused = open(keys, args)
@@ -196,13 +196,9 @@ local function cas(keys, args)
   for c = 1, tonumber(args[3]) do
     local stored = server.call('HGET', p.tag .. args[i], args[i + 1])
     local want = string.sub(args[i + 2], 1, 1)
-    local holds
+    local holds = not stored
     if want == '=' then
       holds = stored == string.sub(args[i + 2], 2)
-    elseif want == '-' then
-      holds = not stored
-    else
-      holds = stored and true or false
     end
     if not holds then return fail('K1CONFLICT ' .. c) end
     i = i + 3
@@ -221,9 +217,6 @@ local function cas(keys, args)
     elseif op == 'Y' then
       server.call('ZREM', p.tag .. args[i + 1], args[i + 2])
       i = i + 3
-    elseif op == 'X' then
-      server.call('UNLINK', p.tag .. args[i + 1])
-      i = i + 2
     else
       emit(p, args[i + 1])
       i = i + 2

@@ -210,6 +210,7 @@ impl<H: Handler> Assignments<H> {
     fn assign(&mut self, consumer: &GroupConsumer<H>, list: &TopicPartitionList) {
         let list = committed(consumer, list);
         for entry in list.elements() {
+            self.handler.assigned(entry.partition());
             let high_water = HighWater::decode(entry.metadata()).unwrap_or_default();
             let work_of = Arc::new(Work { inflight: Mutex::new(Inflight::new(high_water.clone())), stop: CancellationToken::new() });
             let (inbox, events) = mpsc::channel(INBOX);

@@ -115,6 +115,11 @@ pub trait Handler: Send + Sync + 'static {
     /// Works on events of one partition, in order, all that are there up to [`BATCH`]. Returns when they are finished or handed over with
     /// their tickets; the next batch of the partition comes only then. Dropped at a revocation.
     fn handle(&self, events: Vec<Event>) -> impl Future<Output = ()> + Send;
+
+    /// A partition came to this process; what is remembered of its entities may be out of date. Must not block.
+    fn assigned(&self, partition: i32) {
+        let _ = partition;
+    }
 }
 
 /// Why a consumer could not be set up.

@@ -4471,6 +4471,214 @@ pub struct Partition {
     #[prost(string, tag = "6")]
     pub reason: ::prost::alloc::string::String,
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ApplyRequest {
+    /// At most 1,000.
+    #[prost(message, repeated, tag = "1")]
+    pub steps: ::prost::alloc::vec::Vec<Step>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Step {
+    /// The user or conversation whose partition carries it out.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(oneof = "step::Step", tags = "2, 3, 4, 5, 6, 7, 8, 9")]
+    pub step: ::core::option::Option<step::Step>,
+}
+/// Nested message and enum types in `Step`.
+pub mod step {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Step {
+        #[prost(message, tag = "2")]
+        EnterList(super::EnterList),
+        #[prost(message, tag = "3")]
+        LeaveList(super::LeaveList),
+        #[prost(message, tag = "4")]
+        Hint(super::Hint),
+        #[prost(message, tag = "5")]
+        Head(super::Head),
+        #[prost(message, tag = "6")]
+        ClearAt(super::ClearAt),
+        #[prost(message, tag = "7")]
+        DirectBlock(super::DirectBlock),
+        #[prost(message, tag = "8")]
+        Relate(super::Relate),
+        #[prost(message, tag = "9")]
+        Settings(super::Settings),
+    }
+}
+/// Puts a conversation into the user's list; NOT_FOUND when there is no such user.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EnterList {
+    #[prost(string, tag = "1")]
+    pub conversation_id: ::prost::alloc::string::String,
+    #[prost(int64, tag = "2")]
+    pub activity: i64,
+}
+/// Takes a conversation out of the user's list.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LeaveList {
+    #[prost(string, tag = "1")]
+    pub conversation_id: ::prost::alloc::string::String,
+}
+/// Raises the activity hint of an entry of the user's list.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Hint {
+    #[prost(string, tag = "1")]
+    pub conversation_id: ::prost::alloc::string::String,
+    #[prost(int64, tag = "2")]
+    pub activity: i64,
+}
+/// Reads a conversation as a user sees it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Head {
+    #[prost(string, tag = "1")]
+    pub user_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub device_id: ::prost::alloc::string::String,
+    #[prost(bool, tag = "3")]
+    pub with_last_message: bool,
+}
+/// Moves the user's cleared cursor to the conversation's end.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ClearAt {
+    #[prost(string, tag = "1")]
+    pub user_id: ::prost::alloc::string::String,
+}
+/// Says in the direct conversation's own row whether the user's messages are refused.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DirectBlock {
+    #[prost(string, tag = "1")]
+    pub user_id: ::prost::alloc::string::String,
+    #[prost(bool, tag = "2")]
+    pub blocked: bool,
+}
+/// One side of a change between two users.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Relate {
+    #[prost(enumeration = "relate::Kind", tag = "1")]
+    pub kind: i32,
+    #[prost(string, tag = "2")]
+    pub peer_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub text: ::prost::alloc::string::String,
+    #[prost(int64, tag = "4")]
+    pub at: i64,
+}
+/// Nested message and enum types in `Relate`.
+pub mod relate {
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Kind {
+        Unspecified = 0,
+        AddFriend = 1,
+        RemoveFriend = 2,
+        Requested = 3,
+        Settled = 4,
+    }
+    impl Kind {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Unspecified => "KIND_UNSPECIFIED",
+                Self::AddFriend => "KIND_ADD_FRIEND",
+                Self::RemoveFriend => "KIND_REMOVE_FRIEND",
+                Self::Requested => "KIND_REQUESTED",
+                Self::Settled => "KIND_SETTLED",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "KIND_UNSPECIFIED" => Some(Self::Unspecified),
+                "KIND_ADD_FRIEND" => Some(Self::AddFriend),
+                "KIND_REMOVE_FRIEND" => Some(Self::RemoveFriend),
+                "KIND_REQUESTED" => Some(Self::Requested),
+                "KIND_SETTLED" => Some(Self::Settled),
+                _ => None,
+            }
+        }
+    }
+}
+/// Reads the user's settings of conversations.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Settings {
+    #[prost(string, repeated, tag = "1")]
+    pub conversation_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ApplyResponse {
+    /// One for each step, in their order.
+    #[prost(message, repeated, tag = "1")]
+    pub results: ::prost::alloc::vec::Vec<StepResult>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StepResult {
+    #[prost(oneof = "step_result::Result", tags = "1, 2, 3, 4, 5")]
+    pub result: ::core::option::Option<step_result::Result>,
+}
+/// Nested message and enum types in `StepResult`.
+pub mod step_result {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Result {
+        #[prost(message, tag = "1")]
+        Error(super::ItemError),
+        #[prost(message, tag = "2")]
+        Done(super::StepDone),
+        #[prost(message, tag = "3")]
+        Head(super::HeadResult),
+        #[prost(uint64, tag = "4")]
+        Seq(u64),
+        #[prost(message, tag = "5")]
+        Settings(super::SettingsResult),
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StepDone {
+    #[prost(bool, tag = "1")]
+    pub changed: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HeadResult {
+    /// Absent: no such conversation, or the user may not see it.
+    #[prost(message, optional, tag = "1")]
+    pub conversation: ::core::option::Option<Conversation>,
+    #[prost(uint64, tag = "2")]
+    pub delivered_seq: u64,
+    /// The first seq that the user may see.
+    #[prost(uint64, tag = "3")]
+    pub visible_seq: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SettingsResult {
+    /// Entries that have settings.
+    #[prost(message, repeated, tag = "1")]
+    pub entries: ::prost::alloc::vec::Vec<EntrySettings>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EntrySettings {
+    #[prost(string, tag = "1")]
+    pub conversation_id: ::prost::alloc::string::String,
+    #[prost(bool, tag = "2")]
+    pub pinned: bool,
+    #[prost(bool, tag = "3")]
+    pub muted: bool,
+    #[prost(uint64, tag = "4")]
+    pub cleared_seq: u64,
+}
 /// Generated client implementations.
 pub mod peer_client {
     #![allow(
@@ -4612,6 +4820,28 @@ pub mod peer_client {
                 .insert(GrpcMethod::new("kith.storage.v1.Peer", "Partitions"));
             self.inner.unary(req, path, codec).await
         }
+        /// The parts of calls that span partitions; each step is carried out by the holder of its id's partition. All are idempotent.
+        pub async fn apply(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ApplyRequest>,
+        ) -> std::result::Result<tonic::Response<super::ApplyResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/kith.storage.v1.Peer/Apply",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("kith.storage.v1.Peer", "Apply"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -4640,6 +4870,11 @@ pub mod peer_server {
             tonic::Response<super::PartitionsResponse>,
             tonic::Status,
         >;
+        /// The parts of calls that span partitions; each step is carried out by the holder of its id's partition. All are idempotent.
+        async fn apply(
+            &self,
+            request: tonic::Request<super::ApplyRequest>,
+        ) -> std::result::Result<tonic::Response<super::ApplyResponse>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct PeerServer<T> {
@@ -4788,6 +5023,49 @@ pub mod peer_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = PartitionsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/kith.storage.v1.Peer/Apply" => {
+                    #[allow(non_camel_case_types)]
+                    struct ApplySvc<T: Peer>(pub Arc<T>);
+                    impl<T: Peer> tonic::server::UnaryService<super::ApplyRequest>
+                    for ApplySvc<T> {
+                        type Response = super::ApplyResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ApplyRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Peer>::apply(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ApplySvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

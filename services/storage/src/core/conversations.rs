@@ -1,0 +1,417 @@
+//! Conversations: opening, making, changing, ending; heads; read and delivered cursors; receipts.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use futures::future::join_all;
+use kith_kit::error::{Error, reason};
+use kith_proto::{
+    chat::v1::{ConversationKind, Position},
+    storage::v1::{
+        AckError, AckRequest, AckResponse, Conversation, CreateConversationRequest, CreateConversationResponse, DissolveRequest,
+        GetConversationsRequest, GetReceiptsRequest, GetReceiptsResponse, Group, MarkReadRequest, MarkReadResponse, OpenDirectRequest,
+        OpenDirectResponse, Role, UpdateConversationRequest,
+    },
+};
+use serde_json::{Value, json};
+use tonic::Code;
+
+use super::{
+    Core, Plan, check,
+    model::{self, Head, MemberData, Seen, key},
+    no_conversation, peers,
+};
+use crate::{
+    engine::{Cursor, CursorKind, EngineError, Field, Op, Refusal},
+    event::{self, FOUND},
+};
+
+const CONVERSATIONS: usize = 100;
+const ACKS: usize = 100;
+/// Receipts are told for conversations of at most so many members.
+const RECEIPT_MEMBERS: u32 = 200;
+const JOINS: [&str; 4] = ["", "open", "approval", "invite"];
+
+fn kind_name(kind: i32) -> &'static str {
+    match ConversationKind::try_from(kind).unwrap_or_default() {
+        ConversationKind::Group => "group",
+        ConversationKind::System => "system",
+        _ => "direct",
+    }
+}
+
+fn check_group(group: &Group) -> Result<(), Error> {
+    check::text("group.name", &group.name)?;
+    check::text("group.avatar_url", &group.avatar_url)?;
+    check::text("group.announcement", &group.announcement)?;
+    if JOINS.contains(&group.join.as_str()) { Ok(()) } else { Err(Error::invalid("group.join: open, approval or invite")) }
+}
+
+fn group_ops(id: &str, group: &Group) -> Vec<Op> {
+    [
+        ("na", group.name.clone()),
+        ("av", group.avatar_url.clone()),
+        ("an", group.announcement.clone()),
+        ("jo", group.join.clone()),
+        ("mu", u8::from(group.muted).to_string()),
+    ]
+    .into_iter()
+    .map(|(name, value)| Op::Set(Field::new(key::conversation(id), name), value.into()))
+    .collect()
+}
+
+pub(super) fn group_json(id: &str, group: &Group, actor: &str) -> Value {
+    json!({
+        "group_id": id, "conversation_id": id, "name": group.name, "avatar_url": group.avatar_url,
+        "announcement": group.announcement, "join": group.join, "muted": group.muted, "actor_id": actor,
+    })
+}
+
+impl Core {
+    /// Makes a direct conversation and what belongs to it; adds only what is not there.
+    pub(crate) async fn open_direct(&self, request: OpenDirectRequest) -> Result<OpenDirectResponse, Error> {
+        let OpenDirectRequest { user_a, user_b } = request;
+        let id = kith_kit::ids::direct_conversation_id(&user_a, &user_b)?;
+        let c = key::conversation(&id);
+        let fields = vec![
+            Field::new(c.clone(), "k"),
+            Field::new(key::members(&id), user_a.clone()),
+            Field::new(key::members(&id), user_b.clone()),
+        ];
+        let wants = fields.iter().cloned().map(crate::engine::Want::Field).collect();
+        let stands = self.engine().get(self.partition(&id), wants, Self::end()).await?;
+        if stands.iter().all(|got| matches!(got, crate::engine::Got::Field(Some(_)))) {
+            return Ok(OpenDirectResponse { conversation_id: id, created: false });
+        }
+        let now = Self::now();
+        for entered in self.apply(vec![peers::enter(&user_a, &id, now), peers::enter(&user_b, &id, now)]).await? {
+            entered?;
+        }
+        self.0.hints.fresh(&id, now);
+        let created = self
+            .update(self.partition(&id), fields.clone(), |values| {
+                let mut ops = Vec::new();
+                for (order, user) in [(1, &user_a), (2, &user_b)] {
+                    // A row may stand before its conversation: a block was written into it.
+                    if values[order].is_none() {
+                        let row = MemberData::new(Role::Member, 1, now).pack();
+                        ops.push(Op::Set(Field::new(key::members(&id), user.clone()), row));
+                    }
+                    ops.push(Op::Score { key: key::joins(&id), score: order as i64, member: user.clone() });
+                }
+                let created = values[0].is_none();
+                if created {
+                    let set = |name: &str, value: String| Op::Set(Field::new(c.clone(), name), value.into());
+                    ops.extend([set("k", "1".to_owned()), set("s", "0".to_owned()), set("a", now.to_string()), set("n", "2".to_owned())]);
+                    ops.extend([set("mv", "1".to_owned()), set("jn", "2".to_owned()), set("v", "1".to_owned()), set("ca", now.to_string())]);
+                    let data = json!({"conversation_id": id, "kind": "direct", "member_ids": [user_a, user_b]});
+                    ops.push(Op::Emit(event::body("conversation.created", &id, now, &data)));
+                }
+                Ok(Plan::new(ops, created))
+            })
+            .await?;
+        Ok(OpenDirectResponse { conversation_id: id, created })
+    }
+
+    pub(crate) async fn create_conversation(&self, request: CreateConversationRequest) -> Result<CreateConversationResponse, Error> {
+        let CreateConversationRequest { conversation_id: id, kind, owner_id, member_ids, group, idempotency_key } = request;
+        let shape = check::conversation(&id)?;
+        let group = group.unwrap_or_default();
+        check_group(&group)?;
+        check::text("idempotency_key", &idempotency_key)?;
+        let fits = match ConversationKind::try_from(kind).unwrap_or_default() {
+            ConversationKind::Group => shape == kith_kit::ids::ConversationId::Group,
+            ConversationKind::System => shape == kith_kit::ids::ConversationId::System,
+            _ => false,
+        };
+        if !fits {
+            return Err(Error::invalid("kind: group with an id g:<ULID>, or system with an id s:<id>"));
+        }
+        if !owner_id.is_empty() {
+            check::user("owner_id", &owner_id)?;
+            let entered = self.apply(vec![peers::enter(&owner_id, &id, Self::now())]).await?;
+            entered.into_iter().collect::<Result<Vec<_>, _>>()?;
+        }
+        let c = key::conversation(&id);
+        let now = Self::now();
+        let fields = vec![Field::new(c.clone(), "k"), Field::new(c.clone(), "ik")];
+        let created = self
+            .update(self.partition(&id), fields, |values| {
+                if values[0].is_some() {
+                    let same = !idempotency_key.is_empty() && values[1].as_ref().is_some_and(|k| *k == idempotency_key.as_bytes());
+                    return if same {
+                        Ok(Plan::nothing(false))
+                    } else {
+                        Err(Error::new(Code::AlreadyExists, "conversation_id: there is such a conversation already"))
+                    };
+                }
+                Ok(Plan::new(create_ops(&id, kind, &owner_id, &group, &idempotency_key, now), true))
+            })
+            .await?;
+        // After a crash between the two, the retry adds the members that are missing.
+        for chunk in member_ids.chunks(super::members::CHUNK) {
+            self.add_chunk(&id, chunk, Role::Member, &owner_id).await?;
+        }
+        let conversation = self.seen("", &id).await?.into_conversation(&id)?;
+        Ok(CreateConversationResponse { conversation: Some(conversation), created })
+    }
+
+    pub(crate) async fn update_conversation(&self, request: UpdateConversationRequest) -> Result<Conversation, Error> {
+        let id = request.conversation_id.clone();
+        check::conversation(&id)?;
+        if let Some(owner) = &request.owner_id {
+            check::user("owner_id", owner)?;
+        }
+        let now = Self::now();
+        for _ in 0..super::ATTEMPTS {
+            let seen = self.seen("", &id).await?;
+            let head = seen.head;
+            if head.dissolved {
+                return Err(EngineError::Refused(Refusal::Dissolved).into());
+            }
+            if request.if_version != 0 && request.if_version != head.version {
+                return Err(Error::new(Code::Aborted, format!("if_version: the conversation is at version {}", head.version)));
+            }
+            let group = changed_group(&head.group, &request);
+            check_group(&group)?;
+            match self.write_update(&id, &head, &group, &request, now).await {
+                Err(error) if error.code == Code::Aborted => {}
+                outcome => {
+                    outcome?;
+                    return self.seen("", &id).await?.into_conversation(&id);
+                }
+            }
+        }
+        Err(EngineError::Conflict.into())
+    }
+
+    async fn write_update(&self, id: &str, head: &Head, group: &Group, request: &UpdateConversationRequest, now: i64) -> Result<(), Error> {
+        let c = key::conversation(id);
+        let mut conditions = vec![condition(Field::new(c.clone(), "v"), Some(head.version.to_string().into()))];
+        let mut ops = vec![Op::Set(Field::new(c.clone(), "v"), (head.version + 1).to_string().into())];
+        ops.extend(group_ops(id, group));
+        let mut data = group_json(id, group, &request.actor_id);
+        if let Some(owner) = request.owner_id.as_ref().filter(|o| **o != head.owner) {
+            let members = key::members(id);
+            for (user, role) in [(&head.owner, Role::Admin), (owner, Role::Owner)] {
+                if user.is_empty() {
+                    continue;
+                }
+                let field = Field::new(members.clone(), user.clone());
+                let row = self.field(id, field.clone()).await?;
+                let Some(row) = row else {
+                    if role == Role::Owner {
+                        return Err(Error::invalid("owner_id: must be a member"));
+                    }
+                    continue;
+                };
+                let mut member = MemberData::unpack(&row).ok_or_else(|| model::corrupt(&members, "not a member row"))?;
+                member.role = role as u8;
+                conditions.push(condition(field.clone(), Some(row)));
+                ops.push(Op::Set(field, member.pack()));
+            }
+            ops.push(Op::Set(Field::new(c, "ow"), owner.clone().into()));
+            data["owner_id"] = owner.clone().into();
+        }
+        ops.push(Op::Emit(event::body("group.updated", id, now, &data)));
+        Ok(self.engine().swap(self.partition(id), crate::engine::Swap { conditions, ops }, Self::end()).await?)
+    }
+
+    pub(super) async fn field(&self, id: &str, field: Field) -> Result<Option<Bytes>, Error> {
+        let got = self.engine().get(self.partition(id), vec![crate::engine::Want::Field(field)], Self::end()).await?;
+        Ok(got.into_iter().next().and_then(|g| if let crate::engine::Got::Field(value) = g { value } else { None }))
+    }
+
+    /// Ends a group at once; its members are removed in the background, in chunks, and again with a repeated call.
+    pub(crate) async fn dissolve(&self, request: DissolveRequest) -> Result<(), Error> {
+        let DissolveRequest { conversation_id: id, actor_id } = request;
+        check::conversation(&id)?;
+        let c = key::conversation(&id);
+        let now = Self::now();
+        self.update(self.partition(&id), vec![Field::new(c.clone(), "k"), Field::new(c.clone(), "di")], |values| {
+            match values[0].as_deref() {
+                None => return Err(no_conversation()),
+                Some(b"2") => {}
+                Some(_) => return Err(Error::invalid("conversation_id: only groups can be dissolved")),
+            }
+            if values[1].is_some() {
+                return Ok(Plan::nothing(()));
+            }
+            let data = json!({"group_id": id, "conversation_id": id, "actor_id": actor_id});
+            let event = Op::Emit(event::body("group.dissolved", &id, now, &data));
+            Ok(Plan::new(vec![Op::Set(Field::new(c.clone(), "di"), "1".into()), event], ()))
+        })
+        .await?;
+        let core = self.clone();
+        tokio::spawn(async move {
+            if let Err(error) = core.remove_all(&id, &actor_id).await {
+                tracing::warn!(%error, conversation_id = %id, "members of a dissolved group are left; a repeated call removes them");
+            }
+        });
+        Ok(())
+    }
+
+    /// Heads of conversations of this instance, with the caller's settings.
+    pub(crate) async fn get_conversations(&self, request: GetConversationsRequest) -> Result<Vec<Conversation>, Error> {
+        let GetConversationsRequest { user_id, conversation_ids, with_last_message } = request;
+        check::count("conversation_ids", conversation_ids.len(), CONVERSATIONS)?;
+        let mut by_partition: BTreeMap<u32, Vec<String>> = BTreeMap::new();
+        for id in conversation_ids {
+            check::conversation(&id)?;
+            by_partition.entry(self.partition(&id)).or_default().push(id);
+        }
+        let user = user_id.as_str();
+        let read = by_partition.into_iter().map(|(partition, ids)| async move {
+            let rows = self.engine().heads(partition, user, "", with_last_message, ids.clone(), Self::end()).await?;
+            Ok::<_, Error>((ids, rows))
+        });
+        let mut found = Vec::new();
+        for part in join_all(read).await {
+            let (ids, rows) = part?;
+            for (id, row) in ids.into_iter().zip(rows) {
+                if let Some(seen) = Seen::read(&id, row)?
+                    && (user_id.is_empty() || seen.member.is_some())
+                {
+                    found.push(seen.into_conversation(&id)?);
+                }
+            }
+        }
+        if !user_id.is_empty() && !found.is_empty() {
+            let ids = found.iter().map(|c| c.conversation_id.clone()).collect();
+            let settings = self.settings_of(&user_id, ids).await?;
+            for conversation in &mut found {
+                if let Some(entry) = settings.get(&conversation.conversation_id) {
+                    conversation.pinned = entry.pinned;
+                    conversation.muted = entry.muted;
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    pub(crate) async fn mark_read(&self, request: MarkReadRequest) -> Result<MarkReadResponse, Error> {
+        let MarkReadRequest { user_id, conversation_id: id, seq } = request;
+        check::user("user_id", &user_id)?;
+        check::conversation(&id)?;
+        if seq == 0 {
+            return Err(Error::invalid("seq: from 1"));
+        }
+        // A non-member's call must not tell that the conversation exists.
+        let data = json!({"conversation_id": id, "user_id": user_id, "read_seq": FOUND.to_string()});
+        let moved = self.move_cursor(&id, &user_id, CursorKind::Read, seq, "receipt.read", data).await?;
+        let unread = self.seen(&user_id, &id).await?.unread();
+        Ok(MarkReadResponse { read_seq: moved, unread })
+    }
+
+    async fn move_cursor(&self, id: &str, user_id: &str, kind: CursorKind, seq: u64, event: &str, data: Value) -> Result<u64, Error> {
+        // JSON text spells the byte as an escape; the function looks for the byte itself.
+        let body = String::from_utf8_lossy(&event::body(event, id, Self::now(), &data)).replace("\\u0001", "\u{1}");
+        let cursor = Cursor { conversation_id: id.to_owned(), user_id: user_id.to_owned(), kind, seq, event: body.into() };
+        match self.engine().cursor(self.partition(id), cursor, Self::end()).await {
+            Ok(moved) => Ok(moved.seq),
+            Err(EngineError::Refused(Refusal::NotMember)) => Err(no_conversation()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Delivered cursors of a device; a position fails for itself.
+    pub(crate) async fn ack(&self, request: AckRequest) -> Result<AckResponse, Error> {
+        let AckRequest { user_id, device_id, acks } = request;
+        check::user("user_id", &user_id)?;
+        check::user("device_id", &device_id)?;
+        check::count("acks", acks.len(), ACKS)?;
+        let moves = acks.iter().map(|ack| async {
+            check::conversation(&ack.conversation_id)?;
+            if ack.seq == 0 {
+                return Err(Error::invalid("seq: from 1"));
+            }
+            let data = json!({"conversation_id": ack.conversation_id, "user_id": user_id, "device_id": device_id, "seq": FOUND.to_string()});
+            let kind = CursorKind::Delivered(device_id.clone());
+            self.move_cursor(&ack.conversation_id, &user_id, kind, ack.seq, "receipt.delivered", data).await
+        });
+        let mut response = AckResponse::default();
+        for (ack, outcome) in acks.iter().zip(join_all(moves).await) {
+            let conversation_id = ack.conversation_id.clone();
+            match outcome {
+                Ok(seq) => response.delivered.push(Position { conversation_id, seq }),
+                Err(error) => response.errors.push(AckError { conversation_id, error: Some(error.into()) }),
+            }
+        }
+        Ok(response)
+    }
+
+    pub(crate) async fn get_receipts(&self, request: GetReceiptsRequest) -> Result<GetReceiptsResponse, Error> {
+        let GetReceiptsRequest { user_id, conversation_id: id, seq } = request;
+        check::conversation(&id)?;
+        let seen = self.seen(&user_id, &id).await?;
+        if seen.head.members > RECEIPT_MEMBERS {
+            let detail = format!("receipts are told in conversations of at most {RECEIPT_MEMBERS} members");
+            return Err(Error::denied(reason::NOT_ALLOWED, detail));
+        }
+        if seq == 0 || seq > seen.head.seq || seq <= seen.hidden() {
+            return Err(Error::not_found("no such message"));
+        }
+        let partition = self.partition(&id);
+        let (members, cursors) = tokio::try_join!(self.hash(partition, key::members(&id)), self.hash(partition, key::cursors(&id)))?;
+        let mut response = GetReceiptsResponse::default();
+        for (user, _) in members {
+            let passed = |wanted: &dyn Fn(&str) -> bool| {
+                cursors.iter().any(|(name, at)| wanted(name) && model::number::<u64>(at).is_some_and(|at| at >= seq))
+            };
+            if passed(&|name| name.strip_prefix('r') == Some(&user)) {
+                response.read_by.push(user.clone());
+            }
+            if passed(&|name| name.strip_prefix('d').and_then(|d| d.split_once('/')).is_some_and(|(u, _)| u == user)) {
+                response.delivered_to.push(user);
+            }
+        }
+        response.read_by.sort_unstable();
+        response.delivered_to.sort_unstable();
+        Ok(response)
+    }
+}
+
+pub(super) fn condition(field: Field, value: Option<Bytes>) -> crate::engine::Condition {
+    crate::engine::Condition { field, expect: value.map_or(crate::engine::Expect::Absent, crate::engine::Expect::Value) }
+}
+
+fn create_ops(id: &str, kind: i32, owner_id: &str, group: &Group, idempotency_key: &str, now: i64) -> Vec<Op> {
+    let set = |name: &str, value: String| Op::Set(Field::new(key::conversation(id), name), value.into());
+    let owned = u8::from(!owner_id.is_empty());
+    let mut ops = vec![
+        set("k", kind.to_string()),
+        set("s", "0".to_owned()),
+        set("a", now.to_string()),
+        set("n", owned.to_string()),
+        set("mv", "1".to_owned()),
+        set("jn", owned.to_string()),
+        set("v", "1".to_owned()),
+        set("ca", now.to_string()),
+        set("ow", owner_id.to_owned()),
+    ];
+    if !idempotency_key.is_empty() {
+        ops.push(set("ik", idempotency_key.to_owned()));
+    }
+    ops.extend(group_ops(id, group));
+    if !owner_id.is_empty() {
+        ops.push(Op::Set(Field::new(key::members(id), owner_id), MemberData::new(Role::Owner, 1, now).pack()));
+        ops.push(Op::Score { key: key::joins(id), score: 1, member: owner_id.to_owned() });
+    }
+    let data = json!({
+        "conversation_id": id, "kind": kind_name(kind), "owner_id": owner_id, "name": group.name, "avatar_url": group.avatar_url,
+        "announcement": group.announcement, "join": group.join,
+        "member_ids": if owner_id.is_empty() { Vec::new() } else { vec![owner_id] },
+    });
+    ops.push(Op::Emit(event::body("conversation.created", id, now, &data)));
+    ops
+}
+
+fn changed_group(group: &Group, request: &UpdateConversationRequest) -> Group {
+    Group {
+        name: request.name.clone().unwrap_or_else(|| group.name.clone()),
+        avatar_url: request.avatar_url.clone().unwrap_or_else(|| group.avatar_url.clone()),
+        announcement: request.announcement.clone().unwrap_or_else(|| group.announcement.clone()),
+        join: request.join.clone().unwrap_or_else(|| group.join.clone()),
+        muted: request.muted.unwrap_or(group.muted),
+    }
+}

@@ -1,0 +1,259 @@
+//! Members of conversations: their rows are the truth, users' lists follow them.
+
+use kith_kit::error::Error;
+use kith_proto::storage::v1::{
+    AddMembersRequest, AddMembersResponse, LeaveList, ListMembersRequest, ListMembersResponse, Member, RemoveMembersRequest,
+    RemoveMembersResponse, Role, Step, UpdateMemberRequest, step,
+};
+use serde_json::json;
+use tonic::Code;
+
+use super::{
+    Core, Plan, check,
+    conversations::condition,
+    model::{self, MemberData, key},
+    no_conversation, peers,
+};
+use crate::{
+    engine::{EngineError, Field, Got, Op, Refusal, Swap, Want},
+    event,
+};
+
+/// Members of one call and of one event.
+pub(super) const CHUNK: usize = 500;
+
+fn leave(user_id: &str, conversation_id: &str) -> Step {
+    let entry = LeaveList { conversation_id: conversation_id.to_owned() };
+    Step { id: user_id.to_owned(), step: Some(step::Step::LeaveList(entry)) }
+}
+
+impl Core {
+    pub(crate) async fn add_members(&self, request: AddMembersRequest) -> Result<AddMembersResponse, Error> {
+        let AddMembersRequest { conversation_id, user_ids, role, actor_id } = request;
+        check::conversation(&conversation_id)?;
+        check::count("user_ids", user_ids.len(), CHUNK)?;
+        let role = match Role::try_from(role) {
+            Ok(Role::Unspecified) => Role::Member,
+            Ok(role) => role,
+            Err(_) => return Err(Error::invalid(format!("role: {role} is no role"))),
+        };
+        self.add_chunk(&conversation_id, &user_ids, role, &actor_id).await
+    }
+
+    /// Adds those who are not in yet. First their lists hold the conversation (unknown users are refused by it), then their rows stand.
+    pub(super) async fn add_chunk(&self, id: &str, user_ids: &[String], role: Role, actor_id: &str) -> Result<AddMembersResponse, Error> {
+        for user in user_ids {
+            check::user("user_ids", user)?;
+        }
+        let now = Self::now();
+        let mut known = Vec::with_capacity(user_ids.len());
+        let entered = self.apply(user_ids.iter().map(|u| peers::enter(u, id, now)).collect()).await?;
+        for (user, outcome) in user_ids.iter().zip(entered) {
+            match outcome {
+                Ok(_) => known.push(user.clone()),
+                Err(error) if error.code == Code::NotFound => return Err(Error::not_found(format!("user_ids: there is no user {user}"))),
+                Err(error) => return Err(error),
+            }
+        }
+        known.sort_unstable();
+        known.dedup();
+        for _ in 0..super::ATTEMPTS {
+            match self.try_add(id, &known, role, actor_id, now).await {
+                Err(error) if error.code == Code::Aborted => {}
+                outcome => return outcome,
+            }
+        }
+        Err(EngineError::Conflict.into())
+    }
+
+    async fn try_add(&self, id: &str, users: &[String], role: Role, actor_id: &str, now: i64) -> Result<AddMembersResponse, Error> {
+        let seen = self.seen("", id).await?;
+        let head = seen.head;
+        if head.dissolved {
+            return Err(EngineError::Refused(Refusal::Dissolved).into());
+        }
+        let wants = users.iter().map(|u| Want::Field(Field::new(key::members(id), u.clone()))).collect();
+        let rows = self.engine().get(self.partition(id), wants, Self::end()).await?;
+        let added: Vec<String> = users.iter().zip(rows).filter(|(_, row)| *row == Got::Field(None)).map(|(u, _)| u.clone()).collect();
+        if added.is_empty() {
+            return Ok(AddMembersResponse { added, member_version: head.member_version });
+        }
+        let count = head.members + added.len() as u32;
+        if count > self.0.limits.members_per_conversation {
+            let most = self.0.limits.members_per_conversation;
+            return Err(Error::new(Code::FailedPrecondition, format!("user_ids: at most {most} members a conversation")));
+        }
+        let c = key::conversation(id);
+        let version = head.member_version + 1;
+        let mut ops = Vec::with_capacity(added.len() * 2 + 4);
+        for (order, user) in (head.joins + 1..).zip(&added) {
+            let row = MemberData::new(role, head.seq + 1, now).pack();
+            ops.push(Op::Set(Field::new(key::members(id), user.clone()), row));
+            ops.push(Op::Score { key: key::joins(id), score: order, member: user.clone() });
+        }
+        let set = |name: &str, value: String| Op::Set(Field::new(c.clone(), name), value.into());
+        ops.extend([set("n", count.to_string()), set("mv", version.to_string()), set("jn", (head.joins + added.len() as i64).to_string())]);
+        let data = json!({"conversation_id": id, "user_ids": added, "role": role_name(role as i32), "joined_at": now.to_string(), "actor_id": actor_id});
+        ops.push(Op::Emit(event::body("member.added", id, now, &data)));
+        let conditions = vec![condition(Field::new(c, "mv"), Some(head.member_version.to_string().into()))];
+        self.engine().swap(self.partition(id), Swap { conditions, ops }, Self::end()).await?;
+        Ok(AddMembersResponse { added, member_version: version })
+    }
+
+    pub(crate) async fn remove_members(&self, request: RemoveMembersRequest) -> Result<RemoveMembersResponse, Error> {
+        let RemoveMembersRequest { conversation_id: id, user_ids, actor_id } = request;
+        check::conversation(&id)?;
+        check::count("user_ids", user_ids.len(), CHUNK)?;
+        for user in &user_ids {
+            check::user("user_ids", user)?;
+        }
+        self.remove_chunk(&id, user_ids, &actor_id).await
+    }
+
+    async fn remove_chunk(&self, id: &str, mut users: Vec<String>, actor_id: &str) -> Result<RemoveMembersResponse, Error> {
+        users.sort_unstable();
+        users.dedup();
+        let mut attempt = 0;
+        let response = loop {
+            attempt += 1;
+            match self.try_remove(id, &users, actor_id).await {
+                Err(error) if error.code == Code::Aborted && attempt < super::ATTEMPTS => {}
+                outcome => break outcome?,
+            }
+        };
+        // Rows first: who has none sees nothing, whatever the list still holds.
+        for outcome in self.apply(users.iter().map(|u| leave(u, id)).collect()).await? {
+            outcome?;
+        }
+        Ok(response)
+    }
+
+    async fn try_remove(&self, id: &str, users: &[String], actor_id: &str) -> Result<RemoveMembersResponse, Error> {
+        let head = self.seen("", id).await?.head;
+        let wants = users.iter().map(|u| Want::Field(Field::new(key::members(id), u.clone()))).collect();
+        let rows = self.engine().get(self.partition(id), wants, Self::end()).await?;
+        let removed: Vec<String> = users.iter().zip(rows).filter(|(_, row)| *row != Got::Field(None)).map(|(u, _)| u.clone()).collect();
+        if removed.is_empty() {
+            return Ok(RemoveMembersResponse { removed, member_version: head.member_version });
+        }
+        let c = key::conversation(id);
+        let (now, version) = (Self::now(), head.member_version + 1);
+        let mut ops = Vec::with_capacity(removed.len() * 5 + 3);
+        for user in &removed {
+            ops.push(Op::Delete(Field::new(key::members(id), user.clone())));
+            ops.push(Op::Unscore { key: key::joins(id), member: user.clone() });
+            // Cursors of a member who comes back begin anew.
+            for prefix in ["r", "s", "c"] {
+                ops.push(Op::Delete(Field::new(key::cursors(id), format!("{prefix}{user}"))));
+            }
+        }
+        let count = u64::from(head.members).saturating_sub(removed.len() as u64);
+        ops.push(Op::Set(Field::new(c.clone(), "n"), count.to_string().into()));
+        ops.push(Op::Set(Field::new(c.clone(), "mv"), version.to_string().into()));
+        let data = json!({"conversation_id": id, "user_ids": removed, "actor_id": actor_id});
+        ops.push(Op::Emit(event::body("member.removed", id, now, &data)));
+        let conditions = vec![condition(Field::new(c, "mv"), Some(head.member_version.to_string().into()))];
+        self.engine().swap(self.partition(id), Swap { conditions, ops }, Self::end()).await?;
+        Ok(RemoveMembersResponse { removed, member_version: version })
+    }
+
+    /// Removes everybody, chunk by chunk.
+    pub(super) async fn remove_all(&self, id: &str, actor_id: &str) -> Result<(), Error> {
+        loop {
+            let page = self.engine().members(self.partition(id), id, -1, CHUNK as u32, Self::end()).await?;
+            let users: Vec<String> = page.ok_or_else(no_conversation)?.members.into_iter().map(|m| m.user_id).collect();
+            if users.is_empty() {
+                return Ok(());
+            }
+            self.remove_chunk(id, users, actor_id).await?;
+        }
+    }
+
+    pub(crate) async fn update_member(&self, request: UpdateMemberRequest) -> Result<Member, Error> {
+        let UpdateMemberRequest { conversation_id: id, user_id, role, muted_until, actor_id } = request;
+        check::conversation(&id)?;
+        check::user("user_id", &user_id)?;
+        let role = match role.map(Role::try_from) {
+            None => None,
+            Some(Ok(role)) if role != Role::Unspecified => Some(role),
+            Some(_) => return Err(Error::invalid("role: member, admin or owner")),
+        };
+        let field = Field::new(key::members(&id), user_id.clone());
+        let version = Field::new(key::conversation(&id), "mv");
+        let now = Self::now();
+        self.update(self.partition(&id), vec![field.clone(), version.clone()], |values| {
+            let row = values[0].as_ref().ok_or_else(|| Error::not_found("user_id: not a member"))?;
+            let mut member = MemberData::unpack(row).ok_or_else(|| model::corrupt(&field.key, "not a member row"))?;
+            let before = member;
+            member.role = role.map_or(member.role, |r| r as u8);
+            member.muted_until = muted_until.unwrap_or(member.muted_until);
+            let answer = member.into_member(user_id.clone());
+            if member == before {
+                return Ok(Plan::nothing(answer));
+            }
+            let next: u64 = values[1].as_ref().and_then(model::number).unwrap_or(0) + 1;
+            let data = json!({
+                "conversation_id": id, "user_id": user_id, "role": role_name(i32::from(member.role)),
+                "muted_until": member.muted_until.to_string(), "actor_id": actor_id,
+            });
+            let ops = vec![
+                Op::Set(field.clone(), member.pack()),
+                Op::Set(version.clone(), next.to_string().into()),
+                Op::Emit(event::body("member.updated", &id, now, &data)),
+            ];
+            Ok(Plan::new(ops, answer))
+        })
+        .await
+    }
+
+    pub(crate) async fn list_members(&self, request: ListMembersRequest) -> Result<ListMembersResponse, Error> {
+        let ListMembersRequest { conversation_id: id, limit, cursor, user_id } = request;
+        check::conversation(&id)?;
+        let limit = check::limit(limit, 200, 1_000)?;
+        if !user_id.is_empty() {
+            check::user("user_id", &user_id)?;
+            self.seen(&user_id, &id).await?;
+        }
+        let after = if cursor.is_empty() { -1 } else { cursor.parse().map_err(|_| Error::invalid("cursor: not one that was given out"))? };
+        let page = self.engine().members(self.partition(&id), &id, after, limit, Self::end()).await?.ok_or_else(no_conversation)?;
+        let next_cursor = match page.members.last() {
+            Some(last) if page.members.len() == limit as usize => last.order.to_string(),
+            _ => String::new(),
+        };
+        let mut members = Vec::with_capacity(page.members.len());
+        for member in page.members {
+            let Some(row) = member.row else { continue };
+            let data = MemberData::unpack(&row).ok_or_else(|| model::corrupt(&key::members(&id), "not a member row"))?;
+            members.push(data.into_member(member.user_id));
+        }
+        Ok(ListMembersResponse { members, next_cursor, member_version: page.version, member_count: page.count as u32 })
+    }
+
+    /// Writes into the direct conversation's row whether the user's messages are refused.
+    pub(super) async fn direct_block(&self, id: &str, user_id: &str, blocked: bool) -> Result<bool, Error> {
+        check::conversation(id)?;
+        check::user("user_id", user_id)?;
+        let field = Field::new(key::members(id), user_id);
+        let now = Self::now();
+        self.update(self.partition(id), vec![field.clone()], |values| {
+            let stored = match &values[0] {
+                None => None,
+                Some(row) => Some(MemberData::unpack(row).ok_or_else(|| model::corrupt(&field.key, "not a member row"))?),
+            };
+            if stored.map_or(false, |m| m.blocked) == blocked {
+                return Ok(Plan::nothing(false));
+            }
+            let member = MemberData { blocked, ..stored.unwrap_or_else(|| MemberData::new(Role::Member, 1, now)) };
+            Ok(Plan::new(vec![Op::Set(field.clone(), member.pack())], true))
+        })
+        .await
+    }
+}
+
+fn role_name(role: i32) -> &'static str {
+    match Role::try_from(role).unwrap_or_default() {
+        Role::Owner => "owner",
+        Role::Admin => "admin",
+        Role::Member | Role::Unspecified => "member",
+    }
+}

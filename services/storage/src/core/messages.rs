@@ -1,0 +1,279 @@
+//! Messages: append, history, recall, edit, reactions.
+
+use bytes::Bytes;
+use futures::future::join_all;
+use kith_kit::error::{Error, reason};
+use kith_proto::{
+    chat::v1::{Message, Receipt},
+    storage::v1::{
+        AppendRequest, ConversationMessages, EditRequest, EditResponse, ListAfterRequest, ListAfterResponse, ListMessagesRequest,
+        ListMessagesResponse, ReactRequest, ReactResponse, RecallRequest, RecallResponse,
+    },
+};
+use rand::RngExt;
+use serde_json::json;
+use ulid::Ulid;
+
+use super::{
+    Core, Plan, check,
+    model::{self, Overlay, Seen, key},
+    no_conversation,
+};
+use crate::{
+    codec,
+    engine::{Append, Appended, Field, History, Op, Window},
+    event,
+};
+
+/// Positions of one call.
+const POSITIONS: usize = 100;
+/// Users that one reaction may hold, and kinds of reactions on one message.
+const REACTORS: usize = 1_000;
+const REACTIONS: usize = 50;
+/// Content of all messages of one answer.
+const ANSWER_BYTES: usize = 8 << 20;
+
+impl Core {
+    /// Stores a message, once for each (sender, client_msg_id).
+    pub(crate) async fn append(&self, request: AppendRequest) -> Result<Receipt, Error> {
+        let AppendRequest { conversation_id, draft, privileged } = request;
+        check::conversation(&conversation_id)?;
+        let draft = draft.ok_or_else(|| Error::invalid("draft: must be set"))?;
+        check::draft(&draft)?;
+        let now_ms = Self::now();
+        let id = Ulid::from_parts(now_ms.unsigned_abs(), rand::rng().random());
+        let append = Append {
+            row: codec::pack(id, &draft),
+            identity_len: codec::identity_len(&draft),
+            conversation_id: conversation_id.clone(),
+            sender_id: draft.sender_id.clone(),
+            client_msg_id: draft.client_msg_id,
+            now_ms,
+            privileged,
+            hot_limit: self.0.limits.messages_per_conversation,
+        };
+        let Appended { seq, earlier } = self.engine().append(self.partition(&conversation_id), append, Self::end()).await?;
+        let duplicate = earlier.is_some();
+        let (id, sent_at) = match earlier {
+            None => {
+                self.0.hints.stored(&conversation_id, &draft.sender_id, now_ms);
+                (id, now_ms)
+            }
+            Some(row) => {
+                let row = codec::unpack(row).map_err(|e| model::corrupt(&format!("m:{conversation_id} {seq}"), &e.to_string()))?;
+                (row.id, row.sent_at())
+            }
+        };
+        Ok(Receipt { conversation_id, seq, message_id: id.to_string(), sent_at, duplicate })
+    }
+
+    async fn page(&self, id: &str, window: Window, limit: u32) -> Result<History, Error> {
+        let page = self.engine().history(self.partition(id), id, window, limit, Self::end()).await?;
+        page.ok_or_else(no_conversation)
+    }
+
+    /// One page of a conversation, ascending, from what the user may see.
+    pub(crate) async fn list_messages(&self, request: ListMessagesRequest) -> Result<ListMessagesResponse, Error> {
+        let ListMessagesRequest { conversation_id, user_id, before_seq, after_seq, limit } = request;
+        if before_seq > 0 && after_seq > 0 {
+            return Err(Error::invalid("before_seq and after_seq: at most one of them"));
+        }
+        let window = match (before_seq, after_seq) {
+            (0, 0) => Window::Newest,
+            (0, after) => Window::After(after),
+            (before, _) => Window::Before(before),
+        };
+        self.list_window(&conversation_id, &user_id, window, check::limit(limit, 50, 200)?).await
+    }
+
+    async fn list_window(&self, id: &str, user_id: &str, window: Window, limit: u32) -> Result<ListMessagesResponse, Error> {
+        check::conversation(id)?;
+        let (history, hidden) = if user_id.is_empty() {
+            let history = self.page(id, window, limit).await?;
+            let floor = history.floor;
+            (history, floor)
+        } else {
+            check::user("user_id", user_id)?;
+            let (history, seen) = tokio::try_join!(self.page(id, window, limit), self.seen(user_id, id))?;
+            (history, seen.hidden())
+        };
+        let (window, history) = match window {
+            // The page began among messages that the user may not see.
+            Window::After(after) if after < hidden => (Window::After(hidden), self.page(id, Window::After(hidden), limit).await?),
+            _ => (window, history),
+        };
+        let seq = history.seq;
+        let messages: Vec<Message> = history
+            .messages
+            .into_iter()
+            .filter(|m| m.seq > hidden)
+            .map(|m| model::message(id, m.seq, m.row, m.overlay))
+            .collect::<Result<_, _>>()?;
+        let has_more = match window {
+            Window::After(after) => messages.last().map_or(after.max(hidden), |m| m.seq) < seq && !messages.is_empty(),
+            _ => messages.first().is_some_and(|m| m.seq > hidden + 1),
+        };
+        Ok(ListMessagesResponse { messages, has_more, seq })
+    }
+
+    /// What lies behind each position.
+    pub(crate) async fn list_after(&self, request: ListAfterRequest) -> Result<ListAfterResponse, Error> {
+        check::count("after", request.after.len(), POSITIONS)?;
+        let limit = check::limit(request.limit, 50, 200)?;
+        let pages = join_all(request.after.iter().map(|p| self.list_window(&p.conversation_id, &request.user_id, Window::After(p.seq), limit))).await;
+        let mut bytes = 0;
+        let conversations = request.after.iter().zip(pages).map(|(position, page)| {
+            let conversation_id = position.conversation_id.clone();
+            match page {
+                Ok(ListMessagesResponse { mut messages, mut has_more, seq }) => {
+                    let before = messages.len();
+                    messages.retain(|m| {
+                        bytes += m.content.len() + 256;
+                        bytes <= ANSWER_BYTES
+                    });
+                    has_more |= messages.len() < before;
+                    ConversationMessages { conversation_id, messages, has_more, seq, error: None }
+                }
+                Err(error) => ConversationMessages { conversation_id, error: Some(error.into()), ..Default::default() },
+            }
+        });
+        Ok(ListAfterResponse { conversations: conversations.collect() })
+    }
+
+    /// One visible message and who looks at it.
+    async fn one(&self, id: &str, seq: u64, user_id: &str) -> Result<(Message, Seen), Error> {
+        check::conversation(id)?;
+        if !user_id.is_empty() {
+            check::user("user_id", user_id)?;
+        }
+        let (page, seen) = tokio::try_join!(self.page(id, Window::Before(seq.saturating_add(1)), 1), self.seen(user_id, id))?;
+        let found = page.messages.into_iter().find(|m| m.seq == seq && seq > seen.hidden());
+        let found = found.ok_or_else(|| Error::not_found("no such message"))?;
+        Ok((model::message(id, found.seq, found.row, found.overlay)?, seen))
+    }
+
+    fn overlay_field(id: &str, seq: u64) -> Field {
+        Field::new(key::overlays(id), seq.to_string())
+    }
+
+    /// Changes a message's overlay and emits an event; `change` says false when nothing is to be changed.
+    async fn change_overlay(
+        &self,
+        id: &str,
+        seq: u64,
+        event: impl Fn() -> Bytes + Send + Sync,
+        change: impl Fn(&mut Overlay) -> Result<bool, Error> + Send + Sync,
+    ) -> Result<bool, Error> {
+        let field = Self::overlay_field(id, seq);
+        self.update(self.partition(id), vec![field.clone()], |values| {
+            let stored = values.first().and_then(Option::as_ref);
+            let mut overlay = Overlay::read(stored).ok_or_else(|| model::corrupt(&field.key, "an overlay that cannot be read"))?;
+            if !change(&mut overlay)? {
+                return Ok(Plan::nothing(false));
+            }
+            let packed = serde_json::to_vec(&overlay).map_err(|e| Error::internal(e.to_string()))?;
+            Ok(Plan::new(vec![Op::Set(field.clone(), packed.into()), Op::Emit(event())], true))
+        })
+        .await
+    }
+
+    pub(crate) async fn recall(&self, request: RecallRequest) -> Result<RecallResponse, Error> {
+        let RecallRequest { conversation_id: id, seq, user_id, limit_ms, privileged } = request;
+        let viewer = if privileged { "" } else { user_id.as_str() };
+        if !privileged {
+            check::user("user_id", &user_id)?;
+        }
+        let (message, seen) = self.one(&id, seq, viewer).await?;
+        let now = Self::now();
+        let by_admin = seen.member.is_some_and(|m| m.is_admin());
+        if !privileged && !by_admin {
+            if message.sender_id != user_id {
+                return Err(Error::denied(reason::NOT_ALLOWED, "only the sender or a group's admin may recall a message"));
+            }
+            if limit_ms > 0 && now - message.sent_at > limit_ms {
+                return Err(Error::denied(reason::NOT_ALLOWED, "too late: the time for recalling is over"));
+            }
+        }
+        let data = json!({"conversation_id": id, "seq": seq.to_string(), "message_id": message.message_id, "user_id": user_id, "recalled_at": now.to_string()});
+        let changed = self
+            .change_overlay(&id, seq, || event::body("message.recalled", &id, now, &data), |overlay| {
+                let fresh = overlay.recalled_at == 0;
+                if fresh {
+                    *overlay = Overlay { recalled_at: now, ..Overlay::default() };
+                }
+                Ok(fresh)
+            })
+            .await?;
+        Ok(RecallResponse { changed })
+    }
+
+    pub(crate) async fn edit(&self, request: EditRequest) -> Result<EditResponse, Error> {
+        let EditRequest { conversation_id: id, seq, user_id, content, limit_ms } = request;
+        check::user("user_id", &user_id)?;
+        let (message, _) = self.one(&id, seq, &user_id).await?;
+        check::content(message.r#type, &content)?;
+        if message.sender_id != user_id {
+            return Err(Error::denied(reason::NOT_ALLOWED, "only the sender may edit a message"));
+        }
+        let now = Self::now();
+        if limit_ms > 0 && now - message.sent_at > limit_ms {
+            return Err(Error::denied(reason::NOT_ALLOWED, "too late: the time for editing is over"));
+        }
+        let text = String::from_utf8_lossy(&content).into_owned();
+        let value: serde_json::Value = serde_json::from_slice(&content).map_err(|_| Error::invalid("content: must be a JSON object"))?;
+        let data = json!({"conversation_id": id, "seq": seq.to_string(), "message_id": message.message_id, "user_id": user_id, "content": value, "edited_at": now.to_string()});
+        self.change_overlay(&id, seq, || event::body("message.edited", &id, now, &data), |overlay| {
+            if overlay.recalled_at != 0 {
+                return Err(Error::not_found("this message has been recalled"));
+            }
+            overlay.edited_at = now;
+            overlay.content = Some(text.clone());
+            Ok(true)
+        })
+        .await?;
+        Ok(EditResponse { edited_at: now })
+    }
+
+    pub(crate) async fn react(&self, request: ReactRequest) -> Result<ReactResponse, Error> {
+        let ReactRequest { conversation_id: id, seq, user_id, emoji, add } = request;
+        check::user("user_id", &user_id)?;
+        check::emoji(&emoji)?;
+        let (message, _) = self.one(&id, seq, &user_id).await?;
+        let now = Self::now();
+        let data = json!({"conversation_id": id, "seq": seq.to_string(), "message_id": message.message_id, "user_id": user_id, "emoji": emoji, "added": add});
+        let changed = self
+            .change_overlay(&id, seq, || event::body("message.reaction", &id, now, &data), |overlay| {
+                if overlay.recalled_at != 0 {
+                    return Err(Error::not_found("this message has been recalled"));
+                }
+                set_reaction(overlay, &emoji, &user_id, add)
+            })
+            .await?;
+        Ok(ReactResponse { changed })
+    }
+}
+
+fn set_reaction(overlay: &mut Overlay, emoji: &str, user_id: &str, add: bool) -> Result<bool, Error> {
+    if add {
+        if !overlay.reactions.contains_key(emoji) && overlay.reactions.len() >= REACTIONS {
+            return Err(Error::invalid(format!("emoji: at most {REACTIONS} kinds of reactions on a message")));
+        }
+        let users = overlay.reactions.entry(emoji.to_owned()).or_default();
+        if users.iter().any(|u| u == user_id) {
+            return Ok(false);
+        }
+        if users.len() >= REACTORS {
+            return Err(Error::invalid(format!("emoji: at most {REACTORS} users a reaction")));
+        }
+        users.push(user_id.to_owned());
+        return Ok(true);
+    }
+    let Some(users) = overlay.reactions.get_mut(emoji) else { return Ok(false) };
+    let before = users.len();
+    users.retain(|u| u != user_id);
+    let changed = users.len() < before;
+    if users.is_empty() {
+        overlay.reactions.remove(emoji);
+    }
+    Ok(changed)
+}

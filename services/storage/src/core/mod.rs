@@ -1,0 +1,152 @@
+//! The storage layer's calls, above the engine: checks, compare-and-swap, and the steps that span partitions.
+
+mod check;
+mod conversations;
+mod hints;
+mod lists;
+mod members;
+mod messages;
+pub(crate) mod model;
+mod peers;
+mod relations;
+mod users;
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use kith_kit::{clock, config::Limits, error::Error, ids, route::Router};
+use rand::RngExt;
+use tokio::time::Instant;
+
+use crate::engine::{Condition, Engine, EngineError, Expect, Field, Got, HeadRow, Op, Swap, Want};
+
+/// How long the engine may take for one call.
+const DEADLINE: Duration = Duration::from_millis(4_000);
+/// Attempts at one compare-and-swap.
+const ATTEMPTS: u32 = 8;
+
+/// The layer's calls over one engine. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Core(Arc<Inner>);
+
+pub(crate) struct Inner {
+    engine: Arc<dyn Engine>,
+    partitions: u32,
+    limits: Limits,
+    /// To the holders of other partitions; none in tests with one engine.
+    router: Option<Router>,
+    hints: hints::Hints,
+}
+
+/// What a compare-and-swap decides from the fields that it read.
+pub(crate) struct Plan<T> {
+    ops: Vec<Op>,
+    result: T,
+}
+
+impl<T> Plan<T> {
+    pub(crate) fn new(ops: Vec<Op>, result: T) -> Self {
+        Self { ops, result }
+    }
+
+    /// Nothing changes.
+    pub(crate) fn nothing(result: T) -> Self {
+        Self { ops: Vec::new(), result }
+    }
+}
+
+impl Core {
+    pub(crate) fn new(engine: Arc<dyn Engine>, partitions: u32, limits: Limits, router: Option<Router>) -> Self {
+        let (hints, jobs) = hints::Hints::new();
+        let core = Self(Arc::new(Inner { engine, partitions, limits, router, hints }));
+        hints::start(&core, jobs);
+        core
+    }
+
+    fn engine(&self) -> &dyn Engine {
+        &*self.0.engine
+    }
+
+    fn partition(&self, id: &str) -> u32 {
+        ids::partition_of(id, self.0.partitions)
+    }
+
+    fn end() -> Instant {
+        Instant::now() + DEADLINE
+    }
+
+    fn now() -> i64 {
+        clock::now_ms()
+    }
+
+    /// Reads fields, lets `decide` make a plan of them, and carries it out if none of them has changed meanwhile; else again.
+    async fn update<T>(
+        &self,
+        partition: u32,
+        fields: Vec<Field>,
+        decide: impl Fn(&[Option<Bytes>]) -> Result<Plan<T>, Error> + Send + Sync,
+    ) -> Result<T, Error> {
+        let end = Self::end();
+        let mut attempt = 0;
+        loop {
+            let wants = fields.iter().cloned().map(Want::Field).collect();
+            let values: Vec<Option<Bytes>> = self
+                .engine()
+                .get(partition, wants, end)
+                .await?
+                .into_iter()
+                .map(|got| if let Got::Field(value) = got { value } else { None })
+                .collect();
+            let plan = decide(&values)?;
+            if plan.ops.is_empty() {
+                return Ok(plan.result);
+            }
+            let conditions = fields.iter().zip(&values).map(|(field, value)| Condition {
+                field: field.clone(),
+                expect: value.clone().map_or(Expect::Absent, Expect::Value),
+            });
+            let swap = Swap { conditions: conditions.collect(), ops: plan.ops };
+            match self.engine().swap(partition, swap, end).await {
+                Ok(()) => return Ok(plan.result),
+                Err(EngineError::Conflict) if attempt < ATTEMPTS => {
+                    attempt += 1;
+                    let pause = rand::rng().random_range(0..2 << attempt.min(5));
+                    tokio::time::sleep(Duration::from_millis(pause)).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// The head of one conversation of this instance.
+    async fn head_row(&self, user_id: &str, device_id: &str, conversation_id: &str, with_last: bool) -> Result<HeadRow, Error> {
+        let partition = self.partition(conversation_id);
+        let ids = vec![conversation_id.to_owned()];
+        let rows = self.engine().heads(partition, user_id, device_id, with_last, ids, Self::end()).await?;
+        Ok(rows.into_iter().next().unwrap_or_default())
+    }
+
+    /// A conversation as `user_id` sees it; NOT_FOUND also for those who are no members.
+    async fn seen(&self, user_id: &str, conversation_id: &str) -> Result<model::Seen, Error> {
+        let row = self.head_row(user_id, "", conversation_id, false).await?;
+        let seen = model::Seen::read(conversation_id, row)?.ok_or_else(no_conversation)?;
+        if !user_id.is_empty() && seen.member.is_none() {
+            return Err(no_conversation());
+        }
+        Ok(seen)
+    }
+
+    /// A whole hash.
+    async fn hash(&self, partition: u32, key: String) -> Result<Vec<(String, Bytes)>, Error> {
+        let got = self.engine().get(partition, vec![Want::All(key)], Self::end()).await?;
+        Ok(got.into_iter().next().map_or_else(Vec::new, |g| if let Got::All(fields) = g { fields } else { Vec::new() }))
+    }
+}
+
+fn no_conversation() -> Error {
+    Error::not_found("no such conversation")
+}
+
+fn no_user() -> Error {
+    Error::not_found("no such user")
+}

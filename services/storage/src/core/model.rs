@@ -1,0 +1,325 @@
+//! What the fields of the partition's hashes mean: members, conversations, list settings, overlays. Reading is total.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use kith_kit::error::{Error, reason};
+use kith_proto::{
+    chat::v1::{Message, Reaction},
+    storage::v1::{Conversation, Group, Member, Role},
+};
+use serde::{Deserialize, Serialize};
+use tonic::Code;
+
+use crate::{codec, engine::HeadRow};
+
+/// A stored value that is not what this version writes; names the key.
+pub(crate) fn corrupt(key: &str, what: &str) -> Error {
+    tracing::error!(key, what, "a stored value cannot be read");
+    Error::new(Code::DataLoss, format!("{key}: {what}")).with_reason(reason::DATA_LOSS)
+}
+
+pub(crate) fn text(bytes: &Bytes) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+pub(crate) fn number<T: std::str::FromStr>(bytes: &Bytes) -> Option<T> {
+    std::str::from_utf8(bytes).ok()?.parse().ok()
+}
+
+/// Keys of a conversation and of a user, without the partition's tag.
+pub(crate) mod key {
+    pub(crate) fn conversation(id: &str) -> String {
+        format!("c:{id}")
+    }
+    pub(crate) fn members(id: &str) -> String {
+        format!("g:{id}")
+    }
+    pub(crate) fn joins(id: &str) -> String {
+        format!("j:{id}")
+    }
+    pub(crate) fn cursors(id: &str) -> String {
+        format!("r:{id}")
+    }
+    pub(crate) fn overlays(id: &str) -> String {
+        format!("x:{id}")
+    }
+    pub(crate) fn profile(id: &str) -> String {
+        format!("u:{id}")
+    }
+    pub(crate) fn list(id: &str) -> String {
+        format!("l:{id}")
+    }
+    pub(crate) fn settings(id: &str) -> String {
+        format!("s:{id}")
+    }
+    pub(crate) fn friends(id: &str) -> String {
+        format!("f:{id}")
+    }
+    pub(crate) fn blocks(id: &str) -> String {
+        format!("b:{id}")
+    }
+    pub(crate) fn devices(id: &str) -> String {
+        format!("k:{id}")
+    }
+}
+
+/// A member's row: `role|joined_seq|joined_at|muted_until|blocked`. The append function reads it too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct MemberData {
+    pub(crate) role: u8,
+    pub(crate) joined_seq: u64,
+    pub(crate) joined_at: i64,
+    pub(crate) muted_until: i64,
+    pub(crate) blocked: bool,
+}
+
+impl MemberData {
+    pub(crate) fn new(role: Role, joined_seq: u64, joined_at: i64) -> Self {
+        Self { role: role as u8, joined_seq, joined_at, muted_until: 0, blocked: false }
+    }
+
+    pub(crate) fn pack(&self) -> Bytes {
+        let Self { role, joined_seq, joined_at, muted_until, blocked } = self;
+        format!("{role}|{joined_seq}|{joined_at}|{muted_until}|{}", u8::from(*blocked)).into()
+    }
+
+    pub(crate) fn unpack(row: &Bytes) -> Option<Self> {
+        let mut parts = std::str::from_utf8(row).ok()?.split('|');
+        let mut next = || parts.next();
+        let data = Self {
+            role: next()?.parse().ok()?,
+            joined_seq: next()?.parse().ok()?,
+            joined_at: next()?.parse().ok()?,
+            muted_until: next()?.parse().ok()?,
+            blocked: next()? == "1",
+        };
+        parts.next().is_none().then_some(data)
+    }
+
+    pub(crate) fn is_admin(&self) -> bool {
+        self.role >= Role::Admin as u8
+    }
+
+    pub(crate) fn into_member(self, user_id: String) -> Member {
+        Member {
+            user_id,
+            role: i32::from(self.role),
+            joined_seq: self.joined_seq,
+            joined_at: self.joined_at,
+            muted_until: self.muted_until,
+            blocked: self.blocked,
+        }
+    }
+}
+
+/// A conversation's hash.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Head {
+    pub(crate) kind: i32,
+    pub(crate) seq: u64,
+    pub(crate) floor: u64,
+    pub(crate) activity: i64,
+    pub(crate) members: u32,
+    pub(crate) member_version: u64,
+    pub(crate) joins: i64,
+    pub(crate) version: u64,
+    pub(crate) created_at: i64,
+    pub(crate) owner: String,
+    pub(crate) group: Group,
+    pub(crate) dissolved: bool,
+    pub(crate) idempotency_key: String,
+}
+
+impl Head {
+    /// None: no such conversation (an unopened one may have a member row, but no hash).
+    pub(crate) fn read(fields: &[(String, Bytes)]) -> Option<Self> {
+        let mut head = Self::default();
+        for (name, value) in fields {
+            match name.as_str() {
+                "k" => head.kind = number(value)?,
+                "s" => head.seq = number(value)?,
+                "f" => head.floor = number(value)?,
+                "a" => head.activity = number(value)?,
+                "n" => head.members = number(value)?,
+                "mv" => head.member_version = number(value)?,
+                "jn" => head.joins = number(value)?,
+                "v" => head.version = number(value)?,
+                "ca" => head.created_at = number(value)?,
+                "ow" => head.owner = text(value),
+                "na" => head.group.name = text(value),
+                "av" => head.group.avatar_url = text(value),
+                "an" => head.group.announcement = text(value),
+                "jo" => head.group.join = text(value),
+                "mu" => head.group.muted = value.as_ref() == b"1",
+                "di" => head.dissolved = value.as_ref() == b"1",
+                "ik" => head.idempotency_key = text(value),
+                _ => {}
+            }
+        }
+        (head.kind != 0).then_some(head)
+    }
+}
+
+/// A conversation as one user (or a trusted caller) sees it.
+pub(crate) struct Seen {
+    pub(crate) head: Head,
+    pub(crate) member: Option<MemberData>,
+    pub(crate) read: u64,
+    pub(crate) cleared: u64,
+    pub(crate) delivered: u64,
+    own: u64,
+    last: Option<(Bytes, Option<Bytes>)>,
+}
+
+impl Seen {
+    /// None: no such conversation.
+    pub(crate) fn read(id: &str, row: HeadRow) -> Result<Option<Self>, Error> {
+        let Some(head) = Head::read(&row.fields) else {
+            return if row.fields.is_empty() { Ok(None) } else { Err(corrupt(&key::conversation(id), "not a conversation")) };
+        };
+        let member = match &row.member {
+            None => None,
+            Some(bytes) => Some(MemberData::unpack(bytes).ok_or_else(|| corrupt(&key::members(id), "not a member row"))?),
+        };
+        Ok(Some(Self {
+            head,
+            member,
+            read: row.read.unwrap_or(0),
+            cleared: row.cleared.unwrap_or(0),
+            delivered: row.delivered.unwrap_or(0),
+            own: row.own.unwrap_or(0),
+            last: row.last,
+        }))
+    }
+
+    /// The last seq that the user may not see (any more).
+    pub(crate) fn hidden(&self) -> u64 {
+        let joined = self.member.map_or(0, |m| m.joined_seq.saturating_sub(1));
+        self.head.floor.max(joined).max(self.cleared)
+    }
+
+    pub(crate) fn unread(&self) -> u64 {
+        self.head.seq.saturating_sub(self.hidden().max(self.read).max(self.own))
+    }
+
+    pub(crate) fn into_conversation(self, id: &str) -> Result<Conversation, Error> {
+        let (unread, hidden) = (self.unread(), self.hidden());
+        let last_message = match self.last {
+            Some((row, overlay)) if self.head.seq > hidden => Some(message(id, self.head.seq, row, overlay)?),
+            _ => None,
+        };
+        let is_group = self.head.kind == kith_proto::chat::v1::ConversationKind::Group as i32;
+        Ok(Conversation {
+            conversation_id: id.to_owned(),
+            kind: self.head.kind,
+            seq: self.head.seq,
+            read_seq: self.read.max(self.head.floor),
+            unread,
+            last_message,
+            pinned: false,
+            muted: false,
+            updated_at: self.head.activity,
+            member_count: self.head.members,
+            member_version: self.head.member_version,
+            group: is_group.then_some(self.head.group),
+            owner_id: self.head.owner,
+            dissolved: self.head.dissolved,
+            version: self.head.version,
+            created_at: self.head.created_at,
+        })
+    }
+}
+
+/// What came upon a message after it was stored.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Overlay {
+    /// Recalled at, Unix ms; 0: not.
+    #[serde(default, rename = "d", skip_serializing_if = "is_zero")]
+    pub(crate) recalled_at: i64,
+    #[serde(default, rename = "t", skip_serializing_if = "is_zero")]
+    pub(crate) edited_at: i64,
+    #[serde(default, rename = "c", skip_serializing_if = "Option::is_none")]
+    pub(crate) content: Option<String>,
+    #[serde(default, rename = "r", skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) reactions: BTreeMap<String, Vec<String>>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // the form that serde asks for
+fn is_zero(n: &i64) -> bool {
+    *n == 0
+}
+
+impl Overlay {
+    pub(crate) fn read(bytes: Option<&Bytes>) -> Option<Self> {
+        bytes.map_or_else(|| Some(Self::default()), |b| serde_json::from_slice(b).ok())
+    }
+}
+
+/// A message as it stands now.
+pub(crate) fn message(conversation_id: &str, seq: u64, row: Bytes, overlay: Option<Bytes>) -> Result<Message, Error> {
+    let bad = |what: &str| corrupt(&format!("m:{conversation_id} {seq}"), what);
+    let mut message = codec::unpack(row).map_err(|e| bad(&e.to_string()))?.into_message(conversation_id, seq);
+    if overlay.is_some() {
+        let overlay = Overlay::read(overlay.as_ref()).ok_or_else(|| bad("its overlay is not one"))?;
+        if let Some(content) = overlay.content {
+            message.content = content.into();
+        }
+        message.edited_at = overlay.edited_at;
+        message.reactions = overlay.reactions.into_iter().map(|(emoji, user_ids)| Reaction { emoji, user_ids }).collect();
+        if overlay.recalled_at != 0 {
+            message.recalled = true;
+            message.content = Bytes::new();
+            message.mentions.clear();
+            message.ext.clear();
+            message.reactions.clear();
+        }
+    }
+    Ok(message)
+}
+
+/// A user's settings of a conversation: `pinned|muted|cleared`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct EntryData {
+    pub(crate) pinned: bool,
+    pub(crate) muted: bool,
+    pub(crate) cleared: u64,
+}
+
+impl EntryData {
+    pub(crate) fn pack(self) -> Bytes {
+        format!("{}|{}|{}", u8::from(self.pinned), u8::from(self.muted), self.cleared).into()
+    }
+
+    pub(crate) fn unpack(bytes: Option<&Bytes>) -> Option<Self> {
+        let Some(bytes) = bytes else { return Some(Self::default()) };
+        let mut parts = std::str::from_utf8(bytes).ok()?.split('|');
+        let (pinned, muted, cleared) = (parts.next()?, parts.next()?, parts.next()?);
+        Some(Self { pinned: pinned == "1", muted: muted == "1", cleared: cleared.parse().ok()? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_member_row_reads_back_as_it_was(role in 1..4_u8, joined_seq in 1..u64::from(u32::MAX), joined_at in 0..1_i64 << 50, muted_until in 0..1_i64 << 50, blocked in any::<bool>()) {
+            let data = MemberData { role, joined_seq, joined_at, muted_until, blocked };
+            prop_assert_eq!(MemberData::unpack(&data.pack()), Some(data));
+        }
+
+        #[test]
+        fn arbitrary_values_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let bytes = Bytes::from(bytes);
+            MemberData::unpack(&bytes);
+            EntryData::unpack(Some(&bytes));
+            Overlay::read(Some(&bytes));
+            for field in ["k", "s", "f", "a", "n", "mv", "ow", "mu"] {
+                Head::read(&[(field.to_owned(), bytes.clone())]);
+            }
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! What the storage layer asks of its engine: atomic operations on one partition, and reads that show nothing uncommitted.
+//!
+//! Two implementations: [`valkey`], which keeps the data, and [`memory`], the model that tests compare with.
+
+#[cfg(test)]
+pub(crate) mod memory;
+pub(crate) mod valkey;
+
+use std::{borrow::Cow, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use kith_kit::error::{Error, reason};
+use thiserror::Error as ThisError;
+use tokio::time::Instant;
+use tonic::Code;
+
+/// A message to store.
+#[derive(Debug, Clone)]
+pub(crate) struct Append {
+    pub(crate) conversation_id: String,
+    pub(crate) sender_id: String,
+    pub(crate) client_msg_id: String,
+    /// Packed by [`crate::codec`].
+    pub(crate) row: Bytes,
+    /// Bytes of the row that say who wrote it under which id.
+    pub(crate) identity_len: usize,
+    pub(crate) now_ms: i64,
+    pub(crate) privileged: bool,
+    pub(crate) hot_limit: u64,
+}
+
+/// Where a message stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Appended {
+    pub(crate) seq: u64,
+    /// The stored row, when an earlier call had stored the message.
+    pub(crate) earlier: Option<Bytes>,
+}
+
+/// Which cursor of a user moves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum CursorKind {
+    Read,
+    /// Of a device.
+    Delivered(String),
+    Cleared,
+}
+
+/// A cursor to move forward.
+#[derive(Debug, Clone)]
+pub(crate) struct Cursor {
+    pub(crate) conversation_id: String,
+    pub(crate) user_id: String,
+    pub(crate) kind: CursorKind,
+    /// 0: to the end.
+    pub(crate) seq: u64,
+    /// An outbox body in which [`crate::event::FOUND`] becomes the new value; empty: no event.
+    pub(crate) event: Bytes,
+}
+
+/// The cursor after the call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Moved {
+    pub(crate) seq: u64,
+    pub(crate) moved: bool,
+}
+
+/// What must hold for a compare-and-swap.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Expect {
+    Value(Bytes),
+    Absent,
+}
+
+/// A condition on one field.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Condition {
+    pub(crate) field: Field,
+    pub(crate) expect: Expect,
+}
+
+/// A field of one of the partition's hashes, the key without its tag.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Field {
+    pub(crate) key: String,
+    pub(crate) name: String,
+}
+
+impl Field {
+    pub(crate) fn new(key: impl Into<String>, name: impl Into<String>) -> Self {
+        Self { key: key.into(), name: name.into() }
+    }
+}
+
+/// One write of a compare-and-swap.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Op {
+    Set(Field, Bytes),
+    Delete(Field),
+    Score { key: String, score: i64, member: String },
+    Unscore { key: String, member: String },
+    /// An outbox body.
+    Emit(Bytes),
+}
+
+/// Conditions and writes that happen together or not at all.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Swap {
+    pub(crate) conditions: Vec<Condition>,
+    pub(crate) ops: Vec<Op>,
+}
+
+/// What to read with [`Engine::get`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Want {
+    Field(Field),
+    /// A whole hash.
+    All(String),
+}
+
+/// What was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Got {
+    Field(Option<Bytes>),
+    All(Vec<(String, Bytes)>),
+}
+
+/// Which messages of a conversation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Window {
+    Newest,
+    Before(u64),
+    After(u64),
+}
+
+/// A stored message with what came upon it later.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Stored {
+    pub(crate) seq: u64,
+    pub(crate) row: Bytes,
+    pub(crate) overlay: Option<Bytes>,
+}
+
+/// A page of a conversation, ascending.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct History {
+    pub(crate) seq: u64,
+    pub(crate) floor: u64,
+    pub(crate) messages: Vec<Stored>,
+}
+
+/// A conversation as one user sees it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct HeadRow {
+    /// The conversation's hash; empty: no such conversation.
+    pub(crate) fields: Vec<(String, Bytes)>,
+    pub(crate) member: Option<Bytes>,
+    pub(crate) read: Option<u64>,
+    pub(crate) own: Option<u64>,
+    pub(crate) cleared: Option<u64>,
+    pub(crate) delivered: Option<u64>,
+    pub(crate) last: Option<(Bytes, Option<Bytes>)>,
+}
+
+/// One member in join order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct MemberRow {
+    pub(crate) user_id: String,
+    pub(crate) order: i64,
+    pub(crate) row: Option<Bytes>,
+}
+
+/// A page of members.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct MemberPage {
+    pub(crate) version: u64,
+    pub(crate) count: u64,
+    pub(crate) members: Vec<MemberRow>,
+}
+
+/// One entry of a user's list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ListRow {
+    pub(crate) conversation_id: String,
+    pub(crate) activity: i64,
+    pub(crate) settings: Option<Bytes>,
+}
+
+/// Which way through a user's list, and from which activity on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Walk {
+    /// Newest first; none: from the top.
+    Down(Option<i64>),
+    /// Oldest first; none: from the bottom.
+    Up(Option<i64>),
+}
+
+/// Why an append or a cursor was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    NoConversation,
+    NotMember,
+    Blocked,
+    Muted,
+    Dissolved,
+    OtherPayload,
+    HotLimit,
+}
+
+/// Why an operation did not answer.
+#[derive(Debug, Clone, PartialEq, Eq, ThisError)]
+pub(crate) enum EngineError {
+    /// Another instance holds the partition.
+    #[error("the partition is held by {0:?}")]
+    WrongHolder(Option<String>),
+    /// Not done, or not known to be done.
+    #[error("{0}")]
+    Unavailable(Cow<'static, str>),
+    /// A bound was reached; nothing was done.
+    #[error("{0}")]
+    Exhausted(&'static str, Duration),
+    /// Not in time: not done, or not known to be done.
+    #[error("not in time")]
+    Deadline,
+    /// The data do not allow it.
+    #[error("refused: {0:?}")]
+    Refused(Refusal),
+    /// A condition of a compare-and-swap does not hold.
+    #[error("a condition does not hold")]
+    Conflict,
+    /// Stored data are damaged or missing.
+    #[error("{0}")]
+    DataLoss(String),
+}
+
+impl From<EngineError> for Error {
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::WrongHolder(holder) => Self::wrong_holder(holder.as_deref()),
+            EngineError::Unavailable(why) => Self::unavailable(why),
+            EngineError::Exhausted(what, after) => Self::exhausted(what, after),
+            EngineError::Deadline => {
+                Self::new(Code::DeadlineExceeded, "the storage engine did not answer in time: retry with the same ids")
+            }
+            EngineError::Conflict => Self::new(Code::Aborted, "changed by another call at the same time: try again"),
+            EngineError::DataLoss(what) => Self::new(Code::DataLoss, what).with_reason(reason::DATA_LOSS),
+            EngineError::Refused(refusal) => match refusal {
+                Refusal::NoConversation => Self::not_found("no such conversation"),
+                Refusal::NotMember => Self::denied(reason::NOT_MEMBER, "not a member of this conversation"),
+                Refusal::Blocked => Self::denied(reason::BLOCKED, "the recipient does not take your messages"),
+                Refusal::Muted => Self::denied(reason::MUTED, "muted in this conversation"),
+                Refusal::Dissolved => Self::not_found("this group has been dissolved"),
+                Refusal::OtherPayload => {
+                    Self::new(Code::AlreadyExists, "client_msg_id: used for another message within the last 24 hours")
+                }
+                Refusal::HotLimit => {
+                    Self::exhausted("this conversation holds as many messages as are kept", Duration::from_secs(3_600))
+                }
+            },
+        }
+    }
+}
+
+/// The engine under the storage layer.
+#[async_trait]
+pub(crate) trait Engine: Send + Sync + 'static {
+    /// Whether this instance holds the partition now.
+    fn holds(&self, partition: u32) -> bool;
+    async fn append(&self, partition: u32, append: Append, end: Instant) -> Result<Appended, EngineError>;
+    async fn cursor(&self, partition: u32, cursor: Cursor, end: Instant) -> Result<Moved, EngineError>;
+    /// Raises activity hints of entries that the list holds.
+    async fn hints(&self, partition: u32, user_id: &str, hints: Vec<(String, i64)>, end: Instant) -> Result<(), EngineError>;
+    async fn swap(&self, partition: u32, swap: Swap, end: Instant) -> Result<(), EngineError>;
+    async fn get(&self, partition: u32, wants: Vec<Want>, end: Instant) -> Result<Vec<Got>, EngineError>;
+    /// None: no such conversation.
+    async fn history(
+        &self,
+        partition: u32,
+        conversation_id: &str,
+        window: Window,
+        limit: u32,
+        end: Instant,
+    ) -> Result<Option<History>, EngineError>;
+    /// In the order of `conversation_ids`, all of one partition.
+    async fn heads(
+        &self,
+        partition: u32,
+        user_id: &str,
+        device_id: &str,
+        with_last: bool,
+        conversation_ids: Vec<String>,
+        end: Instant,
+    ) -> Result<Vec<HeadRow>, EngineError>;
+    /// None: no such conversation.
+    async fn members(
+        &self,
+        partition: u32,
+        conversation_id: &str,
+        after: i64,
+        limit: u32,
+        end: Instant,
+    ) -> Result<Option<MemberPage>, EngineError>;
+    async fn list(
+        &self,
+        partition: u32,
+        user_id: &str,
+        walk: Walk,
+        offset: u32,
+        limit: u32,
+        end: Instant,
+    ) -> Result<Vec<ListRow>, EngineError>;
+}

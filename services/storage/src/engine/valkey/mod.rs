@@ -1,0 +1,346 @@
+//! The engine on Valkey in cluster mode: one function call per mutation, committed in groups by the primary's writer.
+
+mod claims;
+mod hub;
+mod node;
+mod partition;
+mod topology;
+mod view;
+mod wire;
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use kith_kit::{admin::Readiness, config::Config, valkey::Connector};
+use redis::Value;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+pub(crate) use hub::Hub;
+use node::Item;
+pub(crate) use partition::{Backlog, Claim, Partition, Pending};
+use partition::State;
+pub(crate) use view::View;
+use wire::{Call, Emits, Verdict};
+
+use super::{
+    Append, Appended, Cursor, Engine, EngineError, Got, HeadRow, History, ListRow, MemberPage, Moved, Swap, Walk, Want, Window,
+};
+use crate::outbox::Outbox;
+
+/// How long reading the outbox back may take.
+const DRAIN: Duration = Duration::from_secs(5);
+/// A look at who holds a partition.
+const PROBE: Duration = Duration::from_secs(1);
+/// Trims of partitions that have gone quiet.
+const QUIET: Duration = Duration::from_secs(5);
+const OUTBOX_FULL: EngineError = EngineError::Exhausted(
+    "the event log does not take events and the outbox is full: nothing was stored",
+    Duration::from_secs(1),
+);
+
+/// The engine on Valkey.
+pub(crate) struct ValkeyEngine {
+    hub: Arc<Hub>,
+}
+
+impl ValkeyEngine {
+    /// Starts watching, claiming and publishing.
+    pub(crate) fn start(
+        config: &Config,
+        connector: Connector,
+        seeds: Vec<String>,
+        view: Arc<View>,
+        outbox: Outbox,
+        readiness: Readiness,
+        end: CancellationToken,
+    ) -> Self {
+        let (wanted, to_claim) = mpsc::unbounded_channel();
+        let watcher = topology::Watcher::new(connector.clone(), seeds);
+        let k = if config.durability.degraded { 0 } else { config.durability.ack_replicas };
+        let hub = Hub::new(connector, watcher.clone(), view, outbox, &config.cluster, k, wanted);
+        readiness.expect(claims::PART);
+        tokio::spawn(watcher.run(end.clone()));
+        tokio::spawn(trim_quiet(hub.clone(), end.clone()));
+        tokio::spawn(claims::run(hub.clone(), to_claim, readiness, end));
+        Self { hub }
+    }
+
+    pub(crate) fn hub(&self) -> &Arc<Hub> {
+        &self.hub
+    }
+
+    /// The claim under which a call runs; made first when the partition should be this instance's.
+    async fn claim(&self, number: u32, end: Instant) -> Result<Arc<Claim>, EngineError> {
+        let Some(partition) = self.hub.partitions.get(number as usize) else {
+            return Err(EngineError::DataLoss(format!("partition {number} does not exist")));
+        };
+        if let Some(claim) = partition.claim() {
+            return Ok(claim);
+        }
+        let mut state = partition.state.subscribe();
+        loop {
+            let seen = state.borrow_and_update().clone();
+            match seen {
+                State::Open(claim) => return Ok(claim),
+                State::Lost(what) => return Err(EngineError::DataLoss(what)),
+                State::Closed(_) => {
+                    let owner = self.hub.view.owner(number);
+                    if owner.as_deref() != Some(self.hub.view.me()) {
+                        return Err(EngineError::WrongHolder(owner));
+                    }
+                    claims::start(&self.hub, partition);
+                }
+                State::Claiming => {}
+            }
+            match tokio::time::timeout_at(end, state.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(EngineError::Unavailable("storage is ending".into())),
+                Err(_) => return Err(EngineError::Unavailable("the partition is not open yet: try again".into())),
+            }
+        }
+    }
+
+    async fn write(
+        &self,
+        number: u32,
+        function: &str,
+        build: impl FnOnce(Call) -> (Call, Emits) + Send,
+        end: Instant,
+    ) -> Result<Vec<Value>, EngineError> {
+        if self.hub.outbox.is_full() {
+            return Err(OUTBOX_FULL);
+        }
+        let claim = self.claim(number, end).await?;
+        let partition = &self.hub.partitions[number as usize];
+        self.submit(partition, claim, function, build, end)?.await.map_err(|_| EngineError::Unavailable("the storage engine's node is gone".into()))?
+    }
+
+    /// Queues a call; its answer comes when it is committed. Calls of one partition keep the order of these.
+    fn submit(
+        &self,
+        partition: &Arc<Partition>,
+        claim: Arc<Claim>,
+        function: &str,
+        build: impl FnOnce(Call) -> (Call, Emits),
+        end: Instant,
+    ) -> Result<oneshot::Receiver<Result<Vec<Value>, EngineError>>, EngineError> {
+        let (call, emits) = build(Call::mutation(function, &partition.key, &claim.token, Outbox::trim(partition)));
+        let (done, answer) = oneshot::channel();
+        let node = claim.node.clone();
+        let item = Item { partition: partition.clone(), claim: Some(claim), command: call.command, bytes: call.bytes, emits, end, done };
+        node.submit(item)?;
+        Ok(answer)
+    }
+
+    async fn read(&self, number: u32, function: &str, build: impl FnOnce(Call) -> Call + Send, end: Instant) -> Result<Vec<Value>, EngineError> {
+        let claim = self.claim(number, end).await?;
+        self.hub.read(&self.hub.partitions[number as usize], &claim, function, build, end).await
+    }
+}
+
+impl Hub {
+    async fn read(
+        &self,
+        partition: &Partition,
+        claim: &Arc<Claim>,
+        function: &str,
+        build: impl FnOnce(Call) -> Call + Send,
+        end: Instant,
+    ) -> Result<Vec<Value>, EngineError> {
+        let call = build(Call::reading(function, &partition.key, &claim.token));
+        let asked = async {
+            let mut connection = claim.node.reader().await?;
+            let mut pipeline = redis::Pipeline::with_capacity(1);
+            pipeline.add_command(call.command);
+            connection.pipeline(&pipeline).await
+        };
+        let values = match tokio::time::timeout_at(end, asked).await {
+            Err(_) => return Err(EngineError::Deadline),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "a read did not come back");
+                self.watcher.look_again();
+                return Err(EngineError::Unavailable("the storage engine does not answer: try again".into()));
+            }
+            Ok(Ok(values)) => values,
+        };
+        let Some(value) = values.into_iter().next() else { return Err(EngineError::Unavailable("no answer".into())) };
+        match wire::verdict(value) {
+            Verdict::Done(values) => {
+                claim.reached(values.first().and_then(wire::number).unwrap_or(0), end).await?;
+                Ok(values)
+            }
+            Verdict::Fenced(holder) => {
+                self.fenced(partition, claim, holder.clone());
+                Err(EngineError::WrongHolder(holder))
+            }
+            Verdict::Elsewhere => {
+                self.watcher.look_again();
+                Err(EngineError::Unavailable("the partition is moving: try again".into()))
+            }
+            Verdict::Refused(error) => Err(error),
+        }
+    }
+
+    /// Looks whether others have claimed what this instance holds; each partition that was is dropped.
+    pub(crate) async fn probe(&self) {
+        let end = Instant::now() + PROBE;
+        let held = self.partitions.iter().filter_map(|p| Some((p, p.claim()?)));
+        let looks = held.map(|(partition, claim)| async move {
+            // Whatever the answer: a claim that is fenced is closed by it.
+            drop(self.read(partition, &claim, "k1_get", |call| call, end).await);
+        });
+        futures::future::join_all(looks).await;
+    }
+
+    /// The partition's version, and its outbox behind `after`; all of it committed.
+    pub(crate) async fn outbox_entries(
+        &self,
+        partition: &Partition,
+        claim: &Arc<Claim>,
+        after: u64,
+        limit: usize,
+        bytes: u64,
+    ) -> Result<(u64, Vec<Pending>), EngineError> {
+        let end = Instant::now() + DRAIN;
+        let build = |call: Call| call.arg(after.to_string()).arg(limit.to_string()).arg(bytes.to_string());
+        let values = self.read(partition, claim, "k1_outbox", build, end).await?;
+        let ver = values.first().and_then(wire::number).unwrap_or(0);
+        Ok((ver, wire::read_outbox(values)?))
+    }
+}
+
+impl Claim {
+    /// Whether it stands no more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.is_void()
+    }
+}
+
+impl Partition {
+    /// From now on calls run under `claim`.
+    pub(crate) fn open(&self, claim: &Arc<Claim>) {
+        self.state.send_replace(State::Open(claim.clone()));
+    }
+
+    /// The claim that stands now.
+    pub(crate) fn current(&self) -> Option<Arc<Claim>> {
+        self.claim()
+    }
+}
+
+/// Trims partitions whose last events were published after their last write.
+async fn trim_quiet(hub: Arc<Hub>, end: CancellationToken) {
+    let engine = ValkeyEngine { hub };
+    while end.run_until_cancelled(tokio::time::sleep(QUIET)).await.is_some() {
+        for partition in &engine.hub.partitions {
+            let (published, trimmed) = {
+                let backlog = partition.backlog.lock();
+                (backlog.published, backlog.trimmed)
+            };
+            let Some(claim) = partition.claim() else { continue };
+            if published <= trimmed {
+                continue;
+            }
+            let call = Call::mutation("k1_trim", &partition.key, &claim.token, published);
+            let (done, answer) = oneshot::channel();
+            let node = claim.node.clone();
+            let end = Instant::now() + QUIET;
+            let item = Item { partition: partition.clone(), claim: Some(claim), command: call.command, bytes: call.bytes, emits: Emits::Nothing, end, done };
+            if node.submit(item).is_ok() && matches!(answer.await, Ok(Ok(_))) {
+                let mut backlog = partition.backlog.lock();
+                backlog.trimmed = backlog.trimmed.max(published.min(backlog.published));
+            }
+        }
+    }
+}
+
+fn unreadable(what: &str) -> EngineError {
+    EngineError::DataLoss(format!("the function library's answer to {what} cannot be read"))
+}
+
+#[async_trait]
+impl Engine for ValkeyEngine {
+    fn holds(&self, partition: u32) -> bool {
+        self.hub.partitions.get(partition as usize).is_some_and(|p| p.claim().is_some())
+    }
+
+    async fn append(&self, partition: u32, append: Append, end: Instant) -> Result<Appended, EngineError> {
+        let build = |call| {
+            let call = wire::append(call, &append);
+            (call, Emits::Message { conversation_id: append.conversation_id, row: append.row })
+        };
+        let values = self.write(partition, "k1_append", build, end).await?;
+        let mut values = values.into_iter().skip(1);
+        let seq = values.next().as_ref().and_then(wire::number).ok_or_else(|| unreadable("append"))?;
+        Ok(Appended { seq, earlier: values.next().and_then(wire::bytes) })
+    }
+
+    async fn cursor(&self, partition: u32, cursor: Cursor, end: Instant) -> Result<Moved, EngineError> {
+        let build = |call| (wire::cursor(call, &cursor), Emits::Cursor(cursor.event.clone()));
+        let values = self.write(partition, "k1_cursor", build, end).await?;
+        let seq = values.get(1).and_then(wire::number).ok_or_else(|| unreadable("cursor"))?;
+        Ok(Moved { seq, moved: values.get(2).and_then(wire::number) == Some(1) })
+    }
+
+    async fn hints(&self, partition: u32, user_id: &str, hints: Vec<(String, i64)>, end: Instant) -> Result<(), EngineError> {
+        let build = |mut call: Call| {
+            call = call.arg(user_id);
+            for (conversation_id, activity) in &hints {
+                call = call.arg(conversation_id).arg(activity.to_string());
+            }
+            (call, Emits::Nothing)
+        };
+        self.write(partition, "k1_hints", build, end).await.map(drop)
+    }
+
+    async fn swap(&self, partition: u32, swap: Swap, end: Instant) -> Result<(), EngineError> {
+        let build = |call| {
+            let (call, bodies) = wire::swap(call, &swap);
+            (call, Emits::Bodies(bodies))
+        };
+        self.write(partition, "k1_cas", build, end).await.map(drop)
+    }
+
+    async fn get(&self, partition: u32, wants: Vec<Want>, end: Instant) -> Result<Vec<Got>, EngineError> {
+        let values = self.read(partition, "k1_get", |call| wire::get(call, &wants), end).await?;
+        wire::read_get(&wants, values)
+    }
+
+    async fn history(&self, partition: u32, conversation_id: &str, window: Window, limit: u32, end: Instant) -> Result<Option<History>, EngineError> {
+        let values = self.read(partition, "k1_history", |call| wire::history(call, conversation_id, window, limit), end).await?;
+        wire::read_history(window, values)
+    }
+
+    async fn heads(
+        &self,
+        partition: u32,
+        user_id: &str,
+        device_id: &str,
+        with_last: bool,
+        conversation_ids: Vec<String>,
+        end: Instant,
+    ) -> Result<Vec<HeadRow>, EngineError> {
+        let build = |mut call: Call| {
+            call = call.arg(user_id).arg(device_id).arg(if with_last { "1" } else { "0" });
+            for id in &conversation_ids {
+                call = call.arg(id);
+            }
+            call
+        };
+        wire::read_heads(self.read(partition, "k1_heads", build, end).await?)
+    }
+
+    async fn members(&self, partition: u32, conversation_id: &str, after: i64, limit: u32, end: Instant) -> Result<Option<MemberPage>, EngineError> {
+        let build = |call: Call| call.arg(conversation_id).arg(after.to_string()).arg(limit.to_string());
+        wire::read_members(self.read(partition, "k1_members", build, end).await?)
+    }
+
+    async fn list(&self, partition: u32, user_id: &str, walk: Walk, offset: u32, limit: u32, end: Instant) -> Result<Vec<ListRow>, EngineError> {
+        wire::read_list(self.read(partition, "k1_list", |call| wire::list(call, user_id, walk, offset, limit), end).await?)
+    }
+}
+

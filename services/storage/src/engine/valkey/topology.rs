@@ -1,0 +1,235 @@
+//! Which node is the primary of which slots, as the nodes say of themselves.
+//!
+//! Every node that is known is asked; a node's word counts for itself alone, and where two claim a slot, the higher configuration epoch has
+//! it. So a deposed primary that does not know it yet takes nothing away from its successor.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use futures::future::join_all;
+use kith_kit::valkey::{Connection, Connector};
+use parking_lot::Mutex;
+use redis::{Value, cmd};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::tags::SLOTS;
+
+/// Without a reason to look sooner.
+const IDLE: Duration = Duration::from_secs(2);
+/// Between two looks, however many ask.
+const PAUSE: Duration = Duration::from_millis(50);
+const ANSWER: Duration = Duration::from_millis(400);
+/// Nodes asked; a bound against nonsense.
+const MOST_NODES: usize = 256;
+
+/// A primary.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Primary {
+    /// The node's id.
+    pub(super) id: String,
+    /// `host:port`.
+    pub(super) address: String,
+}
+
+/// The owners of all slots.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Topology {
+    primaries: Vec<Primary>,
+    /// For each slot the index of its primary plus one; 0: nobody.
+    owners: Vec<u16>,
+}
+
+impl Topology {
+    pub(super) fn owner(&self, slot: u16) -> Option<&Primary> {
+        let index = *self.owners.get(usize::from(slot))?;
+        self.primaries.get(usize::from(index).checked_sub(1)?)
+    }
+
+    pub(super) fn primaries(&self) -> &[Primary] {
+        &self.primaries
+    }
+}
+
+/// What one node says.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Word {
+    /// Id, address, epoch and slot ranges, if it is a primary.
+    own: Option<(Primary, u64, Vec<(u16, u16)>)>,
+    others: Vec<String>,
+}
+
+/// Reads `CLUSTER NODES` as answered by the node at `asked`. Lines that cannot be read are left out.
+fn parse(text: &str, asked: &str) -> Word {
+    let mut word = Word::default();
+    for line in text.lines() {
+        let fields: Vec<&str> = line.split(' ').collect();
+        let [id, address, flags, _, _, _, epoch, _, slots @ ..] = fields.as_slice() else { continue };
+        let flags: Vec<&str> = flags.split(',').collect();
+        // `ip:port@bus,hostname`; a node that has no address yet is passed over.
+        let address = address.split('@').next().unwrap_or_default();
+        if flags.contains(&"myself") {
+            if flags.contains(&"master") {
+                let ranges = slots.iter().filter_map(|range| {
+                    let (from, to) = range.split_once('-').unwrap_or((range, range));
+                    let (from, to) = (from.parse().ok()?, to.parse().ok()?);
+                    (from <= to && u32::from(to) < SLOTS).then_some((from, to))
+                });
+                let primary = Primary { id: (*id).to_owned(), address: asked.to_owned() };
+                word.own = Some((primary, epoch.parse().unwrap_or(0), ranges.collect()));
+            }
+        } else if !flags.iter().any(|f| matches!(*f, "noaddr" | "handshake")) && !address.starts_with(':') {
+            word.others.push(address.to_owned());
+        }
+    }
+    word
+}
+
+fn merge(words: Vec<Word>) -> Topology {
+    let mut claims: Vec<_> = words.into_iter().filter_map(|w| w.own).filter(|(_, _, slots)| !slots.is_empty()).collect();
+    claims.sort_by(|a, b| (a.1, &a.0.id).cmp(&(b.1, &b.0.id)));
+    let mut topology = Topology { primaries: Vec::new(), owners: vec![0; SLOTS as usize] };
+    for (primary, _, ranges) in claims {
+        topology.primaries.push(primary);
+        let index = topology.primaries.len() as u16;
+        for (from, to) in ranges {
+            topology.owners[usize::from(from)..=usize::from(to)].fill(index);
+        }
+    }
+    topology
+}
+
+/// Keeps the topology fresh.
+pub(super) struct Watcher {
+    connector: Connector,
+    seeds: Vec<String>,
+    known: Mutex<BTreeSet<String>>,
+    connections: Mutex<HashMap<String, Connection>>,
+    current: ArcSwap<Topology>,
+    changed: watch::Sender<u64>,
+    again: Notify,
+}
+
+impl Watcher {
+    pub(super) fn new(connector: Connector, seeds: Vec<String>) -> Arc<Self> {
+        Arc::new(Self {
+            connector,
+            known: Mutex::new(seeds.iter().cloned().collect()),
+            seeds,
+            connections: Mutex::default(),
+            current: ArcSwap::default(),
+            changed: watch::Sender::new(0),
+            again: Notify::new(),
+        })
+    }
+
+    pub(super) fn current(&self) -> Arc<Topology> {
+        self.current.load_full()
+    }
+
+    /// Counts changes.
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Looks again soon, for a caller that met an answer which does not fit.
+    pub(super) fn look_again(&self) {
+        self.again.notify_one();
+    }
+
+    pub(super) async fn run(self: Arc<Self>, end: CancellationToken) {
+        while !end.is_cancelled() {
+            self.look().await;
+            tokio::select! {
+                () = end.cancelled() => return,
+                () = tokio::time::sleep(IDLE) => {}
+                () = self.again.notified() => tokio::time::sleep(PAUSE).await,
+            }
+        }
+    }
+
+    async fn look(&self) {
+        let mut nodes: BTreeSet<String> = self.known.lock().clone();
+        nodes.extend(self.seeds.iter().cloned());
+        let words = join_all(nodes.into_iter().take(MOST_NODES).map(|address| async move {
+            match self.ask(&address).await {
+                Some(text) => Some(parse(&text, &address)),
+                None => None,
+            }
+        }))
+        .await;
+        let words: Vec<Word> = words.into_iter().flatten().collect();
+        if words.is_empty() {
+            tracing::warn!("no node of the storage engine answers");
+            return;
+        }
+        *self.known.lock() = words.iter().flat_map(|w| w.others.iter().cloned()).collect();
+        let fresh = merge(words);
+        if **self.current.load() != fresh {
+            tracing::info!(primaries = ?fresh.primaries, "the storage engine's topology changed");
+            self.current.store(Arc::new(fresh));
+            self.changed.send_modify(|n| *n += 1);
+        }
+    }
+
+    async fn ask(&self, address: &str) -> Option<String> {
+        let kept = self.connections.lock().get(address).cloned();
+        let mut connection = match kept {
+            Some(connection) if !connection.is_closed() => connection,
+            _ => match tokio::time::timeout(ANSWER, self.connector.connect(address, ANSWER)).await {
+                Ok(Ok(connection)) => connection,
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, "a node of the storage engine cannot be reached");
+                    return None;
+                }
+                Err(_) => return None,
+            },
+        };
+        match connection.command(cmd("CLUSTER").arg("NODES")).await {
+            Ok(Value::BulkString(text)) => {
+                self.connections.lock().insert(address.to_owned(), connection);
+                Some(String::from_utf8_lossy(&text).into_owned())
+            }
+            Ok(_) => None,
+            Err(error) => {
+                tracing::debug!(%error, "a node of the storage engine does not answer");
+                self.connections.lock().remove(address);
+                None
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn own(id: &str, epoch: u64, slots: &str) -> Word {
+        parse(&format!("{id} 127.0.0.1:1@2 myself,master - 0 0 {epoch} connected {slots}\n"), id)
+    }
+
+    #[test]
+    fn the_higher_epoch_has_the_slot() {
+        let topology = merge(vec![own("new", 7, "0-16383"), own("old", 3, "0-16383")]);
+        assert_eq!(topology.owner(0).unwrap().id, "new");
+        assert_eq!(topology.owner(16_383).unwrap().address, "new");
+    }
+
+    #[test]
+    fn a_nodes_word_about_others_gives_them_no_slots() {
+        let text = "a 10.0.0.1:6379@16379 myself,slave b 0 0 1 connected\nb 10.0.0.2:6379@16379,host master - 0 0 1 connected 0-5 7\n";
+        let word = parse(text, "10.0.0.1:6379");
+        assert_eq!(word, Word { own: None, others: vec!["10.0.0.2:6379".to_owned()] });
+        assert!(merge(vec![word]).owner(0).is_none());
+    }
+
+    #[test]
+    fn nonsense_is_passed_over() {
+        let word = parse("x\na b c\nid :0@0 myself,master - 0 0 1 connected 5 9-7 [1->-x] 99999 10-12\n", "n");
+        assert_eq!(word.own.unwrap().2, [(5, 5), (10, 12)]);
+    }
+}

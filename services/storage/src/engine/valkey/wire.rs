@@ -1,0 +1,344 @@
+//! Calls as `FCALL`s, and answers as typed values. Reading answers is total: what the library does not write is DATA_LOSS.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use redis::{Cmd, Value};
+use xxhash_rust::xxh3::Xxh3;
+
+use super::partition::Pending;
+use crate::{
+    engine::{
+        Append, Cursor, CursorKind, EngineError, Expect, Got, HeadRow, History, ListRow, MemberPage, MemberRow, Op, Refusal,
+        Stored, Swap, Walk, Want, Window,
+    },
+    event::{self, FOUND},
+};
+
+/// Rows of one page stop at so many bytes: an answer stays well below what a client takes.
+const PAGE_BYTES: usize = 4 << 20;
+const DAY_MS: i64 = 86_400_000;
+/// A day's bucket lives until a day after its last second, and some.
+const BUCKET_SECONDS: u32 = 50 * 3_600;
+
+/// What an answer means for its call.
+pub(super) enum Verdict {
+    Done(Vec<Value>),
+    /// The claim is not the partition's; who holds it, if known.
+    Fenced(Option<String>),
+    /// The slot is not (or no longer) this node's, or the node is no primary.
+    Elsewhere,
+    Refused(EngineError),
+}
+
+/// Reads the answer to a call.
+pub(super) fn verdict(value: Value) -> Verdict {
+    let error = match value {
+        Value::Array(values) => return Verdict::Done(values),
+        Value::ServerError(error) => error,
+        other => return Verdict::Done(vec![other]),
+    };
+    let detail = error.details().unwrap_or_default();
+    match error.code() {
+        "FENCED" => Verdict::Fenced((!detail.is_empty()).then(|| detail.to_owned())),
+        "MOVED" | "ASK" | "READONLY" | "CLUSTERDOWN" | "TRYAGAIN" | "MASTERDOWN" => Verdict::Elsewhere,
+        "NOREPLICAS" => Verdict::Refused(EngineError::Unavailable(
+            "too few replicas of the storage engine are in sync: nothing was stored, try again".into(),
+        )),
+        "LOADING" | "BUSY" | "MISCONF" => {
+            Verdict::Refused(EngineError::Unavailable("the storage engine is not ready: nothing was stored, try again".into()))
+        }
+        "OOM" => Verdict::Refused(EngineError::Exhausted("the storage engine's memory is full", Duration::from_secs(10))),
+        "K1REFUSE" => Verdict::Refused(refusal(detail)),
+        "K1CONFLICT" => Verdict::Refused(EngineError::Conflict),
+        "K1FOREIGN" => {
+            tracing::error!(found = detail, "the storage engine holds data of another ChatCluster or layout");
+            let what = format!("the storage engine holds data of another ChatCluster or layout ({detail})");
+            Verdict::Refused(EngineError::DataLoss(what))
+        }
+        "K1CORRUPT" => Verdict::Refused(EngineError::DataLoss(format!("{detail}: not what was written"))),
+        code => {
+            tracing::error!(code, detail, "the storage engine refused a call");
+            Verdict::Refused(EngineError::Unavailable("the storage engine refused the call: try again".into()))
+        }
+    }
+}
+
+fn refusal(why: &str) -> EngineError {
+    EngineError::Refused(match why {
+        "NO_CONVERSATION" => Refusal::NoConversation,
+        "NOT_MEMBER" => Refusal::NotMember,
+        "BLOCKED" => Refusal::Blocked,
+        "MUTED" => Refusal::Muted,
+        "DISSOLVED" => Refusal::Dissolved,
+        "OTHER_PAYLOAD" => Refusal::OtherPayload,
+        "HOT_LIMIT" => Refusal::HotLimit,
+        other => return EngineError::DataLoss(format!("an unknown refusal of the function library: {other}")),
+    })
+}
+
+/// What a committed call puts on the event log.
+pub(super) enum Emits {
+    Nothing,
+    Message { conversation_id: String, row: Bytes },
+    Cursor(Bytes),
+    Bodies(Vec<Bytes>),
+}
+
+/// The events of a committed call, from its answer.
+pub(super) fn emitted(emits: &Emits, ver: u64, values: &[Value]) -> Vec<Pending> {
+    match emits {
+        Emits::Nothing => Vec::new(),
+        // A third value is the row of an earlier call: nothing was emitted.
+        Emits::Message { conversation_id, row } if values.len() == 2 => {
+            let seq = values.get(1).and_then(number).unwrap_or(0);
+            vec![Pending { ver, body: event::message_body(conversation_id, seq), row: Some(row.clone()) }]
+        }
+        Emits::Message { .. } => Vec::new(),
+        Emits::Cursor(body) => {
+            let moved = values.get(2).and_then(number) == Some(1) && !body.is_empty();
+            let seq = values.get(1).and_then(number).unwrap_or(0);
+            let text = String::from_utf8_lossy(body).replace(FOUND, &seq.to_string());
+            if moved { vec![Pending { ver, body: text.into(), row: None }] } else { Vec::new() }
+        }
+        Emits::Bodies(bodies) => {
+            let first = (ver + 1).saturating_sub(bodies.len() as u64);
+            (first..).zip(bodies).map(|(ver, body)| Pending { ver, body: body.clone(), row: None }).collect()
+        }
+    }
+}
+
+/// A call of a function of the library on one partition; counts its bytes.
+pub(super) struct Call {
+    pub(super) command: Cmd,
+    pub(super) bytes: usize,
+}
+
+impl Call {
+    pub(super) fn mutation(function: &str, key: &str, token: &[u8], trim: u64) -> Self {
+        Self::new("FCALL", function, key, token).arg(trim.to_string())
+    }
+
+    pub(super) fn reading(function: &str, key: &str, token: &[u8]) -> Self {
+        Self::new("FCALL_RO", function, key, token)
+    }
+
+    fn new(verb: &str, function: &str, key: &str, token: &[u8]) -> Self {
+        let mut command = redis::cmd(verb);
+        command.arg(function).arg(1).arg(key).arg(token);
+        Self { command, bytes: 96 }
+    }
+
+    pub(super) fn arg(mut self, value: impl AsRef<[u8]>) -> Self {
+        let value = value.as_ref();
+        self.bytes += value.len() + 8;
+        self.command.arg(value);
+        self
+    }
+
+    fn number(self, value: impl ToString) -> Self {
+        self.arg(value.to_string())
+    }
+}
+
+pub(super) fn append(call: Call, a: &Append) -> Call {
+    let day = a.now_ms.div_euclid(DAY_MS);
+    let mut hash = Xxh3::new();
+    hash.update(a.sender_id.as_bytes());
+    hash.update(b"\0");
+    hash.update(a.client_msg_id.as_bytes());
+    call.arg(&a.conversation_id)
+        .arg(&a.sender_id)
+        .number(day)
+        .number(day - 1)
+        .arg(hash.digest().to_be_bytes())
+        .number(BUCKET_SECONDS)
+        .number(a.identity_len)
+        .number(a.now_ms)
+        .number(a.hot_limit)
+        .arg(if a.privileged { "1" } else { "0" })
+        .arg(&a.row)
+}
+
+pub(super) fn cursor(call: Call, c: &Cursor) -> Call {
+    let field = match &c.kind {
+        CursorKind::Read => format!("r{}", c.user_id),
+        CursorKind::Cleared => format!("c{}", c.user_id),
+        CursorKind::Delivered(device) => format!("d{}/{device}", c.user_id),
+    };
+    call.arg(&c.conversation_id).arg(&c.user_id).arg(field).number(c.seq).arg(&c.event)
+}
+
+pub(super) fn swap(mut call: Call, swap: &Swap) -> (Call, Vec<Bytes>) {
+    call = call.number(swap.conditions.len());
+    for condition in &swap.conditions {
+        let expect = match &condition.expect {
+            Expect::Absent => b"-".to_vec(),
+            Expect::Value(value) => [b"=", value.as_ref()].concat(),
+        };
+        call = call.arg(&condition.field.key).arg(&condition.field.name).arg(expect);
+    }
+    let mut bodies = Vec::new();
+    for op in &swap.ops {
+        call = match op {
+            Op::Set(field, value) => call.arg("S").arg(&field.key).arg(&field.name).arg(value),
+            Op::Delete(field) => call.arg("D").arg(&field.key).arg(&field.name),
+            Op::Score { key, score, member } => call.arg("Z").arg(key).number(score).arg(member),
+            Op::Unscore { key, member } => call.arg("Y").arg(key).arg(member),
+            Op::Emit(body) => {
+                bodies.push(body.clone());
+                call.arg("E").arg(body)
+            }
+        };
+    }
+    (call, bodies)
+}
+
+pub(super) fn get(mut call: Call, wants: &[Want]) -> Call {
+    for want in wants {
+        call = match want {
+            Want::Field(field) => call.arg(&field.key).arg(&field.name),
+            Want::All(key) => call.arg(key).arg("*"),
+        };
+    }
+    call
+}
+
+pub(super) fn history(call: Call, conversation_id: &str, window: Window, limit: u32) -> Call {
+    let (before, after) = match window {
+        Window::Newest => (0, -1),
+        Window::Before(seq) => (seq, -1),
+        Window::After(seq) => (0, i64::try_from(seq).unwrap_or(i64::MAX)),
+    };
+    call.arg(conversation_id).number(before).number(after).number(limit).number(PAGE_BYTES)
+}
+
+pub(super) fn list(call: Call, user_id: &str, walk: Walk, offset: u32, limit: u32) -> Call {
+    let (direction, bound) = match walk {
+        Walk::Down(from) => ("D", from.map_or_else(|| "+inf".to_owned(), |f| f.to_string())),
+        Walk::Up(from) => ("A", from.map_or_else(|| "-inf".to_owned(), |f| f.to_string())),
+    };
+    call.arg(user_id).arg(direction).arg(bound).number(offset).number(limit)
+}
+
+fn odd(what: &str) -> EngineError {
+    EngineError::DataLoss(format!("the function library gave an answer that cannot be read: {what}"))
+}
+
+/// A number, in whichever form the engine gave it.
+pub(super) fn number(value: &Value) -> Option<u64> {
+    match value {
+        Value::Int(n) => u64::try_from(*n).ok(),
+        Value::BulkString(bytes) => std::str::from_utf8(bytes).ok()?.parse().ok(),
+        Value::SimpleString(text) => text.parse().ok(),
+        _ => None,
+    }
+}
+
+fn signed(value: &Value) -> Option<i64> {
+    match value {
+        Value::Int(n) => Some(*n),
+        // A score; the engine may spell it with an exponent.
+        Value::BulkString(bytes) => std::str::from_utf8(bytes).ok()?.parse::<f64>().ok().map(|score| score as i64),
+        Value::Double(score) => Some(*score as i64),
+        _ => None,
+    }
+}
+
+pub(super) fn bytes(value: Value) -> Option<Bytes> {
+    match value {
+        Value::BulkString(bytes) => Some(bytes.into()),
+        _ => None,
+    }
+}
+
+pub(super) fn text(value: Value) -> Option<String> {
+    match value {
+        Value::BulkString(bytes) => String::from_utf8(bytes).ok(),
+        Value::SimpleString(text) => Some(text),
+        _ => None,
+    }
+}
+
+fn hash(value: Value) -> Result<Vec<(String, Bytes)>, EngineError> {
+    let Value::Array(words) = value else { return Err(odd("not a hash")) };
+    let mut fields = Vec::with_capacity(words.len() / 2);
+    let mut words = words.into_iter();
+    while let (Some(name), Some(value)) = (words.next(), words.next()) {
+        fields.push((text(name).ok_or_else(|| odd("a field's name"))?, bytes(value).ok_or_else(|| odd("a field's value"))?));
+    }
+    Ok(fields)
+}
+
+pub(super) fn read_get(wants: &[Want], values: Vec<Value>) -> Result<Vec<Got>, EngineError> {
+    let read = |(want, value): (&Want, Value)| match want {
+        Want::Field(_) => Ok(Got::Field(bytes(value))),
+        Want::All(_) => hash(value).map(Got::All),
+    };
+    let got: Vec<Got> = wants.iter().zip(values.into_iter().skip(1)).map(read).collect::<Result<_, _>>()?;
+    if got.len() == wants.len() { Ok(got) } else { Err(odd("too few values")) }
+}
+
+pub(super) fn read_history(window: Window, values: Vec<Value>) -> Result<Option<History>, EngineError> {
+    let mut values = values.into_iter().skip(1);
+    let (Some(seq), Some(floor)) = (values.next(), values.next()) else { return Err(odd("no head")) };
+    let Some(seq) = number(&seq) else { return Ok(None) };
+    let mut messages = Vec::new();
+    while let (Some(at), Some(row), Some(overlay)) = (values.next(), values.next(), values.next()) {
+        let seq = number(&at).ok_or_else(|| odd("a seq"))?;
+        messages.push(Stored { seq, row: bytes(row).ok_or_else(|| odd("a row"))?, overlay: bytes(overlay) });
+    }
+    if !matches!(window, Window::After(_)) {
+        messages.reverse();
+    }
+    Ok(Some(History { seq, floor: number(&floor).unwrap_or(0), messages }))
+}
+
+pub(super) fn read_heads(values: Vec<Value>) -> Result<Vec<HeadRow>, EngineError> {
+    values.into_iter().skip(1).map(read_head).collect()
+}
+
+fn read_head(value: Value) -> Result<HeadRow, EngineError> {
+    let Value::Array(parts) = value else { return Err(odd("not a head")) };
+    let mut parts = parts.into_iter();
+    let fields = hash(parts.next().ok_or_else(|| odd("an empty head"))?)?;
+    let member = parts.next().and_then(bytes);
+    let mut cursor = || parts.next().as_ref().and_then(number);
+    let (read, own, cleared, delivered) = (cursor(), cursor(), cursor(), cursor());
+    let last = parts.next().and_then(bytes);
+    let overlay = parts.next().and_then(bytes);
+    Ok(HeadRow { fields, member, read, own, cleared, delivered, last: last.map(|row| (row, overlay)) })
+}
+
+pub(super) fn read_members(values: Vec<Value>) -> Result<Option<MemberPage>, EngineError> {
+    let mut values = values.into_iter().skip(1);
+    let (Some(version), Some(count)) = (values.next(), values.next()) else { return Err(odd("no member version")) };
+    let Some(version) = number(&version) else { return Ok(None) };
+    let mut members = Vec::new();
+    while let (Some(user), Some(order), Some(row)) = (values.next(), values.next(), values.next()) {
+        let user_id = text(user).ok_or_else(|| odd("a member"))?;
+        members.push(MemberRow { user_id, order: signed(&order).ok_or_else(|| odd("a join order"))?, row: bytes(row) });
+    }
+    Ok(Some(MemberPage { version, count: number(&count).unwrap_or(0), members }))
+}
+
+pub(super) fn read_list(values: Vec<Value>) -> Result<Vec<ListRow>, EngineError> {
+    let mut values = values.into_iter().skip(1);
+    let mut rows = Vec::new();
+    while let (Some(id), Some(activity), Some(settings)) = (values.next(), values.next(), values.next()) {
+        let conversation_id = text(id).ok_or_else(|| odd("a list entry"))?;
+        let activity = signed(&activity).ok_or_else(|| odd("an activity"))?;
+        rows.push(ListRow { conversation_id, activity, settings: bytes(settings) });
+    }
+    Ok(rows)
+}
+
+pub(super) fn read_outbox(values: Vec<Value>) -> Result<Vec<Pending>, EngineError> {
+    let mut values = values.into_iter().skip(1);
+    let mut entries = Vec::new();
+    while let (Some(ver), Some(body), Some(row)) = (values.next(), values.next(), values.next()) {
+        let ver = number(&ver).ok_or_else(|| odd("an outbox version"))?;
+        entries.push(Pending { ver, body: bytes(body).ok_or_else(|| odd("an outbox entry"))?, row: bytes(row) });
+    }
+    Ok(entries)
+}

@@ -1,0 +1,88 @@
+//! `kith.storage.v1.Messages`.
+
+use std::{pin::Pin, time::Duration};
+
+use futures::{FutureExt, Stream, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use kith_kit::error::Error;
+use kith_proto::storage::v1::{
+    AppendRequest, AppendResponse, AppendStreamRequest, AppendStreamResponse, EditRequest, EditResponse, ListAfterRequest,
+    ListAfterResponse, ListMessagesRequest, ListMessagesResponse, ReactRequest, ReactResponse, RecallRequest, RecallResponse,
+    append_stream_response::Result as Outcome, messages_server::Messages,
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use super::service;
+use crate::core::Core;
+
+/// Items of one stream under way; beyond it the stream is not read on.
+const UNDER_WAY: usize = 1_024;
+/// Answers that a slow caller has not taken.
+const ANSWERS: usize = 1_024;
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+pub(super) struct Service(pub(super) Core);
+
+service! {
+    Messages for Service {
+        type AppendStreamStream = Pin<Box<dyn Stream<Item = Result<AppendStreamResponse, Status>> + Send>>;
+
+        async fn append(&self, request: Request<AppendRequest>) -> Result<Response<AppendResponse>, Status> {
+            let outcome = self.0.append(request.into_inner()).await;
+            super::respond("append", outcome.map(|receipt| AppendResponse { receipt: Some(receipt) }))
+        }
+
+        async fn append_stream(&self, request: Request<Streaming<AppendStreamRequest>>) -> Result<Response<Self::AppendStreamStream>, Status> {
+            let (answers, out) = mpsc::channel(ANSWERS);
+            tokio::spawn(serve(self.0.clone(), request.into_inner(), answers));
+            Ok(Response::new(Box::pin(ReceiverStream::new(out))))
+        }
+    }
+    list_messages(ListMessagesRequest) -> ListMessagesResponse { |r| r }
+    list_after(ListAfterRequest) -> ListAfterResponse { |r| r }
+    recall(RecallRequest) -> RecallResponse { |r| r }
+    edit(EditRequest) -> EditResponse { |r| r }
+    react(ReactRequest) -> ReactResponse { |r| r }
+}
+
+/// Reads a stream and answers each item as it commits. Items are queued in the order in which they came.
+async fn serve(core: Core, mut items: Streaming<AppendStreamRequest>, answers: mpsc::Sender<Result<AppendStreamResponse, Status>>) {
+    let mut under_way: FuturesUnordered<BoxFuture<'static, AppendStreamResponse>> = FuturesUnordered::new();
+    let mut open = true;
+    while open || !under_way.is_empty() {
+        tokio::select! {
+            item = items.next(), if open && under_way.len() < UNDER_WAY => match item {
+                Some(Ok(item)) => {
+                    let mut one = one(core.clone(), item).boxed();
+                    // The first look queues it, behind those before it.
+                    match futures::poll!(&mut one) {
+                        std::task::Poll::Ready(answer) => if answers.send(Ok(answer)).await.is_err() { return },
+                        std::task::Poll::Pending => under_way.push(one),
+                    }
+                }
+                // The caller has gone or has no more; what is under way is done all the same.
+                Some(Err(_)) | None => open = false,
+            },
+            Some(answer) = under_way.next() => if answers.send(Ok(answer)).await.is_err() { return },
+            // Both branches are off only when the loop is about to end.
+            else => return,
+        }
+    }
+}
+
+async fn one(core: Core, item: AppendStreamRequest) -> AppendStreamResponse {
+    let limit = if item.timeout_ms == 0 { TIMEOUT } else { Duration::from_millis(item.timeout_ms.into()) };
+    let append = item.append.unwrap_or_default();
+    let outcome = match tokio::time::timeout(limit, core.append(append)).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(Error::new(Code::DeadlineExceeded, "not stored in time, or not known to be: retry with the same ids")),
+    };
+    let code = outcome.as_ref().map_or_else(Error::code_name, |_| "OK");
+    metrics::counter!("kith_storage_calls_total", "call" => "append_stream", "code" => code).increment(1);
+    let result = match outcome {
+        Ok(receipt) => Outcome::Receipt(receipt),
+        Err(error) => Outcome::Error(error.into()),
+    };
+    AppendStreamResponse { id: item.id, result: Some(result) }
+}

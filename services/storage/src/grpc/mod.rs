@@ -1,0 +1,64 @@
+//! The gRPC services: each call handed to the core, failures as statuses.
+
+mod conversations;
+mod messages;
+mod peer;
+mod users;
+
+use std::sync::Arc;
+
+use kith_kit::{client::MAX_MESSAGE_BYTES, error::Error};
+use kith_proto::storage::v1::{
+    conversations_server::ConversationsServer, messages_server::MessagesServer, peer_server::PeerServer, users_server::UsersServer,
+};
+use tonic::{Code, Response, Status, service::Routes};
+
+use crate::{
+    core::Core,
+    engine::valkey::{Hub, View},
+};
+
+/// All services of storage.
+pub(crate) fn routes(core: &Core, hub: &Arc<Hub>, view: &Arc<View>) -> Routes {
+    let messages = messages::Service(core.clone());
+    let conversations = conversations::Service(core.clone());
+    let users = users::Service(core.clone());
+    let peer = peer::Service { core: core.clone(), hub: hub.clone(), view: view.clone() };
+    Routes::new(MessagesServer::new(messages).max_encoding_message_size(MAX_MESSAGE_BYTES))
+        .add_service(ConversationsServer::new(conversations).max_encoding_message_size(MAX_MESSAGE_BYTES))
+        .add_service(UsersServer::new(users).max_encoding_message_size(MAX_MESSAGE_BYTES))
+        .add_service(PeerServer::new(peer).max_encoding_message_size(MAX_MESSAGE_BYTES))
+}
+
+/// An outcome as gRPC tells it; counted.
+fn respond<T>(call: &'static str, outcome: Result<T, Error>) -> Result<Response<T>, Status> {
+    let code = outcome.as_ref().map_or_else(Error::code_name, |_| "OK");
+    metrics::counter!("kith_storage_calls_total", "call" => call, "code" => code).increment(1);
+    outcome.map(Response::new).map_err(|error| {
+        if matches!(error.code, Code::Internal | Code::DataLoss) {
+            tracing::error!(call, %error, "a call failed");
+        }
+        error.into()
+    })
+}
+
+/// Implements a service: calls of its own, and calls that hand the request to the core as it is and answer what the core gives, put into
+/// the response by `$wrap`.
+macro_rules! service {
+    (
+        $service:ident for $name:ident { $($own:tt)* }
+        $($call:ident($request:ty) -> $response:ty { $wrap:expr })*
+    ) => {
+        #[tonic::async_trait]
+        impl $service for $name {
+            $($own)*
+            $(
+                async fn $call(&self, request: tonic::Request<$request>) -> Result<tonic::Response<$response>, tonic::Status> {
+                    let outcome = self.0.$call(request.into_inner()).await;
+                    super::respond(stringify!($call), outcome.map($wrap))
+                }
+            )*
+        }
+    };
+}
+use service;

@@ -1,0 +1,338 @@
+//! Publishing: each partition's committed events go to the event log in version order, and are trimmed from the engine once they are there.
+//!
+//! A partition's task runs while it has something to publish. Events come from memory; what memory has let go of, and what an earlier
+//! holder left, comes from the engine, which keeps all of it. A record that is not delivered stops its partition until it is.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use kith_kit::{
+    config::{Cluster, Kafka},
+    kafka::{
+        admin::{Topic, ensure_topic},
+        producer::{ProduceError, Producer, Record},
+    },
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    engine::valkey::{Backlog, Claim, Hub, Partition, Pending},
+    event,
+    jitter::jittered,
+};
+
+/// Records under way per partition before their acknowledgements are awaited.
+const CHUNK: usize = 256;
+const CHUNK_BYTES: u64 = 1 << 20;
+/// Events that one partition keeps in memory; the rest is read back from the engine.
+const KEPT_BYTES: u64 = 256 << 10;
+/// The same over all partitions.
+const KEPT_IN_ALL_BYTES: u64 = 16 << 20;
+const MIN_PAUSE: Duration = Duration::from_millis(20);
+const MAX_PAUSE: Duration = Duration::from_secs(2);
+/// What an entry counts that an earlier holder left, until it is read.
+const UNREAD_BYTES: u64 = 256;
+/// Published entries that may lie untrimmed before a write takes the trim along.
+const TRIM_EVERY: u64 = 32;
+/// Events are kept for consumers this long.
+const RETENTION: Duration = Duration::from_secs(7 * 86_400);
+
+/// The publisher of all partitions.
+pub(crate) struct Outbox {
+    producer: Producer,
+    topic: String,
+    source: String,
+    event_partitions: u32,
+    bound: u64,
+    backlog: AtomicU64,
+    kept: AtomicU64,
+    /// Whether the topic is there and right.
+    ready: watch::Sender<bool>,
+    end: CancellationToken,
+}
+
+impl Outbox {
+    /// Kafka may be down: storage serves, and publishes when it comes.
+    pub(crate) fn new(kafka: &Kafka, cluster: &Cluster, topic: String, bound: u64, end: CancellationToken) -> Result<Self, ProduceError> {
+        let producer = Producer::new(kafka, "kith-storage")?;
+        let ready = watch::Sender::new(false);
+        let wanted = Topic { name: topic.clone(), partitions: cluster.event_partitions, retention: Some(RETENTION) };
+        tokio::spawn(prepare(kafka.clone(), wanted, ready.clone(), end.clone()));
+        Ok(Self {
+            producer,
+            topic,
+            source: format!("kith://{}", cluster.name),
+            event_partitions: cluster.event_partitions,
+            bound,
+            backlog: AtomicU64::new(0),
+            kept: AtomicU64::new(0),
+            ready,
+            end,
+        })
+    }
+
+    /// Whether writes must wait until something is published.
+    pub(crate) fn is_full(&self) -> bool {
+        self.backlog.load(Ordering::Relaxed) >= self.bound
+    }
+
+    /// A claim stands at `ver`, with so many entries of earlier holders.
+    pub(crate) fn opened(&self, hub: &Arc<Hub>, partition: &Arc<Partition>, claim: &Arc<Claim>, ver: u64, entries: u64) {
+        let mut backlog = partition.backlog.lock();
+        let running = backlog.running;
+        *backlog = Backlog { running, ..Backlog::default() };
+        // Under the lock, so that a task of the claim before finds its successor.
+        partition.open(claim);
+        if entries == 0 {
+            backlog.published = ver;
+            backlog.trimmed = ver;
+        } else {
+            backlog.bytes = entries * UNREAD_BYTES;
+            self.count(backlog.bytes, 0);
+            self.run(hub, partition, claim, &mut backlog);
+        }
+    }
+
+    /// A claim has ended: its successor counts anew.
+    pub(crate) fn closed(&self, partition: &Partition) {
+        let mut backlog = partition.backlog.lock();
+        self.count(0, backlog.bytes);
+        self.kept.fetch_sub(backlog.queue_bytes, Ordering::Relaxed);
+        let running = backlog.running;
+        *backlog = Backlog { running, ..Backlog::default() };
+    }
+
+    /// Events are committed, in version order.
+    pub(crate) fn committed(&self, hub: &Arc<Hub>, partition: &Arc<Partition>, claim: &Arc<Claim>, events: Vec<Pending>) {
+        let mut backlog = partition.backlog.lock();
+        if claim.is_over() {
+            return;
+        }
+        for event in events {
+            if event.ver <= backlog.published {
+                // The task has read it from the engine already.
+                continue;
+            }
+            let bytes = event.bytes();
+            self.count(bytes, 0);
+            backlog.bytes += bytes;
+            backlog.queue_bytes += bytes;
+            self.kept.fetch_add(bytes, Ordering::Relaxed);
+            backlog.queue.push_back(event);
+        }
+        if backlog.queue_bytes > KEPT_BYTES || self.kept.load(Ordering::Relaxed) > KEPT_IN_ALL_BYTES {
+            self.kept.fetch_sub(backlog.queue_bytes, Ordering::Relaxed);
+            backlog.queue.clear();
+            backlog.queue_bytes = 0;
+        }
+        self.run(hub, partition, claim, &mut backlog);
+    }
+
+    /// The version up to which the next write may trim; 0: not worth it yet.
+    pub(crate) fn trim(partition: &Partition) -> u64 {
+        let mut backlog = partition.backlog.lock();
+        if backlog.published < backlog.trimmed + TRIM_EVERY {
+            return 0;
+        }
+        backlog.trimmed = backlog.published;
+        backlog.published
+    }
+
+    fn count(&self, more: u64, less: u64) {
+        let before = self.backlog.fetch_add(more, Ordering::Relaxed);
+        self.backlog.fetch_sub(less, Ordering::Relaxed);
+        metrics::gauge!("kith_storage_outbox_bytes").set((before + more).saturating_sub(less) as f64);
+    }
+
+    fn run(&self, hub: &Arc<Hub>, partition: &Arc<Partition>, claim: &Arc<Claim>, backlog: &mut Backlog) {
+        if !backlog.running {
+            backlog.running = true;
+            tokio::spawn(publish(hub.clone(), partition.clone(), claim.clone()));
+        }
+    }
+
+    /// The next events in order, from memory or from the engine; and the version up to which there are no others, if there are none.
+    async fn next(&self, hub: &Arc<Hub>, partition: &Arc<Partition>, claim: &Arc<Claim>) -> Result<(u64, Vec<Pending>), String> {
+        let published = {
+            let backlog = partition.backlog.lock();
+            if backlog.queue.front().is_some_and(|e| e.ver == backlog.published + 1) {
+                let mut bytes = 0;
+                let fits = |e: &&Pending| {
+                    bytes += e.bytes();
+                    bytes <= CHUNK_BYTES
+                };
+                let chunk: Vec<Pending> = backlog.queue.iter().take(CHUNK).take_while(fits).cloned().collect();
+                let chunk = if chunk.is_empty() { backlog.queue.front().cloned().into_iter().collect() } else { chunk };
+                return Ok((backlog.published, chunk));
+            }
+            backlog.published
+        };
+        hub.outbox_entries(partition, claim, published, CHUNK, CHUNK_BYTES).await.map_err(|e| e.to_string())
+    }
+
+    /// Hands events over in order and waits for all of them; the version up to which all are delivered, and the first failure.
+    async fn deliver(&self, partition: u32, events: Vec<Pending>) -> (Option<u64>, Option<ProduceError>) {
+        let mut under_way = Vec::with_capacity(events.len());
+        let mut failure = None;
+        for pending in events {
+            match self.hand_over(partition, &pending) {
+                Ok(delivery) => under_way.push((pending.ver, delivery)),
+                Err(error) => {
+                    failure = Some(error);
+                    break;
+                }
+            }
+        }
+        let mut delivered = None;
+        let mut broken = false;
+        for (ver, delivery) in under_way {
+            match delivery.await {
+                Ok(()) if !broken => delivered = Some(ver),
+                Ok(()) => {}
+                Err(error) => {
+                    if !broken {
+                        failure = Some(error);
+                    }
+                    broken = true;
+                }
+            }
+        }
+        (delivered, failure)
+    }
+
+    fn hand_over(&self, partition: u32, pending: &Pending) -> Result<kith_kit::kafka::producer::Delivery, ProduceError> {
+        let event = match event::read(&pending.body, pending.row.clone()) {
+            Ok(event) => event,
+            Err(problem) => {
+                // Its place must not stay empty: consumers wait for every version.
+                tracing::error!(partition, ver = pending.ver, %problem, "an outbox entry cannot be read; its place is marked on the event log");
+                metrics::counter!("kith_storage_outbox_corrupt_total").increment(1);
+                event::Event { kind: "corrupt".to_owned(), key: String::new(), at_ms: 0, data: b"{}".to_vec() }
+            }
+        };
+        let (id, number, ver) = (format!("{partition}-{}", pending.ver), partition.to_string(), pending.ver.to_string());
+        let (kind, time) = (format!("dev.kith.{}.v1", event.kind), event::rfc3339(event.at_ms));
+        let headers = [
+            ("ce_specversion", "1.0"),
+            ("ce_id", id.as_str()),
+            ("ce_type", kind.as_str()),
+            ("ce_source", self.source.as_str()),
+            ("ce_time", time.as_str()),
+            ("ce_partitionkey", event.key.as_str()),
+            ("ce_kithpartition", number.as_str()),
+            ("ce_kithver", ver.as_str()),
+            ("content-type", "application/json"),
+        ];
+        self.producer.send(&Record {
+            topic: &self.topic,
+            partition: Some(partition % self.event_partitions),
+            key: &event.key,
+            headers: &headers,
+            payload: &event.data,
+        })
+    }
+
+    fn advance(&self, partition: &Partition, claim: &Claim, ver: u64) {
+        let mut backlog = partition.backlog.lock();
+        if claim.is_over() || ver <= backlog.published {
+            return;
+        }
+        metrics::counter!("kith_storage_published_total").increment(ver - backlog.published.min(ver));
+        backlog.published = ver;
+        let mut freed = 0;
+        while backlog.queue.front().is_some_and(|e| e.ver <= ver) {
+            freed += backlog.queue.pop_front().map_or(0, |e| e.bytes());
+        }
+        backlog.queue_bytes -= freed;
+        self.kept.fetch_sub(freed, Ordering::Relaxed);
+        // What was read back from the engine is counted by share: at the end nothing is left over.
+        let left = if ver >= claim.committed() { 0 } else { backlog.bytes.saturating_sub(freed.max(1)) };
+        self.count(0, backlog.bytes - left);
+        backlog.bytes = left;
+    }
+
+    /// Whether the task may end; decided under the lock under which it is started.
+    fn finished(partition: &Partition, claim: &Claim) -> bool {
+        let mut backlog = partition.backlog.lock();
+        let finished = !claim.is_over() && backlog.published >= claim.committed() && backlog.queue.is_empty();
+        if finished {
+            backlog.running = false;
+        }
+        finished
+    }
+}
+
+async fn publish(hub: Arc<Hub>, partition: Arc<Partition>, mut claim: Arc<Claim>) {
+    let outbox = &hub.outbox;
+    let mut ready = outbox.ready.subscribe();
+    let mut pause = MIN_PAUSE;
+    loop {
+        if claim.is_over() {
+            let mut backlog = partition.backlog.lock();
+            match partition.current() {
+                // A successor of this instance's own: go on under it.
+                Some(next) => claim = next,
+                None => {
+                    backlog.running = false;
+                    return;
+                }
+            }
+        }
+        if Outbox::finished(&partition, &claim) {
+            return;
+        }
+        let go = async { ready.wait_for(|ready| *ready).await.is_ok() };
+        if outbox.end.run_until_cancelled(go).await != Some(true) {
+            return;
+        }
+        let problem = match outbox.next(&hub, &partition, &claim).await {
+            Ok((ver, events)) if events.is_empty() => {
+                // Nothing is stored behind what is published: an earlier holder had trimmed it.
+                outbox.advance(&partition, &claim, ver);
+                None
+            }
+            Ok((_, events)) => {
+                let (delivered, failure) = outbox.deliver(partition.number, events).await;
+                if let Some(ver) = delivered {
+                    outbox.advance(&partition, &claim, ver);
+                    pause = MIN_PAUSE;
+                }
+                failure.map(|f| f.to_string())
+            }
+            Err(problem) => Some(problem),
+        };
+        if let Some(problem) = problem {
+            tracing::warn!(partition = partition.number, %problem, "publishing stopped; it is tried again in order");
+            metrics::counter!("kith_storage_publish_failures_total").increment(1);
+            if outbox.end.run_until_cancelled(tokio::time::sleep(jittered(pause))).await.is_none() {
+                return;
+            }
+            pause = (pause * 2).min(MAX_PAUSE);
+        }
+    }
+}
+
+/// Makes the topic; tries until it is there and right.
+async fn prepare(kafka: Kafka, topic: Topic, ready: watch::Sender<bool>, end: CancellationToken) {
+    let mut pause = MIN_PAUSE;
+    loop {
+        match ensure_topic(&kafka, &topic).await {
+            Ok(()) => {
+                tracing::info!(topic = %topic.name, "the event log is there");
+                ready.send_replace(true);
+                return;
+            }
+            Err(error) => tracing::warn!(%error, "the event log is not there yet: events wait in the outbox"),
+        }
+        if end.run_until_cancelled(tokio::time::sleep(jittered(pause))).await.is_none() {
+            return;
+        }
+        pause = (pause * 2).min(MAX_PAUSE);
+    }
+}

@@ -1,0 +1,179 @@
+//! The way of a message through storage: over gRPC, a real engine with a replica, and a real Kafka.
+
+mod common;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use common::{PARTITIONS, Platform, text, user};
+use kith_kit::{error::reason, ids::partition_of, kafka::client_config};
+use kith_proto::{
+    chat::v1::Position,
+    storage::v1::{
+        ClearRequest, CreateConversationRequest, Device, GetReceiptsRequest, GetRevocationRequest, ListBehindRequest,
+        ListConversationsRequest, ListMembersRequest, ListMessagesRequest, MarkReadRequest, OpenDirectRequest, PutDeviceRequest,
+        ReactRequest, RecallRequest, RemoveMembersRequest, RevokeTokensRequest, SetBlockRequest, SetListEntryRequest,
+    },
+};
+use rdkafka::{
+    Message as _, Offset, TopicPartitionList,
+    consumer::{Consumer as _, StreamConsumer},
+    message::Headers as _,
+};
+use tonic::Code;
+
+async fn history(client: &kith_kit::storage::Storage, id: &str, user: &str) -> Vec<(u64, String)> {
+    let request = ListMessagesRequest { conversation_id: id.to_owned(), user_id: user.to_owned(), limit: 200, ..Default::default() };
+    let page = client.list_messages(request).await.unwrap();
+    page.messages.into_iter().map(|m| (m.seq, m.client_msg_id)).collect()
+}
+
+/// Every record of the event log until `count` have come, by partition and version.
+async fn events(platform: &Platform, count: usize) -> BTreeMap<(u32, u64), (String, serde_json::Value)> {
+    let consumer: StreamConsumer = client_config(&platform.kafka.config()).unwrap().set("group.id", "test").create().unwrap();
+    let mut list = TopicPartitionList::new();
+    for partition in 0..common::EVENT_PARTITIONS {
+        list.add_partition_offset("test.events", partition as i32, Offset::Beginning).unwrap();
+    }
+    consumer.assign(&list).unwrap();
+    let mut found = BTreeMap::new();
+    while found.len() < count {
+        let record = tokio::time::timeout(Duration::from_secs(20), consumer.recv()).await.expect("events come").unwrap();
+        let headers: BTreeMap<String, String> = record
+            .headers()
+            .unwrap()
+            .iter()
+            .map(|h| (h.key.to_owned(), String::from_utf8(h.value.unwrap().to_vec()).unwrap()))
+            .collect();
+        let (partition, ver) = (headers["ce_kithpartition"].parse::<u32>().unwrap(), headers["ce_kithver"].parse().unwrap());
+        assert_eq!(headers["ce_id"], format!("{partition}-{ver}"));
+        assert_eq!(partition, partition_of(&headers["ce_partitionkey"], PARTITIONS));
+        assert_eq!(record.partition() as u32, partition % common::EVENT_PARTITIONS);
+        let data = serde_json::from_slice(record.payload().unwrap()).unwrap();
+        found.insert((partition, ver), (headers["ce_type"].clone(), data));
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_sent_is_stored_once_listed_counted_and_on_the_event_log() {
+    let platform = Platform::start(1, 1).await;
+    let one = platform.instance().await;
+    let client = platform.client().await;
+
+    let made = client.upsert_users(vec![user("alice"), user("bob"), user("carol")]).await.unwrap();
+    assert!(made.iter().all(|r| r.created && r.error.is_none()), "{made:?}");
+    assert_eq!(client.get_users(vec!["alice".to_owned(), "nobody".to_owned()]).await.unwrap().len(), 1);
+
+    let open = |a: &str, b: &str| OpenDirectRequest { user_a: a.to_owned(), user_b: b.to_owned() };
+    assert_eq!(client.open_direct(open("alice", "nobody")).await.unwrap_err().code, Code::NotFound);
+    let opened = client.open_direct(open("bob", "alice")).await.unwrap();
+    let id = opened.conversation_id.clone();
+    assert_eq!((id.as_str(), opened.created), ("d:alice:bob", true));
+    assert!(!client.open_direct(open("alice", "bob")).await.unwrap().created);
+
+    let first = client.append(text(&id, "alice", "c-1", "hi")).await.unwrap().receipt.unwrap();
+    assert_eq!((first.seq, first.duplicate), (1, false));
+    let again = client.append(text(&id, "alice", "c-1", "hi")).await.unwrap().receipt.unwrap();
+    assert_eq!((again.seq, again.duplicate, again.message_id, again.sent_at), (1, true, first.message_id, first.sent_at));
+    assert_eq!(client.append(text(&id, "alice", "c-1", "other")).await.unwrap_err().code, Code::AlreadyExists);
+    assert_eq!(client.append(text(&id, "carol", "c-1", "hi")).await.unwrap_err().reason.as_deref(), Some(reason::NOT_MEMBER));
+    assert_eq!(client.append(text("d:alice:carol", "alice", "c-1", "hi")).await.unwrap_err().code, Code::NotFound);
+    assert_eq!(client.append(text(&id, "bob", "c-1", "hello")).await.unwrap().receipt.unwrap().seq, 2);
+    assert_eq!(history(&client, &id, "alice").await, [(1, "c-1".to_owned()), (2, "c-1".to_owned())]);
+
+    let list = |user: &str| ListConversationsRequest { user_id: user.to_owned(), limit: 0, cursor: String::new() };
+    let page = client.list_conversations(list("alice")).await.unwrap();
+    assert_eq!((page.conversations[0].unread, page.conversations[0].seq), (1, 2));
+    assert_eq!(page.conversations[0].last_message.as_ref().unwrap().sender_id, "bob");
+    assert_eq!(client.list_conversations(list("bob")).await.unwrap().conversations[0].unread, 0);
+
+    let read = MarkReadRequest { user_id: "alice".to_owned(), conversation_id: id.clone(), seq: 99 };
+    let read = client.mark_read(read).await.unwrap();
+    assert_eq!((read.read_seq, read.unread), (2, 0));
+    let behind = ListBehindRequest { user_id: "alice".to_owned(), device_id: "d1".to_owned(), ..Default::default() };
+    let found = client.list_behind(behind.clone()).await.unwrap().behind;
+    assert_eq!((found.len(), found[0].delivered_seq, found[0].seq), (1, 0, 2));
+    let acked = client.ack("alice", "d1", vec![Position { conversation_id: id.clone(), seq: 2 }]).await.unwrap();
+    assert_eq!(acked.delivered[0].seq, 2);
+    assert!(client.list_behind(behind).await.unwrap().behind.is_empty());
+    let receipts = GetReceiptsRequest { user_id: "bob".to_owned(), conversation_id: id.clone(), seq: 2 };
+    let receipts = client.get_receipts(receipts).await.unwrap();
+    assert_eq!((receipts.read_by, receipts.delivered_to), (vec!["alice".to_owned()], vec!["alice".to_owned()]));
+
+    let found = events(&platform, 3 + 1 + 2 + 2).await;
+    let created: Vec<_> = found.values().filter(|(kind, _)| kind == "dev.kith.message.created.v1").collect();
+    assert_eq!(created.len(), 2);
+    assert_eq!(created[0].1["content"]["text"], "hi");
+    assert_eq!(created[0].1["seq"], "1");
+    let read: Vec<_> = found.values().filter(|(kind, _)| kind == "dev.kith.receipt.read.v1").collect();
+    assert_eq!(read[0].1["read_seq"], "2");
+    one.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn groups_blocks_recalls_and_settings_do_what_they_say() {
+    let platform = Platform::start(2, 1).await;
+    let (one, two) = (platform.instance().await, platform.instance().await);
+    let client = platform.client().await;
+    client.upsert_users(["alice", "bob", "carol", "dave"].map(user).to_vec()).await.unwrap();
+
+    let group = "g:01ARZ3NDEKTSV4RRFFQ69G5FAV".to_owned();
+    let create = CreateConversationRequest {
+        conversation_id: group.clone(),
+        kind: 2,
+        owner_id: "alice".to_owned(),
+        member_ids: vec!["bob".to_owned(), "carol".to_owned()],
+        group: None,
+        idempotency_key: "k-1".to_owned(),
+    };
+    let made = client.create_conversation(create.clone()).await.unwrap();
+    assert_eq!((made.created, made.conversation.unwrap().member_count), (true, 3));
+    assert!(!client.create_conversation(create).await.unwrap().created);
+    client.append(text(&group, "bob", "c-1", "to all")).await.unwrap();
+    assert_eq!(client.append(text(&group, "dave", "c-1", "let me in")).await.unwrap_err().reason.as_deref(), Some(reason::NOT_MEMBER));
+    let members = ListMembersRequest { conversation_id: group.clone(), limit: 2, ..Default::default() };
+    let page = client.list_members(members.clone()).await.unwrap();
+    assert_eq!(page.members.iter().map(|m| m.user_id.as_str()).collect::<Vec<_>>(), ["alice", "bob"]);
+    let rest = client.list_members(ListMembersRequest { cursor: page.next_cursor, ..members }).await.unwrap();
+    assert_eq!(rest.members[0].user_id, "carol");
+    let remove = RemoveMembersRequest { conversation_id: group.clone(), user_ids: vec!["carol".to_owned()], actor_id: "alice".to_owned() };
+    assert_eq!(client.remove_members(remove).await.unwrap().removed, ["carol"]);
+    let list = |user: &str| ListConversationsRequest { user_id: user.to_owned(), limit: 0, cursor: String::new() };
+    assert!(client.list_conversations(list("carol")).await.unwrap().conversations.is_empty());
+    let unseen = ListMessagesRequest { conversation_id: group.clone(), user_id: "carol".to_owned(), ..Default::default() };
+    assert_eq!(client.list_messages(unseen).await.unwrap_err().code, Code::NotFound);
+
+    let react = ReactRequest { conversation_id: group.clone(), seq: 1, user_id: "alice".to_owned(), emoji: "👍".to_owned(), add: true };
+    assert!(client.react(react.clone()).await.unwrap().changed);
+    assert!(!client.react(react).await.unwrap().changed);
+    let recall = RecallRequest { conversation_id: group.clone(), seq: 1, user_id: "bob".to_owned(), limit_ms: 60_000, privileged: false };
+    assert!(client.recall(recall.clone()).await.unwrap().changed);
+    assert!(!client.recall(recall).await.unwrap().changed);
+    let page = ListMessagesRequest { conversation_id: group.clone(), user_id: "alice".to_owned(), ..Default::default() };
+    let page = client.list_messages(page).await.unwrap();
+    assert!(page.messages[0].recalled && page.messages[0].content.is_empty());
+
+    let block = SetBlockRequest { user_id: "bob".to_owned(), target_id: "alice".to_owned(), blocked: true };
+    assert!(client.set_block(block).await.unwrap().changed);
+    let open = OpenDirectRequest { user_a: "alice".to_owned(), user_b: "bob".to_owned() };
+    let direct = client.open_direct(open).await.unwrap().conversation_id;
+    assert_eq!(client.append(text(&direct, "alice", "c-9", "hey")).await.unwrap_err().reason.as_deref(), Some(reason::BLOCKED));
+    client.append(text(&direct, "bob", "c-9", "one way")).await.unwrap();
+
+    let entry = SetListEntryRequest { user_id: "alice".to_owned(), conversation_id: direct.clone(), pinned: Some(true), muted: None };
+    client.set_list_entry(entry).await.unwrap();
+    let seen = client.get_conversations("alice", vec![direct.clone()], true).await.unwrap();
+    assert!(seen[0].pinned && seen[0].last_message.is_some());
+    client.clear(ClearRequest { user_id: "alice".to_owned(), conversation_id: direct.clone() }).await.unwrap();
+    assert!(history(&client, &direct, "alice").await.is_empty());
+    assert_eq!(history(&client, &direct, "bob").await.len(), 1);
+
+    let device = Device { device_id: "d1".to_owned(), platform: 1, push_provider: "apns".to_owned(), push_token: "t".to_owned(), last_seen: 5 };
+    client.put_device(PutDeviceRequest { user_id: "alice".to_owned(), device: Some(device) }).await.unwrap();
+    let revoke = RevokeTokensRequest { user_id: "alice".to_owned(), device_id: "d1".to_owned(), issued_at_or_before: 7 };
+    client.revoke_tokens(revoke).await.unwrap();
+    let revoked = client.get_revocation(GetRevocationRequest { user_id: "alice".to_owned() }).await.unwrap();
+    assert_eq!(revoked.device_issued_at_or_before["d1"], 7);
+    one.stop().await;
+    two.stop().await;
+}
