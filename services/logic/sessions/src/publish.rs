@@ -1,0 +1,339 @@
+//! Login and logout events to `<cluster>.sessions`: queued here, so that a Kafka that is down holds no login up, and sent until they are
+//! acknowledged. An opened session whose event found no room is announced later from the registry: its catch-up must happen.
+
+use std::{
+    collections::{BTreeMap, HashSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures::{StreamExt, stream::FuturesUnordered};
+use kith_kit::{
+    config::{Config, Kafka},
+    kafka::{
+        admin::{Topic, ensure_topic},
+        producer::{ProduceError, Producer, Record},
+    },
+};
+use kith_proto::chat::v1::Platform;
+use parking_lot::Mutex;
+use serde::Serialize;
+use thiserror::Error;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::registry::Session;
+
+/// Events that wait for Kafka.
+const MAX_QUEUED: usize = 100_000;
+/// Events handed to the Kafka client and not acknowledged.
+const MAX_INFLIGHT: usize = 1_000;
+/// Pauses after a failure.
+const MIN_PAUSE: Duration = Duration::from_millis(100);
+const MAX_PAUSE: Duration = Duration::from_secs(5);
+/// How long the end of the process waits for Kafka.
+const FLUSH: Duration = Duration::from_secs(3);
+
+/// What happened to a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A login.
+    Opened,
+    /// It came from another owner, or from before a restart.
+    Resumed,
+    /// A logout, or a connection that ended.
+    Closed,
+}
+
+/// One event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionEvent {
+    /// What.
+    pub kind: Kind,
+    /// Of which session.
+    pub session: Session,
+    /// On which gateway.
+    pub gateway: Arc<str>,
+    /// Unix ms.
+    pub at: i64,
+}
+
+#[derive(Serialize)]
+struct Data<'a> {
+    user_id: &'a str,
+    device_id: &'a str,
+    session_id: &'a str,
+    platform: &'static str,
+    line: &'a str,
+    gateway: &'a str,
+    opened_at: String,
+    cursors: BTreeMap<&'a str, String>,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Opened => "opened",
+            Self::Resumed => "resumed",
+            Self::Closed => "closed",
+        }
+    }
+}
+
+impl SessionEvent {
+    fn data(&self) -> Result<Vec<u8>, serde_json::Error> {
+        let session = &self.session;
+        serde_json::to_vec(&Data {
+            user_id: &session.user,
+            device_id: &session.device,
+            session_id: &session.id,
+            platform: platform_name(session.platform),
+            line: &session.line,
+            gateway: &self.gateway,
+            opened_at: session.opened_at.to_string(),
+            cursors: session.cursors.iter().map(|(id, seq)| (id.as_str(), seq.to_string())).collect(),
+        })
+    }
+
+    fn send(&self, producer: &Producer, topic: &str, source: &str) -> Result<kith_kit::kafka::producer::Delivery, String> {
+        let data = self.data().map_err(|e| e.to_string())?;
+        let kind = self.kind.name();
+        let (id, kind) = (format!("{}.{kind}.{}", self.session.id, self.at), format!("dev.kith.session.{kind}.v1"));
+        let time = jiff::Timestamp::from_millisecond(self.at).unwrap_or_default().to_string();
+        let headers = [
+            ("ce_specversion", "1.0"),
+            ("ce_id", &id),
+            ("ce_type", &kind),
+            ("ce_source", source),
+            ("ce_time", &time),
+            ("ce_partitionkey", &self.session.user),
+            ("content-type", "application/json"),
+        ];
+        let record = Record { topic, partition: None, key: &self.session.user, headers: &headers, payload: &data };
+        producer.send(&record).map_err(|e| e.to_string())
+    }
+}
+
+fn platform_name(platform: i32) -> &'static str {
+    match Platform::try_from(platform) {
+        Ok(Platform::Ios) => "ios",
+        Ok(Platform::Android) => "android",
+        Ok(Platform::Web) => "web",
+        Ok(Platform::Mweb) => "mweb",
+        Ok(Platform::Pc) => "pc",
+        Ok(Platform::Unspecified) | Err(_) => "unknown",
+    }
+}
+
+/// Why the producer could not be set up.
+#[derive(Debug, Error)]
+pub enum PublishError {
+    /// The configuration or the client library.
+    #[error(transparent)]
+    Produce(#[from] ProduceError),
+    /// No event log is configured.
+    #[error("configuration: kafka: sessions need the event log")]
+    NoKafka,
+}
+
+#[derive(Default)]
+struct Queue {
+    events: VecDeque<SessionEvent>,
+    /// Sessions whose opening found no room.
+    overdue: HashSet<Arc<str>>,
+}
+
+/// The queue of events.
+#[derive(Default)]
+pub struct Publisher {
+    queue: Mutex<Queue>,
+    wake: Notify,
+}
+
+impl Publisher {
+    /// Queues an event. Never waits.
+    pub fn push(&self, event: SessionEvent) {
+        let mut queue = self.queue.lock();
+        if event.kind == Kind::Closed && queue.overdue.remove(&event.session.id) {
+            // Neither its beginning nor its end was told.
+            return;
+        }
+        if queue.events.len() < MAX_QUEUED {
+            queue.events.push_back(event);
+            drop(queue);
+            self.wake.notify_one();
+        } else if event.kind == Kind::Closed {
+            metrics::counter!("kith_sessions_events_dropped_total").increment(1);
+        } else {
+            queue.overdue.insert(event.session.id);
+        }
+    }
+
+    /// Events that wait.
+    pub fn backlog(&self) -> usize {
+        let queue = self.queue.lock();
+        queue.events.len() + queue.overdue.len()
+    }
+
+    fn take(&self) -> Option<SessionEvent> {
+        self.queue.lock().events.pop_front()
+    }
+
+    fn put_back(&self, event: SessionEvent) {
+        self.queue.lock().events.push_front(event);
+    }
+
+    /// Sessions to announce after all, when there is room again.
+    fn overdue(&self) -> Vec<Arc<str>> {
+        let mut queue = self.queue.lock();
+        if queue.overdue.is_empty() || queue.events.len() > MAX_QUEUED / 2 {
+            return Vec::new();
+        }
+        queue.overdue.drain().take(MAX_QUEUED / 4).collect()
+    }
+
+    /// Sends until `shutdown`, and what is left then for a moment longer. `find` makes the event of a session that is overdue.
+    pub async fn run(
+        &self,
+        config: &Config,
+        find: impl Fn(&str) -> Option<SessionEvent>,
+        shutdown: CancellationToken,
+    ) -> Result<(), PublishError> {
+        let kafka = config.kafka.as_ref().ok_or(PublishError::NoKafka)?;
+        ensure(config, kafka, &shutdown).await;
+        let mut sender = Sender::new(config)?;
+        let mut inflight = FuturesUnordered::new();
+        let mut pause = MIN_PAUSE;
+        let mut deadline = None;
+        loop {
+            if shutdown.is_cancelled() {
+                let end = *deadline.get_or_insert_with(|| tokio::time::Instant::now() + FLUSH);
+                if (inflight.is_empty() && self.backlog() == 0) || tokio::time::Instant::now() >= end {
+                    break;
+                }
+            }
+            for event in self.overdue().iter().filter_map(|id| find(id)) {
+                self.push(event);
+            }
+            while inflight.len() < MAX_INFLIGHT
+                && let Some(event) = self.take()
+            {
+                inflight.push(sender.send(event));
+            }
+            let wait_end = async {
+                match deadline {
+                    Some(end) => tokio::time::sleep_until(end).await,
+                    None => shutdown.cancelled().await,
+                }
+            };
+            let outcome = tokio::select! {
+                Some(outcome) = inflight.next() => outcome,
+                () = self.wake.notified(), if inflight.len() < MAX_INFLIGHT => continue,
+                () = wait_end => continue,
+            };
+            let Err((event, error)) = outcome else {
+                pause = MIN_PAUSE;
+                continue;
+            };
+            metrics::counter!("kith_sessions_events_failed_total").increment(1);
+            tracing::warn!(%error, "a session event was not taken by Kafka: trying again");
+            self.put_back(event);
+            if sender.producer.is_fatal() {
+                sender = Sender::new(config)?;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(MAX_PAUSE);
+        }
+        let left = self.backlog() + inflight.len();
+        if left > 0 {
+            tracing::error!(left, "session events were not taken by Kafka before the end");
+        }
+        Ok(())
+    }
+}
+
+/// The Kafka client.
+struct Sender {
+    producer: Producer,
+    topic: String,
+    source: String,
+}
+
+impl Sender {
+    fn new(config: &Config) -> Result<Self, PublishError> {
+        let kafka = config.kafka.as_ref().ok_or(PublishError::NoKafka)?;
+        let source = format!("/kith/{}/sessions", config.cluster.name);
+        Ok(Self { producer: Producer::new(kafka, "kith-sessions")?, topic: config.sessions_topic(), source })
+    }
+
+    fn send(&self, event: SessionEvent) -> impl Future<Output = Result<(), (SessionEvent, String)>> + use<> {
+        let delivery = event.send(&self.producer, &self.topic, &self.source);
+        async move {
+            match delivery {
+                Ok(delivery) => delivery.await.map_err(|error| (event, error.to_string())),
+                Err(error) => Err((event, error)),
+            }
+        }
+    }
+}
+
+/// Makes the topic, as often as it takes: until then events wait in the queue.
+async fn ensure(config: &Config, kafka: &Kafka, shutdown: &CancellationToken) {
+    let topic = Topic { name: config.sessions_topic(), partitions: config.cluster.event_partitions, retention: None };
+    let mut pause = MIN_PAUSE;
+    loop {
+        match shutdown.run_until_cancelled(ensure_topic(kafka, &topic)).await {
+            None | Some(Ok(())) => return,
+            Some(Err(error)) => tracing::warn!(%error, "the topic of session events is not there yet"),
+        }
+        // None means that the end was asked for, which the next attempt sees.
+        let _ = shutdown.run_until_cancelled(tokio::time::sleep(pause)).await;
+        pause = (pause * 2).min(MAX_PAUSE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(kind: Kind, n: usize) -> SessionEvent {
+        let session = Session {
+            id: format!("s{n}").into(),
+            user: "alice".into(),
+            device: "d1".into(),
+            platform: Platform::Ios as i32,
+            line: "default".into(),
+            opened_at: 1_790_000_000_000,
+            cursors: vec![("d:alice:bob".to_owned(), 41)],
+        };
+        SessionEvent { kind, session, gateway: "10.0.0.9:8081".into(), at: 1_790_000_000_001 }
+    }
+
+    #[test]
+    fn the_data_are_what_the_contract_says() {
+        let data: serde_json::Value = serde_json::from_slice(&event(Kind::Opened, 1).data().unwrap()).unwrap();
+        assert_eq!(
+            data,
+            serde_json::json!({
+                "user_id": "alice", "device_id": "d1", "session_id": "s1", "platform": "ios", "line": "default",
+                "gateway": "10.0.0.9:8081", "opened_at": "1790000000000", "cursors": {"d:alice:bob": "41"},
+            })
+        );
+    }
+
+    #[test]
+    fn a_full_queue_forgets_no_login_that_is_still_open() {
+        let publisher = Publisher::default();
+        for n in 0..MAX_QUEUED {
+            publisher.push(event(Kind::Closed, n));
+        }
+        publisher.push(event(Kind::Opened, MAX_QUEUED));
+        publisher.push(event(Kind::Opened, MAX_QUEUED + 1));
+        publisher.push(event(Kind::Closed, MAX_QUEUED + 1));
+        assert!(publisher.overdue().is_empty(), "no room yet");
+        for _ in 0..=MAX_QUEUED / 2 {
+            publisher.take().unwrap();
+        }
+        assert_eq!(publisher.overdue(), [format!("s{MAX_QUEUED}").into()]);
+    }
+}

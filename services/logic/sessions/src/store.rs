@@ -1,0 +1,129 @@
+//! What sessions leave in storage: delivered cursors every two seconds, device rows with `last_seen` soon after a login or logout, and
+//! both once more at the end.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use futures::{StreamExt, stream};
+use kith_kit::{error::Error, storage::Storage};
+use kith_proto::{
+    chat::v1::Position,
+    storage::v1::{Device, ItemError, PutDeviceRequest},
+};
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+use tonic::Code;
+
+use crate::{
+    acks::{self, Acks, Batch, Full},
+    registry::Session,
+};
+
+/// Between two flushes.
+const FLUSH_EVERY: Duration = Duration::from_secs(2);
+/// Calls at once.
+const CONCURRENCY: usize = 32;
+/// What the last flush may take.
+const LAST_FLUSH: Duration = Duration::from_secs(6);
+/// Device rows that wait; a login beyond it writes its row at logout.
+const MAX_DEVICES: usize = 100_000;
+
+struct Seen {
+    platform: i32,
+    at: i64,
+}
+
+/// What waits to be written.
+#[derive(Default)]
+pub struct Pending {
+    acks: Mutex<Acks>,
+    devices: Mutex<HashMap<acks::Device, Seen>>,
+}
+
+impl Pending {
+    /// Remembers delivered cursors for the next flush.
+    pub fn ack(&self, user: &str, device: &str, cursors: impl IntoIterator<Item = (String, u64)>) -> Result<(), Full> {
+        self.acks.lock().add(user, device, cursors)
+    }
+
+    /// Remembers that a device was seen.
+    pub fn seen(&self, session: &Session, at: i64) {
+        let mut devices = self.devices.lock();
+        let key = (session.user.clone(), session.device.clone());
+        if devices.len() < MAX_DEVICES || devices.contains_key(&key) {
+            devices.insert(key, Seen { platform: session.platform, at });
+        } else {
+            metrics::counter!("kith_sessions_device_rows_dropped_total").increment(1);
+        }
+    }
+
+    /// Flushes until `shutdown`, then once more.
+    pub async fn run(&self, storage: &Storage, shutdown: CancellationToken) {
+        while shutdown.run_until_cancelled(tokio::time::sleep(FLUSH_EVERY)).await.is_some() {
+            self.flush(storage).await;
+        }
+        if tokio::time::timeout(LAST_FLUSH, self.flush(storage)).await.is_err() {
+            tracing::warn!("storage did not take all delivered cursors before the end: clients get a few messages twice");
+        }
+    }
+
+    async fn flush(&self, storage: &Storage) {
+        let batches = self.acks.lock().take();
+        let devices: Vec<_> = self.devices.lock().drain().collect();
+        let acks = batches.into_iter().map(|batch| self.write_acks(storage, batch)).collect::<Vec<_>>();
+        let rows = devices.into_iter().map(|(key, seen)| self.write_device(storage, key, seen)).collect::<Vec<_>>();
+        tokio::join!(
+            stream::iter(acks).buffer_unordered(CONCURRENCY).collect::<()>(),
+            stream::iter(rows).buffer_unordered(CONCURRENCY).collect::<()>(),
+        );
+    }
+
+    async fn write_acks(&self, storage: &Storage, batch: Batch) {
+        let positions =
+            batch.cursors.iter().map(|(id, seq)| Position { conversation_id: id.clone(), seq: *seq }).collect::<Vec<_>>();
+        let (user, device) = (batch.device.0.clone(), batch.device.1.clone());
+        match storage.ack(&user, &device, positions).await {
+            Ok(response) => {
+                let again: HashMap<_, _> = response.errors.into_iter().map(|e| (e.conversation_id, e.error)).collect();
+                let is_worth_it = |error: &Option<ItemError>| {
+                    error.as_ref().is_some_and(|e| is_passing(Code::from_i32(e.code)))
+                };
+                let cursors = batch.cursors.into_iter().filter(|(id, _)| again.get(id).is_some_and(is_worth_it));
+                self.keep(&user, &device, cursors.collect());
+            }
+            Err(error) if is_passing(error.code) => self.keep(&user, &device, batch.cursors),
+            Err(error) => {
+                metrics::counter!("kith_sessions_acks_refused_total").increment(batch.cursors.len() as u64);
+                tracing::warn!(user = %user, %error, "storage refused delivered cursors");
+            }
+        }
+    }
+
+    /// Puts cursors back for the next flush.
+    fn keep(&self, user: &str, device: &str, cursors: Vec<(String, u64)>) {
+        if !cursors.is_empty() && self.acks.lock().add(user, device, cursors).is_err() {
+            metrics::counter!("kith_sessions_acks_dropped_total").increment(1);
+        }
+    }
+
+    async fn write_device(&self, storage: &Storage, key: acks::Device, seen: Seen) {
+        let device = Device { device_id: key.1.to_string(), platform: seen.platform, last_seen: seen.at, ..Device::default() };
+        let request = PutDeviceRequest { user_id: key.0.to_string(), device: Some(device) };
+        match storage.put_device(request).await {
+            Ok(_) => {}
+            Err(error) if is_passing(error.code) => {
+                self.devices.lock().entry(key).or_insert(seen);
+            }
+            Err(error) => refused(&key.0, &error),
+        }
+    }
+}
+
+fn refused(user: &Arc<str>, error: &Error) {
+    metrics::counter!("kith_sessions_device_rows_dropped_total").increment(1);
+    tracing::warn!(user = %user, %error, "storage refused a device row");
+}
+
+/// Whether the same write may work in two seconds.
+fn is_passing(code: Code) -> bool {
+    matches!(code, Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted | Code::Aborted | Code::FailedPrecondition)
+}
