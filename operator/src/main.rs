@@ -1,3 +1,14 @@
-//! The operator: turns custom resources into a running chat platform and keeps it healthy.
+//! The operator's process.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+use kith_operator::run::{Args, run};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    run(Args::parse()).await
+}

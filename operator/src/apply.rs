@@ -1,0 +1,256 @@
+//! The step that writes: server-side apply under one field manager, only where something differs, never over somebody else's object.
+
+use std::{collections::BTreeMap, fmt::Debug};
+
+use k8s_openapi::{NamespaceResourceScope, apimachinery::pkg::apis::meta::v1::OwnerReference};
+use kith_crds::names;
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PropagationPolicy},
+    core::Status,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use thiserror::Error;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::diff;
+
+/// Annotation with the hash of what was applied last, so that a field that is no longer wanted is noticed.
+pub const ANNOTATION_APPLIED: &str = "kith.dev/applied";
+
+/// What can be applied: a namespaced object of a known kind.
+pub trait Object:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope> + Serialize + DeserializeOwned + Clone + Debug + Send + Sync + 'static
+{
+}
+impl<K> Object for K where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Serialize
+        + DeserializeOwned
+        + Clone
+        + Debug
+        + Send
+        + Sync
+        + 'static
+{
+}
+
+/// Why an object could not be brought to its wanted state.
+#[derive(Debug, Error)]
+pub enum ApplyError {
+    /// The API server refused or did not answer.
+    #[error("{kind} {name}: {source}")]
+    Kube {
+        /// Kind of the object.
+        kind: String,
+        /// Its name.
+        name: String,
+        /// Why.
+        source: Box<kube::Error>,
+    },
+    /// The name belongs to somebody else's object.
+    #[error("{kind} {name} exists and does not belong to {owner}: rename or delete it")]
+    NameTaken {
+        /// Kind of the object.
+        kind: String,
+        /// Its name.
+        name: String,
+        /// Who wanted it.
+        owner: String,
+    },
+    /// The object could not be written as JSON.
+    #[error("{kind} {name}: {source}")]
+    Json {
+        /// Kind of the object.
+        kind: String,
+        /// Its name.
+        name: String,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// The previous object of that name is still being deleted.
+    #[error("{kind} {name} is being deleted; it is made again when it is gone")]
+    Terminating {
+        /// Kind of the object.
+        kind: String,
+        /// Its name.
+        name: String,
+    },
+}
+
+impl ApplyError {
+    /// What the API server or the way to it said about an object.
+    pub fn kube<K: Object>(name: &str, source: kube::Error) -> Self {
+        Self::Kube { kind: kind::<K>(), name: name.to_owned(), source: Box::new(source) }
+    }
+
+    /// The API server's answer, when it gave one.
+    pub fn response(&self) -> Option<&Status> {
+        match self {
+            Self::Kube { source, .. } => match source.as_ref() {
+                kube::Error::Api(response) => Some(response),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+}
+
+fn kind<K: Object>() -> String {
+    K::kind(&()).into_owned()
+}
+
+fn same<K: Object>(wanted: &K, live: &K) -> Result<bool, serde_json::Error> {
+    let hash = |object: &K| object.annotations().get(ANNOTATION_APPLIED).cloned();
+    Ok(hash(wanted) == hash(live) && diff::contains(&serde_json::to_value(live)?, &serde_json::to_value(wanted)?))
+}
+
+/// Objects of one kind by name, as observed.
+pub type Live<K> = BTreeMap<String, K>;
+
+/// Lists the objects of one kind that match `selector`; from the API server's cache, which is enough to decide on.
+pub async fn list<K: Object>(client: &Client, namespace: &str, selector: &str) -> Result<Live<K>, ApplyError> {
+    list_matching(client, namespace, &ListParams::default().labels(selector).match_any()).await
+}
+
+/// Lists the objects of one kind that match `params`.
+pub async fn list_matching<K: Object>(client: &Client, namespace: &str, params: &ListParams) -> Result<Live<K>, ApplyError> {
+    let api: Api<K> = Api::namespaced(client.clone(), namespace);
+    let list = api.list(params).await.map_err(|e| ApplyError::kube::<K>("*", e))?;
+    Ok(list.items.into_iter().map(|object| (object.name_any(), object)).collect())
+}
+
+/// Writes objects of one owner.
+pub struct Applier {
+    /// The client.
+    pub client: Client,
+    /// The namespace of the owner and all its objects.
+    pub namespace: String,
+    /// The owner.
+    pub owner: OwnerReference,
+}
+
+impl Applier {
+    /// Whether the owner controls `object`.
+    pub fn owns<K: Resource>(&self, object: &K) -> bool {
+        object.owner_references().iter().any(|o| o.controller == Some(true) && o.uid == self.owner.uid)
+    }
+
+    /// The object with namespace, owner and the hash of what is wanted.
+    fn complete<K: Object>(&self, mut wanted: K) -> Result<K, serde_json::Error> {
+        wanted.meta_mut().namespace = Some(self.namespace.clone());
+        wanted.meta_mut().owner_references = Some(vec![self.owner.clone()]);
+        let hash = format!("{:016x}", xxh3_64(&serde_json::to_vec(&wanted)?));
+        wanted.annotations_mut().insert(ANNOTATION_APPLIED.to_owned(), hash);
+        Ok(wanted)
+    }
+
+    /// Whether nothing would be written.
+    pub fn is_current<K: Object>(&self, wanted: &K, live: &K) -> bool {
+        self.complete(wanted.clone()).is_ok_and(|wanted| same(&wanted, live).unwrap_or(false))
+    }
+
+    /// Brings one object to what is wanted; answers the object as it stands. Writes only when something differs.
+    pub async fn apply<K: Object>(&self, wanted: K, live: Option<&K>) -> Result<K, ApplyError> {
+        let name = wanted.name_any();
+        let json = |source| ApplyError::Json { kind: kind::<K>(), name: name.clone(), source };
+        let wanted = self.complete(wanted).map_err(json)?;
+        let api: Api<K> = Api::namespaced(self.client.clone(), &self.namespace);
+        let found;
+        let live = match live {
+            Some(live) => Some(live),
+            None => {
+                found = api.get_opt(&name).await.map_err(|e| ApplyError::kube::<K>(&name, e))?;
+                found.as_ref()
+            }
+        };
+        if let Some(live) = live {
+            self.may_write(live, &name)?;
+            if same(&wanted, live).map_err(json)? {
+                return Ok(live.clone());
+            }
+        }
+        tracing::info!(kind = %K::kind(&()), %name, namespace = %self.namespace, new = live.is_none(), "applying");
+        let params = PatchParams::apply(names::FIELD_MANAGER).force();
+        api.patch(&name, &params, &Patch::Apply(&wanted)).await.map_err(|e| ApplyError::kube::<K>(&name, e))
+    }
+
+    fn may_write<K: Object>(&self, live: &K, name: &str) -> Result<(), ApplyError> {
+        let former = |o: &OwnerReference| o.kind == self.owner.kind && o.name == self.owner.name && o.uid != self.owner.uid;
+        if live.owner_references().iter().any(former) {
+            // The garbage collector has not come to the objects of a deleted owner of the same name yet.
+            return Err(ApplyError::Terminating { kind: kind::<K>(), name: name.to_owned() });
+        }
+        if !self.owns(live) {
+            let owner = format!("{} {}", self.owner.kind, self.owner.name);
+            return Err(ApplyError::NameTaken { kind: kind::<K>(), name: name.to_owned(), owner });
+        }
+        if live.meta().deletion_timestamp.is_some() {
+            return Err(ApplyError::Terminating { kind: kind::<K>(), name: name.to_owned() });
+        }
+        Ok(())
+    }
+
+    /// Brings all objects of one kind to what is wanted; the first failure ends it.
+    pub async fn apply_all<K: Object>(&self, wanted: Vec<K>, live: &Live<K>) -> Result<Live<K>, ApplyError> {
+        let mut standing = Live::new();
+        for object in wanted {
+            let name = object.name_any();
+            let applied = self.apply(object, live.get(&name)).await?;
+            standing.insert(name, applied);
+        }
+        Ok(standing)
+    }
+
+    /// Deletes what the owner controls and `keep` does not name.
+    pub async fn prune<K: Object>(&self, keep: &[String], live: &Live<K>) -> Result<(), ApplyError> {
+        for (name, object) in live {
+            if keep.contains(name) || !self.owns(object) || object.meta().deletion_timestamp.is_some() {
+                continue;
+            }
+            self.delete(object).await?;
+        }
+        Ok(())
+    }
+
+    /// Deletes exactly this object, never a later one of its name.
+    pub async fn delete<K: Object>(&self, object: &K) -> Result<(), ApplyError> {
+        let name = object.name_any();
+        let api: Api<K> = Api::namespaced(self.client.clone(), &self.namespace);
+        let mut params = DeleteParams { propagation_policy: Some(PropagationPolicy::Background), ..DeleteParams::default() };
+        params.preconditions =
+            Some(kube::api::Preconditions { uid: object.uid(), resource_version: None });
+        tracing::info!(kind = %K::kind(&()), %name, namespace = %self.namespace, "deleting");
+        match api.delete(&name, &params).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(()),
+            Err(error) => Err(ApplyError::kube::<K>(&name, error)),
+        }
+    }
+}
+
+/// Writes the status of `object` when it is not `wanted` already; answers whether it wrote.
+pub async fn status<K, S>(client: &Client, object: &K, current: Option<&S>, wanted: &S) -> Result<bool, ApplyError>
+where
+    K: Object,
+    S: Serialize + PartialEq,
+{
+    if current == Some(wanted) {
+        return Ok(false);
+    }
+    let name = object.name_any();
+    let api: Api<K> = Api::namespaced(client.clone(), &object.namespace().unwrap_or_default());
+    let patch = serde_json::json!({
+        "apiVersion": K::api_version(&()),
+        "kind": K::kind(&()),
+        // The UID makes sure that a later object of the same name is not meant.
+        "metadata": {"name": name, "uid": object.uid()},
+        "status": wanted,
+    });
+    let params = PatchParams::apply(names::FIELD_MANAGER).force();
+    match api.patch_status(&name, &params, &Patch::Apply(&patch)).await {
+        Ok(_) => Ok(true),
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(false),
+        Err(error) => Err(ApplyError::kube::<K>(&name, error)),
+    }
+}

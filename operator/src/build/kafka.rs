@@ -1,0 +1,266 @@
+//! The managed event log: Kafka brokers in KRaft mode, each also a controller.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use k8s_openapi::api::{
+    apps::v1::{RollingUpdateStatefulSetStrategy, StatefulSet, StatefulSetSpec, StatefulSetUpdateStrategy},
+    core::v1::{ConfigMap, Container, Service},
+    policy::v1::PodDisruptionBudget,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use kith_crds::{
+    chatcluster::{ExternalAccess, ExternalAccessType, ListenerSecurity},
+    names,
+};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
+
+use super::{
+    meta::{self, Component},
+    pod, service,
+    valkey::{DATA, claim, retention},
+};
+use crate::plan::{ManagedPlan, Plan};
+
+/// Services of the platform, by certificate.
+pub const INTERNAL_PORT: i32 = 9_093;
+/// Consumers outside of the Kubernetes cluster.
+pub const EXTERNAL_PORT: i32 = 9_094;
+/// Controllers among themselves.
+pub const CONTROLLER_PORT: i32 = 9_095;
+/// A broker hands its leaderships over before it ends.
+const GRACE_S: i64 = 60;
+
+const START: &str = include_str!("scripts/kafka-start.sh");
+
+/// Where consumers outside reach one broker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExternalAddress {
+    /// Host name or address; absent: the address of the broker's node, which the pod knows.
+    pub host: Option<String>,
+    /// Port.
+    pub port: i32,
+}
+
+/// The name of the Service of one broker for consumers outside.
+pub fn external_name(plan: &Plan, index: u32) -> String {
+    format!("{}-external-{index}", meta::component_name(&plan.name, Component::Kafka))
+}
+
+/// The Services for consumers outside, one per broker; none without external access.
+pub fn external_services(plan: &Plan, managed: &ManagedPlan) -> Vec<Service> {
+    let Some(access) = &managed.spec.external_access else { return Vec::new() };
+    let name = meta::component_name(&plan.name, Component::Kafka);
+    (0..managed.spec.brokers)
+        .map(|index| {
+            let mut selector = meta::selector_labels(&plan.name, Component::Kafka);
+            selector.insert("statefulset.kubernetes.io/pod-name".to_owned(), format!("{name}-{index}"));
+            let mut port = service::port("external", EXTERNAL_PORT);
+            port.node_port = access.node_port.and_then(|first| i32::try_from(u32::from(first) + index).ok());
+            let exposure = service::Exposure {
+                kind: match access.kind {
+                    ExternalAccessType::NodePort => "NodePort",
+                    ExternalAccessType::LoadBalancer => "LoadBalancer",
+                },
+                traffic_policy: "Cluster",
+                ..service::Exposure::default()
+            };
+            let labels = meta::labels(&plan.name, Component::Kafka);
+            service::exposed(external_name(plan, index), labels, selector, port, &exposure)
+        })
+        .collect()
+}
+
+/// The address of one broker's external Service, as soon as Kubernetes has given it one.
+pub fn external_address(access: &ExternalAccess, service: &Service) -> Option<ExternalAddress> {
+    match access.kind {
+        ExternalAccessType::NodePort => {
+            let port = service.spec.as_ref()?.ports.as_ref()?.first()?.node_port?;
+            Some(ExternalAddress { host: access.advertised_host.clone(), port })
+        }
+        ExternalAccessType::LoadBalancer => {
+            let balancer = service.status.as_ref()?.load_balancer.as_ref()?;
+            let first = balancer.ingress.as_ref()?.first()?;
+            let found = first.hostname.clone().or_else(|| first.ip.clone())?;
+            Some(ExternalAddress { host: Some(access.advertised_host.clone().unwrap_or(found)), port: EXTERNAL_PORT })
+        }
+    }
+}
+
+/// The brokers' names in DNS.
+pub fn headless(plan: &Plan) -> Service {
+    let name = meta::component_name(&plan.name, Component::Kafka);
+    let ports = vec![service::port("internal", INTERNAL_PORT), service::port("controller", CONTROLLER_PORT)];
+    let labels = meta::labels(&plan.name, Component::Kafka);
+    // Controllers must find each other before any of them is ready.
+    service::headless(name, labels, meta::selector_labels(&plan.name, Component::Kafka), ports, true)
+}
+
+/// The id of the Kafka cluster: one per ChatCluster's data, so that a broker refuses the volume of another.
+fn cluster_id(plan: &Plan) -> String {
+    // The first bit is cleared: an id that begins with a hyphen would be taken for an option.
+    let id = xxh3_128(plan.data_uid.as_bytes()) & (u128::MAX >> 1);
+    BASE64_URL_SAFE_NO_PAD.encode(id.to_be_bytes())
+}
+
+fn settings(plan: &Plan, managed: &ManagedPlan) -> String {
+    let log = &plan.event_log;
+    let brokers = managed.spec.brokers;
+    let voters: Vec<String> =
+        (0..brokers).map(|i| format!("{i}@{}:{CONTROLLER_PORT}", plan.broker_host(i))).collect();
+    let external = managed.spec.external_access.as_ref();
+    let (listener, protocol) = match external.map(|e| e.security) {
+        None => (String::new(), ""),
+        Some(ListenerSecurity::Plaintext) => (format!(",EXTERNAL://:{EXTERNAL_PORT}"), ",EXTERNAL:PLAINTEXT"),
+        Some(ListenerSecurity::MutualTLS) => (format!(",EXTERNAL://:{EXTERNAL_PORT}"), ",EXTERNAL:SSL"),
+    };
+    format!(
+        "# Made by kith-operator; changes are overwritten. The start script adds what differs per broker.
+process.roles=broker,controller
+controller.quorum.voters={voters}
+controller.listener.names=CONTROLLER
+inter.broker.listener.name=INTERNAL
+listeners=INTERNAL://:{INTERNAL_PORT},CONTROLLER://:{CONTROLLER_PORT}{listener}
+listener.security.protocol.map=INTERNAL:SSL,CONTROLLER:SSL{protocol}
+ssl.client.auth=required
+ssl.keystore.type=PEM
+ssl.keystore.location=/etc/kith/tls/keystore.pem
+ssl.truststore.type=PEM
+ssl.truststore.location=/etc/kith/tls/ca.crt
+log.dirs=/data/log
+auto.create.topics.enable=false
+default.replication.factor={replication}
+min.insync.replicas={min_insync}
+offsets.topic.replication.factor={replication}
+offsets.topic.num.partitions=16
+transaction.state.log.replication.factor={replication}
+transaction.state.log.min.isr={min_insync}
+share.coordinator.state.topic.replication.factor={replication}
+share.coordinator.state.topic.min.isr={min_insync}
+unclean.leader.election.enable=false
+group.initial.rebalance.delay.ms=500
+log.retention.check.interval.ms=60000
+controlled.shutdown.enable=true
+",
+        voters = voters.join(","),
+        replication = log.replication,
+        min_insync = log.min_insync,
+    )
+}
+
+/// The brokers' configuration. `addresses` holds one entry per broker when there is external access.
+pub fn config_map(plan: &Plan, managed: &ManagedPlan, addresses: &[ExternalAddress]) -> ConfigMap {
+    let mut data: BTreeMap<String, String> =
+        [("server.properties".to_owned(), settings(plan, managed)), ("start.sh".to_owned(), START.to_owned())].into();
+    for (index, address) in addresses.iter().enumerate() {
+        // `HOST` is the node's address, which the start script puts in.
+        let host = address.host.as_deref().unwrap_or("HOST");
+        data.insert(format!("external-{index}"), format!("{}:{}", bracketed(host), address.port));
+    }
+    ConfigMap {
+        metadata: meta::meta(meta::kafka_config_map(&plan.name), meta::labels(&plan.name, Component::Kafka)),
+        data: Some(data),
+        ..ConfigMap::default()
+    }
+}
+
+fn bracketed(host: &str) -> String {
+    match host.parse::<IpAddr>() {
+        Ok(IpAddr::V6(v6)) => format!("[{v6}]"),
+        _ => host.to_owned(),
+    }
+}
+
+/// The brokers. `certificate` is the certificate they run with: Kafka does not take up a renewed one by itself, so a new one rolls them.
+pub fn stateful_set(
+    plan: &Plan,
+    managed: &ManagedPlan,
+    config: &ConfigMap,
+    certificate: &str,
+    claim_size: Option<&Quantity>,
+) -> StatefulSet {
+    let name = meta::component_name(&plan.name, Component::Kafka);
+    let labels = meta::labels(&plan.name, Component::Kafka);
+    let selector = meta::selector_labels(&plan.name, Component::Kafka);
+    let mut hashed = String::new();
+    for (key, value) in config.data.iter().flatten() {
+        hashed.push_str(&format!("{key}\n{value}\n"));
+    }
+    let annotations = [
+        (names::ANNOTATION_CONFIG_HASH.to_owned(), format!("{:016x}", xxh3_64(hashed.as_bytes()))),
+        ("kith.dev/certificate-hash".to_owned(), format!("{:016x}", xxh3_64(certificate.as_bytes()))),
+    ];
+    let template = pod::template(pod::Parts {
+        labels: labels.clone(),
+        selector: selector.clone(),
+        annotations: annotations.into(),
+        settings: &managed.pod,
+        service_account: name.clone(),
+        container: container(plan, managed),
+        volumes: vec![
+            pod::config_volume("config", meta::kafka_config_map(&plan.name)),
+            pod::secret_volume("tls", meta::tls_secret(&plan.name, Component::Kafka), &["ca.crt", "keystore.pem"]),
+            pod::scratch_volume("tmp", "64Mi"),
+        ],
+        grace_s: GRACE_S,
+    });
+    StatefulSet {
+        metadata: meta::meta(name.clone(), labels.clone()),
+        spec: Some(StatefulSetSpec {
+            persistent_volume_claim_retention_policy: Some(retention(&managed.spec.volume)),
+            pod_management_policy: Some("Parallel".to_owned()),
+            replicas: i32::try_from(managed.spec.brokers).ok(),
+            revision_history_limit: Some(3),
+            selector: meta::selector(selector),
+            service_name: Some(name),
+            template,
+            update_strategy: Some(StatefulSetUpdateStrategy {
+                type_: Some("RollingUpdate".to_owned()),
+                rolling_update: Some(RollingUpdateStatefulSetStrategy { partition: Some(0), max_unavailable: None }),
+            }),
+            volume_claim_templates: Some(vec![claim(plan, &managed.spec.volume, claim_size, labels)]),
+            ..StatefulSetSpec::default()
+        }),
+        status: None,
+    }
+}
+
+/// How many brokers may be evicted: one, as long as the others hold every event.
+pub fn budget(plan: &Plan) -> PodDisruptionBudget {
+    let name = meta::component_name(&plan.name, Component::Kafka);
+    let labels = meta::labels(&plan.name, Component::Kafka);
+    service::disruption_budget(name, labels, meta::selector_labels(&plan.name, Component::Kafka), 1, false)
+}
+
+fn container(plan: &Plan, managed: &ManagedPlan) -> Container {
+    let heap = managed.heap >> 20;
+    let mut ports = vec![pod::port("internal", INTERNAL_PORT), pod::port("controller", CONTROLLER_PORT)];
+    if managed.spec.external_access.is_some() {
+        ports.push(pod::port("external", EXTERNAL_PORT));
+    }
+    Container {
+        name: "kafka".to_owned(),
+        image: Some(plan.images.kafka.clone()),
+        image_pull_policy: Some(plan.pull_policy.to_owned()),
+        command: Some(vec!["sh".to_owned(), "/etc/kafka/start.sh".to_owned()]),
+        env: Some(vec![
+            pod::env_field("POD_NAME", "metadata.name"),
+            pod::env_field("HOST_IP", "status.hostIP"),
+            pod::env("BROKER_DOMAIN", format!("{}.{}.svc", meta::component_name(&plan.name, Component::Kafka), plan.namespace)),
+            pod::env("CLUSTER_ID", cluster_id(plan)),
+            pod::env("KAFKA_HEAP_OPTS", format!("-Xms{}m -Xmx{heap}m", heap.min(256))),
+            pod::env("LOG_DIR", "/tmp/logs"),
+        ]),
+        ports: Some(ports),
+        liveness_probe: Some(pod::tcp_probe("internal", 10, 6)),
+        readiness_probe: Some(pod::tcp_probe("internal", 5, 2)),
+        startup_probe: Some(pod::tcp_probe("internal", 1, 180)),
+        volume_mounts: Some(vec![
+            pod::mount("config", "/etc/kafka"),
+            pod::writable(DATA, "/data"),
+            pod::mount("tls", "/etc/kith/tls"),
+            pod::writable("tmp", "/tmp"),
+        ]),
+        ..Container::default()
+    }
+}

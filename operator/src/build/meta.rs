@@ -1,0 +1,146 @@
+//! Names, labels and metadata of everything that belongs to a ChatCluster.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use kith_crds::names;
+use kube::api::ObjectMeta;
+
+/// The parts of a platform that run in pods, and the operator as a client of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Component {
+    /// Reads and writes chat data.
+    Storage,
+    /// Works off the event log.
+    Tasks,
+    /// Knows who is online.
+    Sessions,
+    /// ImBusiness.
+    Business,
+    /// Short connections.
+    Api,
+    /// Long connections.
+    Gateway,
+    /// The storage engine.
+    Valkey,
+    /// The managed event log.
+    Kafka,
+    /// The operator, towards Valkey and Kafka.
+    Operator,
+}
+
+impl Component {
+    /// Everyone with a certificate.
+    pub const ALL: [Self; 9] = [
+        Self::Storage,
+        Self::Tasks,
+        Self::Sessions,
+        Self::Business,
+        Self::Api,
+        Self::Gateway,
+        Self::Valkey,
+        Self::Kafka,
+        Self::Operator,
+    ];
+
+    /// As labels, certificates and Secrets name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Storage => "storage",
+            Self::Tasks => "tasks",
+            Self::Sessions => "sessions",
+            Self::Business => "business",
+            Self::Api => "api",
+            Self::Gateway => "gateway",
+            Self::Valkey => "valkey",
+            Self::Kafka => "kafka",
+            Self::Operator => "operator",
+        }
+    }
+}
+
+/// Labels of an object of `component`.
+pub fn labels(cluster: &str, component: Component) -> BTreeMap<String, String> {
+    let mut labels = selector_labels(cluster, component);
+    labels.insert(names::LABEL_MANAGED_BY.to_owned(), names::FIELD_MANAGER.to_owned());
+    labels
+}
+
+/// Labels of an object of the ChatCluster as a whole.
+pub fn cluster_labels(cluster: &str) -> BTreeMap<String, String> {
+    [(names::LABEL_NAME, "kith"), (names::LABEL_INSTANCE, cluster), (names::LABEL_MANAGED_BY, names::FIELD_MANAGER)]
+        .map(|(k, v)| (k.to_owned(), v.to_owned()))
+        .into()
+}
+
+/// Labels that select the pods of `component`. They can never change.
+pub fn selector_labels(cluster: &str, component: Component) -> BTreeMap<String, String> {
+    [(names::LABEL_NAME, "kith"), (names::LABEL_INSTANCE, cluster), (names::LABEL_COMPONENT, component.name())]
+        .map(|(k, v)| (k.to_owned(), v.to_owned()))
+        .into()
+}
+
+/// A selector of exactly these labels.
+pub fn selector(labels: BTreeMap<String, String>) -> LabelSelector {
+    LabelSelector { match_labels: Some(labels), match_expressions: None }
+}
+
+/// The list selector of everything that the operator made for a ChatCluster.
+pub fn owned_selector(cluster: &str) -> String {
+    format!("{}={},{}={cluster}", names::LABEL_MANAGED_BY, names::FIELD_MANAGER, names::LABEL_INSTANCE)
+}
+
+/// Metadata with name and labels; `apply` adds the namespace and the owner.
+pub fn meta(name: String, labels: BTreeMap<String, String>) -> ObjectMeta {
+    ObjectMeta { name: Some(name), labels: Some(labels), ..ObjectMeta::default() }
+}
+
+/// `<cluster>-<component>`: Deployment, Service and ServiceAccount of a component.
+pub fn component_name(cluster: &str, component: Component) -> String {
+    format!("{cluster}-{}", component.name())
+}
+
+/// Secret of a component's certificate.
+pub fn tls_secret(cluster: &str, component: Component) -> String {
+    format!("{cluster}-{}-tls", component.name())
+}
+
+/// Secret of the certificate authority.
+pub fn ca_secret(cluster: &str) -> String {
+    format!("{cluster}-ca")
+}
+
+/// Secret of the keys that sign client tokens.
+pub fn token_keys_secret(cluster: &str) -> String {
+    format!("{cluster}-token-keys")
+}
+
+/// Secret of the engine's users.
+pub fn engine_users_secret(cluster: &str) -> String {
+    format!("{cluster}-valkey-users")
+}
+
+/// Secret of the first business line's client certificate.
+pub fn business_client_secret(cluster: &str) -> String {
+    format!("{cluster}-business-client")
+}
+
+/// ConfigMap of the services.
+pub fn config_map(cluster: &str) -> String {
+    format!("{cluster}-config")
+}
+
+/// ConfigMap of the storage engine.
+pub fn valkey_config_map(cluster: &str) -> String {
+    format!("{cluster}-valkey-config")
+}
+
+/// ConfigMap of the brokers.
+pub fn kafka_config_map(cluster: &str) -> String {
+    format!("{cluster}-kafka-config")
+}
+
+/// StatefulSet and headless Service of a StorageShard.
+pub fn shard_name(shard: &str) -> String {
+    format!("{shard}-valkey")
+}

@@ -1,0 +1,13 @@
+//! Renders Kubernetes objects from what was validated. Pure: the same input gives the same bytes, whatever operator runs.
+//!
+//! Nothing of the operator itself (its version, image, environment, clock) may reach a pod template: a new operator must not restart a
+//! running platform. `tests/golden.rs` compares whole objects.
+
+pub mod kafka;
+pub mod meta;
+pub mod network;
+pub mod pod;
+pub mod service;
+pub mod services;
+pub mod settings;
+pub mod valkey;

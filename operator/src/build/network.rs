@@ -1,0 +1,133 @@
+//! Network policies: nobody may connect to a pod of the platform unless a rule below says so.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::networking::v1::{
+        NetworkPolicy, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
+    },
+    apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
+};
+use kith_crds::names;
+
+use super::{
+    kafka,
+    meta::{self, Component},
+    pod::ADMIN_PORT,
+    services::GRPC_PORT,
+    valkey,
+};
+use crate::plan::{KafkaPlan, Plan};
+
+/// Who may connect.
+enum From {
+    /// Everyone.
+    Anyone,
+    /// These components, and the operator when `operator` is set.
+    Only { components: &'static [Component], operator: bool },
+}
+
+use Component::{Api, Business, Gateway, Kafka, Sessions, Storage, Tasks, Valkey};
+
+/// The rules: component, port, who.
+fn rules(plan: &Plan) -> Vec<(Component, i32, From)> {
+    let only = |components| From::Only { components, operator: false };
+    let mut rules = vec![
+        (Storage, GRPC_PORT, only(&[Storage, Tasks, Sessions, Business, Api, Gateway])),
+        (Sessions, GRPC_PORT, only(&[Tasks, Sessions, Business, Api, Gateway])),
+        (Tasks, GRPC_PORT, only(&[Business, Api])),
+        (Business, GRPC_PORT, From::Anyone),
+        (Api, 8_080, From::Anyone),
+        (Gateway, 8_081, From::Anyone),
+        (Valkey, valkey::CLIENT_PORT, From::Only { components: &[Storage, Valkey], operator: true }),
+        (Valkey, valkey::BUS_PORT, only(&[Valkey])),
+    ];
+    if let KafkaPlan::Managed(managed) = &plan.event_log.kafka {
+        rules.push((
+            Kafka,
+            kafka::INTERNAL_PORT,
+            From::Only { components: &[Storage, Tasks, Sessions, Kafka], operator: true },
+        ));
+        rules.push((Kafka, kafka::CONTROLLER_PORT, only(&[Kafka])));
+        if managed.spec.external_access.is_some() {
+            rules.push((Kafka, kafka::EXTERNAL_PORT, From::Anyone));
+        }
+    }
+    for component in [Storage, Sessions, Tasks, Business, Api, Gateway] {
+        rules.push((component, ADMIN_PORT, From::Anyone));
+    }
+    rules
+}
+
+/// One policy that denies all, and one per component that allows what is needed.
+pub fn policies(plan: &Plan) -> Vec<NetworkPolicy> {
+    let mut by_component: BTreeMap<Component, Vec<NetworkPolicyIngressRule>> = BTreeMap::new();
+    for (component, port, from) in rules(plan) {
+        by_component.entry(component).or_default().push(rule(plan, port, &from));
+    }
+    let everyone: BTreeMap<String, String> =
+        [(names::LABEL_NAME, "kith"), (names::LABEL_INSTANCE, plan.name.as_str())]
+            .map(|(k, v)| (k.to_owned(), v.to_owned()))
+            .into();
+    let deny = policy(format!("{}-default-deny", plan.name), meta::cluster_labels(&plan.name), everyone, Vec::new());
+    let allow = by_component.into_iter().map(|(component, rules)| {
+        policy(
+            meta::component_name(&plan.name, component),
+            meta::labels(&plan.name, component),
+            meta::selector_labels(&plan.name, component),
+            rules,
+        )
+    });
+    std::iter::once(deny).chain(allow).collect()
+}
+
+fn policy(
+    name: String,
+    labels: BTreeMap<String, String>,
+    pods: BTreeMap<String, String>,
+    ingress: Vec<NetworkPolicyIngressRule>,
+) -> NetworkPolicy {
+    NetworkPolicy {
+        metadata: meta::meta(name, labels),
+        spec: Some(NetworkPolicySpec {
+            ingress: Some(ingress),
+            pod_selector: Some(meta::selector(pods)),
+            policy_types: Some(vec!["Ingress".to_owned()]),
+            egress: None,
+        }),
+    }
+}
+
+fn rule(plan: &Plan, port: i32, from: &From) -> NetworkPolicyIngressRule {
+    let peers = match from {
+        From::Anyone => None,
+        From::Only { components, operator } => {
+            let mut peers: Vec<NetworkPolicyPeer> = components
+                .iter()
+                .map(|c| NetworkPolicyPeer {
+                    pod_selector: Some(meta::selector(meta::selector_labels(&plan.name, *c))),
+                    ..NetworkPolicyPeer::default()
+                })
+                .collect();
+            if *operator {
+                peers.push(NetworkPolicyPeer {
+                    // The operator may run in any namespace.
+                    namespace_selector: Some(LabelSelector::default()),
+                    pod_selector: Some(meta::selector(
+                        [(names::LABEL_NAME.to_owned(), names::FIELD_MANAGER.to_owned())].into(),
+                    )),
+                    ip_block: None,
+                });
+            }
+            Some(peers)
+        }
+    };
+    NetworkPolicyIngressRule {
+        from: peers,
+        ports: Some(vec![NetworkPolicyPort {
+            port: Some(IntOrString::Int(port)),
+            protocol: Some("TCP".to_owned()),
+            end_port: None,
+        }]),
+    }
+}

@@ -1,0 +1,24 @@
+#!/bin/sh
+# Starts one Valkey node with the address of this pod.
+set -eu
+cd /data
+
+# A node that knows of slots but has lost its data would come up empty and, as a primary, empty its replicas too.
+owns_slots=no
+if [ -f nodes.conf ]; then
+  while read -r _ _ flags _ _ _ _ _ slots; do
+    case "$flags" in
+      *myself*) [ -z "$slots" ] || owns_slots=yes ;;
+    esac
+  done <nodes.conf
+fi
+if [ "$owns_slots" = yes ] && [ ! -d appendonlydir ]; then
+  message="refusing to start: nodes.conf says that this node owns slots, but its data (appendonlydir) is gone"
+  echo "$message" >&2
+  echo "$message" >/dev/termination-log 2>/dev/null || true
+  exit 1
+fi
+
+exec valkey-server /etc/valkey/valkey.conf \
+  --cluster-announce-ip "$POD_IP" \
+  --cluster-announce-human-nodename "$POD_NAME"

@@ -1,0 +1,146 @@
+//! The configuration of the services: `kith_kit::config::Config`, rendered from the same types that the services read.
+
+use std::path::PathBuf;
+
+use k8s_openapi::api::core::v1::ConfigMap;
+use kith_crds::{Gateway as GatewayObject, chatcluster::ExternalEventLog};
+use kith_kit::config::{
+    Auth, Cluster, Config, Durability, Gateway, Kafka, KafkaSasl, KafkaTls, Limits, Service, Services, TLS_DIR, Tls, Valkey,
+};
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::{
+    meta::{self, Component},
+    services::GRPC_PORT,
+    valkey::CLIENT_PORT,
+};
+use crate::plan::{KafkaPlan, Plan};
+
+/// Where a pod finds the configuration.
+pub const CONFIG_FILE: &str = "/etc/kith/config.json";
+/// The folder of token keys.
+pub const KEYS_DIR: &str = "/etc/kith/keys";
+/// The password of the engine's user.
+pub const VALKEY_PASSWORD: &str = "/etc/kith/valkey/password";
+/// The CA of external brokers.
+pub const KAFKA_CA_DIR: &str = "/etc/kith/kafka-ca";
+/// The client certificate towards external brokers.
+pub const KAFKA_CLIENT_DIR: &str = "/etc/kith/kafka-client";
+/// The login at external brokers.
+pub const KAFKA_SASL_DIR: &str = "/etc/kith/kafka-sasl";
+
+/// What every service of the ChatCluster reads.
+pub fn config(plan: &Plan) -> Config {
+    let service = |component| {
+        let host = format!("{}.{}.svc", meta::component_name(&plan.name, component), plan.namespace);
+        Service { endpoints: format!("dns:{host}:{GRPC_PORT}") }
+    };
+    Config {
+        cluster: Cluster {
+            name: plan.cluster_name.clone(),
+            uid: plan.data_uid.clone(),
+            partitions: plan.valkey.partitions,
+            event_partitions: plan.event_log.partitions,
+        },
+        services: Services { storage: service(Component::Storage), sessions: service(Component::Sessions) },
+        tls: Some(Tls::in_dir(TLS_DIR)),
+        valkey: Some(valkey(plan)),
+        kafka: Some(kafka(plan)),
+        auth: Auth { keys_dir: PathBuf::from(KEYS_DIR), token_ttl_s: plan.token_ttl_s },
+        durability: Durability { ack_replicas: plan.valkey.durability.ack_replicas, degraded: false },
+        limits: Limits::default(),
+        gateway: None,
+    }
+}
+
+/// Seeds are the first shard's: it always exists, so that shards come and go without a restart of the services.
+fn valkey(plan: &Plan) -> Valkey {
+    let service = meta::shard_name(&kith_crds::StorageShard::name_of(&plan.name, 0));
+    let mut seeds = vec![format!("{service}.{}.svc:{CLIENT_PORT}", plan.namespace)];
+    seeds.extend((0..2).map(|i| format!("{service}-{i}.{service}.{}.svc:{CLIENT_PORT}", plan.namespace)));
+    Valkey {
+        seeds,
+        username: Some("storage".to_owned()),
+        password_file: Some(PathBuf::from(VALKEY_PASSWORD)),
+        tls: true,
+    }
+}
+
+fn kafka(plan: &Plan) -> Kafka {
+    let (tls, sasl) = match &plan.event_log.kafka {
+        KafkaPlan::Managed(_) => {
+            let own = Tls::in_dir(TLS_DIR);
+            (Some(KafkaTls { ca: Some(own.ca), cert: Some(own.cert), key: Some(own.key) }), None)
+        }
+        KafkaPlan::External(external) => (external_tls(external), external_sasl(external)),
+    };
+    // Both are at most the number of brokers, which the API bounds far below this.
+    let copies = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
+    Kafka {
+        bootstrap: plan.bootstrap(),
+        tls,
+        sasl,
+        replication_factor: copies(plan.event_log.replication),
+        min_insync: copies(plan.event_log.min_insync),
+    }
+}
+
+fn external_tls(external: &ExternalEventLog) -> Option<KafkaTls> {
+    let tls = external.tls.as_ref()?;
+    let client = tls.client_certificate_secret_ref.as_ref().map(|_| PathBuf::from(KAFKA_CLIENT_DIR));
+    Some(KafkaTls {
+        ca: tls.ca_secret_ref.as_ref().map(|_| PathBuf::from(KAFKA_CA_DIR).join("ca.crt")),
+        cert: client.as_ref().map(|dir| dir.join("tls.crt")),
+        key: client.as_ref().map(|dir| dir.join("tls.key")),
+    })
+}
+
+fn external_sasl(external: &ExternalEventLog) -> Option<KafkaSasl> {
+    let sasl = external.sasl.as_ref()?;
+    let dir = PathBuf::from(KAFKA_SASL_DIR);
+    Some(KafkaSasl {
+        mechanism: sasl.mechanism.as_str().to_owned(),
+        username_file: dir.join("username"),
+        password_file: dir.join("password"),
+    })
+}
+
+/// What the pods of one Gateway read: the ChatCluster's configuration with the Gateway's own settings.
+pub fn gateway_config(plan: &Plan, gateway: &GatewayObject) -> Config {
+    let (api, websocket) = (&gateway.spec.api, &gateway.spec.websocket);
+    let ms = |duration: &kith_crds::shared::Duration, fallback: u32| {
+        duration.to_std().ok().and_then(|d| u32::try_from(d.as_millis()).ok()).unwrap_or(fallback)
+    };
+    let defaults = Gateway::default();
+    let mut config = config(plan);
+    // Access knows neither the engine nor the event log.
+    config.valkey = None;
+    config.kafka = None;
+    config.gateway = Some(Gateway {
+        heartbeat_ms: ms(&websocket.heartbeat, defaults.heartbeat_ms),
+        max_connections: websocket.limits.connections_per_pod,
+        max_sessions_per_user: websocket.limits.connections_per_user,
+        frames_per_second: websocket.limits.frames_per_second,
+        drain_ms: ms(&websocket.drain.deadline, defaults.drain_ms),
+        drain_per_second: websocket.drain.connections_per_second,
+        requests_per_second: api.limits.requests_per_second_per_user,
+        ..defaults
+    });
+    config
+}
+
+/// A configuration as a ConfigMap, and its hash for the pods' templates.
+pub fn config_map(
+    name: String,
+    labels: std::collections::BTreeMap<String, String>,
+    config: &Config,
+) -> Result<(ConfigMap, String), serde_json::Error> {
+    let text = serde_json::to_string_pretty(config)?;
+    let hash = format!("{:016x}", xxh3_64(text.as_bytes()));
+    let map = ConfigMap {
+        metadata: meta::meta(name, labels),
+        data: Some([("config.json".to_owned(), text)].into()),
+        ..ConfigMap::default()
+    };
+    Ok((map, hash))
+}

@@ -1,0 +1,35 @@
+//! What every ChatCluster has below its pods: accounts, network policies, configuration and Services.
+
+use kube::ResourceExt;
+
+use super::{Observed, PassError};
+use crate::{
+    apply::Applier,
+    build::{
+        meta::{self, Component},
+        network, service, settings, valkey,
+    },
+    plan::{KafkaPlan, Plan},
+};
+
+/// Applies it; answers the hash of the services' configuration.
+pub(super) async fn apply(applier: &Applier, plan: &Plan, observed: &Observed) -> Result<String, PassError> {
+    let external = matches!(plan.event_log.kafka, KafkaPlan::External(_));
+    let accounts = Component::ALL
+        .into_iter()
+        .filter(|c| *c != Component::Operator && !(external && *c == Component::Kafka))
+        .map(|c| service::account(meta::component_name(&plan.name, c), meta::labels(&plan.name, c)))
+        .collect();
+    applier.apply_all(accounts, &observed.accounts).await?;
+
+    let policies = network::policies(plan);
+    let keep: Vec<String> = policies.iter().map(ResourceExt::name_any).collect();
+    applier.apply_all(policies, &observed.policies).await?;
+    applier.prune(&keep, &observed.policies).await?;
+
+    let config = settings::config(plan);
+    let (map, hash) =
+        settings::config_map(meta::config_map(&plan.name), meta::cluster_labels(&plan.name), &config)?;
+    applier.apply_all(vec![map, valkey::config_map(plan)], &observed.config_maps).await?;
+    Ok(hash)
+}

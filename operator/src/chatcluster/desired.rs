@@ -1,0 +1,99 @@
+//! What the data plane should be, from StorageShards and pods. Pure.
+
+use std::net::{IpAddr, SocketAddr};
+
+use k8s_openapi::api::core::v1::{ContainerState, Pod};
+use kith_crds::{StorageShard, names};
+use kube::ResourceExt;
+
+use crate::{
+    apply::Live,
+    build::{
+        meta,
+        valkey::{BUS_PORT, CLIENT_PORT},
+    },
+    dataplane::types::{Desired, DesiredShard, Library, Member, Presence},
+    plan::Plan,
+};
+
+/// The whole data plane.
+pub(super) fn desired(plan: &Plan, library: Library, shards: &Live<StorageShard>, pods: &Live<Pod>, formed: bool) -> Desired {
+    let shards = shards
+        .values()
+        .filter(|shard| shard.metadata.deletion_timestamp.is_none() || shard.finalizers().iter().any(|f| f == names::FINALIZER))
+        .map(|shard| desired_shard(plan, shard, pods))
+        .collect();
+    Desired {
+        cluster: plan.name.clone(),
+        cluster_uid: plan.data_uid.clone(),
+        partitions: plan.valkey.partitions,
+        ack_replicas: plan.valkey.durability.ack_replicas,
+        fsync: plan.valkey.durability.fsync.as_str().to_owned(),
+        formed,
+        library,
+        shards,
+    }
+}
+
+fn desired_shard(plan: &Plan, shard: &StorageShard, pods: &Live<Pod>) -> DesiredShard {
+    let name = shard.name_any();
+    let stateful_set = meta::shard_name(&name);
+    let members = (0..=plan.valkey.replicas)
+        .map(|index| {
+            let pod_name = format!("{stateful_set}-{index}");
+            let pod = pods.get(&pod_name).filter(|pod| belongs(pod, &stateful_set));
+            member(pod_name, pod)
+        })
+        .collect();
+    DesiredShard {
+        weight: shard.spec.effective_weight(),
+        replicas: plan.valkey.replicas,
+        draining: shard.spec.draining || shard.metadata.deletion_timestamp.is_some(),
+        min_replicas_to_write: plan.valkey.durability.ack_replicas,
+        force_promote: shard.annotations().get(names::ANNOTATION_FORCE_PROMOTE).cloned(),
+        members,
+        name,
+    }
+}
+
+/// Whether the pod is the StatefulSet's own: labels alone anyone can write.
+fn belongs(pod: &Pod, stateful_set: &str) -> bool {
+    pod.owner_references().iter().any(|o| o.controller == Some(true) && o.kind == "StatefulSet" && o.name == stateful_set)
+}
+
+fn member(name: String, pod: Option<&Pod>) -> Member {
+    let bus_port = BUS_PORT as u16;
+    let Some(pod) = pod else {
+        return Member { pod: name, uid: String::new(), node: None, address: None, bus_port, presence: Presence::Gone };
+    };
+    let presence = presence(pod);
+    let ip: Option<IpAddr> = pod.status.as_ref().and_then(|s| s.pod_ip.as_ref()?.parse().ok());
+    let reachable = matches!(presence, Presence::Running | Presence::Terminating);
+    Member {
+        pod: name,
+        uid: pod.uid().unwrap_or_default(),
+        node: pod.spec.as_ref().and_then(|s| s.node_name.clone()),
+        address: ip.filter(|_| reachable).map(|ip| SocketAddr::new(ip, CLIENT_PORT as u16)),
+        bus_port,
+        presence,
+    }
+}
+
+/// What Kubernetes says of a pod with one container.
+pub fn presence(pod: &Pod) -> Presence {
+    let status = pod.status.as_ref();
+    if matches!(status.and_then(|s| s.phase.as_deref()), Some("Failed" | "Succeeded")) {
+        return Presence::Gone;
+    }
+    let container = status.and_then(|s| s.container_statuses.as_ref()?.first());
+    let running = container.and_then(|c| c.state.as_ref()).is_some_and(|s| s.running.is_some());
+    let ended = |state: Option<&ContainerState>| state.is_some_and(|s| s.terminated.is_some());
+    let dead = container.is_some_and(|c| ended(c.state.as_ref()) || ended(c.last_state.as_ref()));
+    match (running, dead, pod.metadata.deletion_timestamp.is_some()) {
+        (true, _, true) => Presence::Terminating,
+        (true, _, false) => Presence::Running,
+        (false, true, _) => Presence::Gone,
+        (false, false, true) => Presence::Terminating,
+        (false, false, false) => Presence::Starting,
+    }
+}

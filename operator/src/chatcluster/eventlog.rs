@@ -1,0 +1,167 @@
+//! The event log of a ChatCluster: the managed brokers' objects, or the login at somebody else's.
+
+use k8s_openapi::api::core::v1::{Secret, Service};
+use kith_crds::{chatcluster::ExternalEventLog, conditions::reason};
+use kube::{Api, Client, ResourceExt};
+
+use super::{Observed, PassError};
+use crate::{
+    apply::{Applier, ApplyError},
+    build::{
+        kafka::{self, ExternalAddress},
+        meta::{self, Component},
+    },
+    eventlog::{Security, Target, Trouble},
+    plan::{KafkaPlan, ManagedPlan, Plan},
+    runtime::Login,
+};
+
+/// Applies the managed brokers; nothing for an external log. Answers whether all is made: external addresses may still be missing.
+pub(super) async fn apply(
+    applier: &Applier,
+    plan: &Plan,
+    observed: &Observed,
+    certificate: &str,
+) -> Result<bool, PassError> {
+    let KafkaPlan::Managed(managed) = &plan.event_log.kafka else { return Ok(true) };
+    let external = kafka::external_services(plan, managed);
+    let mut keep: Vec<String> = external.iter().map(ResourceExt::name_any).collect();
+    keep.push(meta::component_name(&plan.name, Component::Kafka));
+    let mut services = external;
+    services.push(kafka::headless(plan));
+    let standing = applier.apply_all(services, &observed.services).await?;
+    let kafka_services = observed
+        .services
+        .iter()
+        .filter(|(_, s)| s.labels().get(kith_crds::names::LABEL_COMPONENT).is_some_and(|c| c == Component::Kafka.name()))
+        .map(|(name, service)| (name.clone(), service.clone()))
+        .collect();
+    applier.prune(&keep, &kafka_services).await?;
+    applier.apply(kafka::budget(plan), observed.budgets.get(&meta::component_name(&plan.name, Component::Kafka))).await?;
+    let Some(addresses) = addresses(plan, managed, &standing) else { return Ok(false) };
+
+    let map = kafka::config_map(plan, managed, &addresses);
+    applier.apply(map.clone(), observed.config_maps.get(&meta::kafka_config_map(&plan.name))).await?;
+    let live = observed.stateful_sets.get(&meta::component_name(&plan.name, Component::Kafka));
+    crate::volumes::refuse_foreign(
+        &observed.claims,
+        &meta::component_name(&plan.name, Component::Kafka),
+        &plan.data_uid,
+    )?;
+    let made_with = live.and_then(crate::volumes::claim_size);
+    let set = kafka::stateful_set(plan, managed, &map, certificate, made_with.as_ref());
+    applier.apply(set, live).await?;
+    crate::volumes::grow(
+        applier,
+        &observed.claims,
+        &meta::component_name(&plan.name, Component::Kafka),
+        &managed.spec.volume,
+    )
+    .await?;
+    Ok(true)
+}
+
+/// The external addresses of all brokers: none without external access, `None` while Kubernetes has not given them all.
+fn addresses(
+    plan: &Plan,
+    managed: &ManagedPlan,
+    services: &crate::apply::Live<Service>,
+) -> Option<Vec<ExternalAddress>> {
+    let Some(access) = &managed.spec.external_access else { return Some(Vec::new()) };
+    (0..managed.spec.brokers)
+        .map(|index| kafka::external_address(access, services.get(&kafka::external_name(plan, index))?))
+        .collect()
+}
+
+/// What must be at the brokers and how to log in there; a missing or unusable Secret is said in words.
+pub(super) async fn target(
+    client: &Client,
+    plan: &Plan,
+    login: &Login,
+) -> Result<Result<Target, Trouble>, PassError> {
+    let security = match &plan.event_log.kafka {
+        KafkaPlan::Managed(_) => Ok(Security {
+            tls: true,
+            ca_pem: Some(login.ca_pem.clone()),
+            client: Some((login.leaf.cert_pem.clone(), login.leaf.key_pem.clone())),
+            sasl: None,
+        }),
+        KafkaPlan::External(external) => security(client, plan, external).await?,
+    };
+    Ok(security.map(|security| Target {
+        bootstrap: plan.bootstrap(),
+        security,
+        cluster_name: plan.cluster_name.clone(),
+        uid: plan.data_uid.clone(),
+        partitions: plan.event_log.partitions,
+        replication: plan.event_log.replication,
+        min_insync: plan.event_log.min_insync,
+        retention_ms: plan.event_log.retention_ms,
+    }))
+}
+
+async fn security(
+    client: &Client,
+    plan: &Plan,
+    external: &ExternalEventLog,
+) -> Result<Result<Security, Trouble>, PassError> {
+    let mut security = Security::default();
+    if let Some(tls) = &external.tls {
+        security.tls = true;
+        if let Some(ca) = &tls.ca_secret_ref {
+            match read(client, plan, &ca.name, &[&ca.key]).await? {
+                Ok(mut texts) => security.ca_pem = texts.pop(),
+                Err(trouble) => return Ok(Err(trouble)),
+            }
+        }
+        if let Some(reference) = &tls.client_certificate_secret_ref {
+            match read(client, plan, &reference.name, &["tls.crt", "tls.key"]).await? {
+                Ok(texts) => security.client = pair(texts),
+                Err(trouble) => return Ok(Err(trouble)),
+            }
+        }
+    }
+    if let Some(sasl) = &external.sasl {
+        match read(client, plan, &sasl.secret_ref.name, &["username", "password"]).await? {
+            Ok(texts) => {
+                security.sasl = pair(texts).map(|(user, password)| {
+                    let trim = |text: String| text.trim_end_matches(['\r', '\n']).to_owned();
+                    (sasl.mechanism.as_str().to_owned(), trim(user), trim(password))
+                });
+            }
+            Err(trouble) => return Ok(Err(trouble)),
+        }
+    }
+    Ok(Ok(security))
+}
+
+fn pair(texts: Vec<String>) -> Option<(String, String)> {
+    let [first, second]: [String; 2] = texts.try_into().ok()?;
+    Some((first, second))
+}
+
+/// The texts of some keys of a Secret that the spec names.
+async fn read(
+    client: &Client,
+    plan: &Plan,
+    name: &str,
+    keys: &[&str],
+) -> Result<Result<Vec<String>, Trouble>, PassError> {
+    let api: Api<Secret> = Api::namespaced(client.clone(), &plan.namespace);
+    let Some(secret) = api.get_opt(name).await.map_err(|e| ApplyError::kube::<Secret>(name, e))? else {
+        let message = format!("Secret {name}, which spec.eventLog.external names, does not exist in namespace {}: create it with the keys {}", plan.namespace, keys.join(", "));
+        return Ok(Err(Trouble { reason: reason::SECRET_NOT_FOUND, message }));
+    };
+    let mut texts = Vec::new();
+    for key in keys {
+        let text = secret.data.as_ref().and_then(|d| d.get(*key)).and_then(|v| String::from_utf8(v.0.clone()).ok());
+        match text.filter(|t| !t.trim().is_empty()) {
+            Some(text) => texts.push(text),
+            None => {
+                let message = format!("Secret {name}, which spec.eventLog.external names, has no text under the key {key}: add it");
+                return Ok(Err(Trouble { reason: reason::SECRET_INVALID, message }));
+            }
+        }
+    }
+    Ok(Ok(texts))
+}

@@ -1,0 +1,242 @@
+//! The build step of Secrets: what exists and is sound stays byte for byte, what is missing is made, what is near its end is renewed. Pure
+//! but for the randomness of new keys.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use k8s_openapi::{ByteString, api::core::v1::Secret, jiff::Timestamp};
+use kith_crds::conditions::{self, Finding, reason};
+use kube::api::ObjectMeta;
+
+use crate::{
+    apply::Live,
+    build::meta::{self, Component},
+    pki::{Authority, EngineUsers, Leaf, LeafRequest, PkiError, Renewal, TokenKeys},
+    plan::{KafkaPlan, Plan},
+    runtime::Login,
+};
+
+/// All Secrets of a ChatCluster, and what of them the operator itself uses.
+pub struct Secrets {
+    /// To be applied.
+    pub objects: Vec<Secret>,
+    /// The operator's login at the engine.
+    pub login: Login,
+    /// The brokers' certificate.
+    pub kafka_certificate: String,
+    /// What was made or renewed, for Events; never with key material.
+    pub changes: Vec<String>,
+}
+
+struct Builder<'a> {
+    plan: &'a Plan,
+    live: &'a Live<Secret>,
+    now: Timestamp,
+    objects: Vec<Secret>,
+    changes: Vec<String>,
+}
+
+/// Brings all Secrets up to date. `engine_runs` says that Valkey pods exist, which hold the passwords in memory.
+pub fn build(plan: &Plan, live: &Live<Secret>, engine_runs: bool, now: Timestamp) -> Result<Secrets, Finding> {
+    let mut builder = Builder { plan, live, now, objects: Vec::new(), changes: Vec::new() };
+    let authority = builder.authority()?;
+    let users = builder.users(engine_runs)?;
+    builder.token_keys()?;
+    let mut operator = None;
+    let mut kafka_certificate = String::new();
+    for component in Component::ALL {
+        if component == Component::Kafka && matches!(plan.event_log.kafka, KafkaPlan::External(_)) {
+            continue;
+        }
+        let leaf = builder.leaf(
+            &authority,
+            meta::tls_secret(&plan.name, component),
+            meta::labels(&plan.name, component),
+            &request(plan, component),
+            component == Component::Kafka,
+        )?;
+        match component {
+            Component::Operator => operator = Some(leaf),
+            Component::Kafka => kafka_certificate = leaf.cert_pem,
+            _ => {}
+        }
+    }
+    let line =
+        LeafRequest { uri: format!("kith://{}/line/default", plan.data_uid), dns: Vec::new(), addresses: Vec::new() };
+    let client = meta::business_client_secret(&plan.name);
+    builder.leaf(&authority, client, meta::cluster_labels(&plan.name), &line, false)?;
+    let leaf = operator.ok_or_else(|| broken("operator certificate", &PkiError::Clock))?;
+    let password = users.password("operator").unwrap_or_default().to_owned();
+    let login = Login { ca_pem: authority.cert_pem.clone(), leaf, password };
+    Ok(Secrets { objects: builder.objects, login, kafka_certificate, changes: builder.changes })
+}
+
+fn broken(what: &str, error: &PkiError) -> Finding {
+    Finding::fails(conditions::READY, reason::RECONCILE_FAILED, format!("{what}: {error}"))
+}
+
+impl Builder<'_> {
+    fn push(&mut self, name: String, labels: BTreeMap<String, String>, kind: &str, files: BTreeMap<String, String>) {
+        self.objects.push(Secret {
+            metadata: ObjectMeta { name: Some(name), labels: Some(labels), ..ObjectMeta::default() },
+            type_: Some(kind.to_owned()),
+            data: Some(files.into_iter().map(|(k, v)| (k, ByteString(v.into_bytes()))).collect()),
+            ..Secret::default()
+        });
+    }
+
+    fn authority(&mut self) -> Result<Authority, Finding> {
+        let name = meta::ca_secret(&self.plan.name);
+        let authority = match self.live.get(&name) {
+            Some(secret) => {
+                let (cert, key) = (text(secret, "ca.crt"), text(secret, "ca.key"));
+                Authority::load(cert.unwrap_or_default(), key.unwrap_or_default()).map_err(|error| {
+                    Finding::fails(
+                        conditions::READY,
+                        reason::SECRET_INVALID,
+                        format!("Secret {name}: {error}. Restore it from a backup; or delete it, and a new authority is made and all certificates with it"),
+                    )
+                })?
+            }
+            None => {
+                self.changes.push(format!("made the certificate authority (Secret {name})"));
+                Authority::generate(&self.plan.cluster_name, &self.plan.data_uid, self.now)
+                    .map_err(|error| broken("certificate authority", &error))?
+            }
+        };
+        let files = [("ca.crt", authority.cert_pem.clone()), ("ca.key", authority.key_pem.clone())];
+        self.push(name, meta::cluster_labels(&self.plan.name), "Opaque", files.map(|(k, v)| (k.to_owned(), v)).into());
+        Ok(authority)
+    }
+
+    fn users(&mut self, engine_runs: bool) -> Result<EngineUsers, Finding> {
+        let name = meta::engine_users_secret(&self.plan.name);
+        let way_out = "Restore it from a backup; without one, delete the Secret and all Valkey pods together: they come up with new passwords and their data";
+        let users = match self.live.get(&name) {
+            Some(secret) => {
+                let entries = secret.data.iter().flatten().filter_map(|(k, v)| Some((k.as_str(), std::str::from_utf8(&v.0).ok()?)));
+                EngineUsers::load(entries).map_err(|error| {
+                    Finding::fails(conditions::READY, reason::SECRET_INVALID, format!("Secret {name}: {error}. {way_out}"))
+                })?
+            }
+            None if engine_runs => {
+                return Err(Finding::fails(
+                    conditions::READY,
+                    reason::SECRET_NOT_FOUND,
+                    format!("Secret {name} is gone while the storage engine runs with its passwords. {way_out}"),
+                ));
+            }
+            None => {
+                self.changes.push(format!("made the engine's users (Secret {name})"));
+                EngineUsers::generate()
+            }
+        };
+        self.push(name, meta::labels(&self.plan.name, Component::Valkey), "Opaque", users.files());
+        Ok(users)
+    }
+
+    fn token_keys(&mut self) -> Result<(), Finding> {
+        let name = meta::token_keys_secret(&self.plan.name);
+        let mut keys = match self.live.get(&name) {
+            Some(secret) => {
+                let entries = secret.data.iter().flatten().filter_map(|(k, v)| Some((k.as_str(), std::str::from_utf8(&v.0).ok()?)));
+                TokenKeys::load(entries).map_err(|error| {
+                    Finding::fails(
+                        conditions::READY,
+                        reason::SECRET_INVALID,
+                        format!("Secret {name}: {error}. Restore it from a backup; or delete it, and a new key is made: every client must then log in again"),
+                    )
+                })?
+            }
+            None => {
+                self.changes.push(format!("made the key that signs client tokens (Secret {name})"));
+                TokenKeys::generate(self.now).map_err(|error| broken("token keys", &error))?
+            }
+        };
+        let rotated = keys
+            .rotate(self.plan.key_rotation_s, i64::from(self.plan.token_ttl_s), self.now)
+            .map_err(|error| broken("token keys", &error))?;
+        if rotated {
+            self.changes.push(format!("rotated the keys that sign client tokens (Secret {name})"));
+        }
+        let files = keys.files().map_err(|error| broken("token keys", &error))?;
+        self.push(name, meta::cluster_labels(&self.plan.name), "Opaque", files);
+        Ok(())
+    }
+
+    /// `joined`: also as one file of key and certificate, as Kafka wants it.
+    fn leaf(
+        &mut self,
+        authority: &Authority,
+        name: String,
+        labels: BTreeMap<String, String>,
+        request: &LeafRequest,
+        joined: bool,
+    ) -> Result<Leaf, Finding> {
+        let stored = self.live.get(&name).map(|secret| Leaf {
+            cert_pem: text(secret, "tls.crt").unwrap_or_default().to_owned(),
+            key_pem: text(secret, "tls.key").unwrap_or_default().to_owned(),
+        });
+        let kept = match stored {
+            None => None,
+            Some(leaf) => match authority.examine(&leaf, request, self.now) {
+                Renewal::Keep => Some(leaf),
+                Renewal::Renew(why) => {
+                    self.changes.push(format!("renewed the certificate in Secret {name}: {why}"));
+                    None
+                }
+            },
+        };
+        let leaf = match kept {
+            Some(leaf) => leaf,
+            None => authority.issue(request, self.now).map_err(|error| broken(&name, &error))?,
+        };
+        let mut files: BTreeMap<String, String> = [
+            ("ca.crt", authority.cert_pem.clone()),
+            ("tls.crt", leaf.cert_pem.clone()),
+            ("tls.key", leaf.key_pem.clone()),
+        ]
+        .map(|(k, v)| (k.to_owned(), v))
+        .into();
+        if joined {
+            files.insert("keystore.pem".to_owned(), format!("{}{}", leaf.key_pem, leaf.cert_pem));
+        }
+        self.push(name, labels, "kubernetes.io/tls", files);
+        Ok(leaf)
+    }
+}
+
+fn text<'a>(secret: &'a Secret, key: &str) -> Option<&'a str> {
+    std::str::from_utf8(&secret.data.as_ref()?.get(key)?.0).ok()
+}
+
+/// Who a component is and by which names it is dialled.
+pub fn request(plan: &Plan, component: Component) -> LeafRequest {
+    let name = meta::component_name(&plan.name, component);
+    let namespace = &plan.namespace;
+    let mut dns = vec![format!("{}.{}.kith.internal", component.name(), plan.cluster_name)];
+    let mut addresses = Vec::new();
+    let mut add = |host: &str| match host.parse::<IpAddr>() {
+        Ok(address) => addresses.push(address),
+        Err(_) => dns.push(host.to_owned()),
+    };
+    match component {
+        Component::Storage | Component::Sessions => add(&format!("{name}.{namespace}.svc")),
+        Component::Business => {
+            for host in [name.clone(), format!("{name}.{namespace}"), format!("{name}.{namespace}.svc"), format!("{name}.{namespace}.svc.cluster.local")] {
+                add(&host);
+            }
+            plan.spec.services.business.exposure.extra_hosts.iter().for_each(|host| add(host));
+        }
+        Component::Kafka => {
+            add(&format!("*.{name}.{namespace}.svc"));
+            add(&format!("*.{name}.{namespace}.svc.cluster.local"));
+            if let KafkaPlan::Managed(managed) = &plan.event_log.kafka
+                && let Some(host) = managed.spec.external_access.as_ref().and_then(|e| e.advertised_host.as_deref())
+            {
+                add(host);
+            }
+        }
+        _ => {}
+    }
+    LeafRequest { uri: format!("kith://{}/service/{}", plan.data_uid, component.name()), dns, addresses }
+}

@@ -1,0 +1,1 @@
+//! What status says of a ChatCluster.

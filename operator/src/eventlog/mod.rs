@@ -1,0 +1,142 @@
+//! The event log of a ChatCluster, managed or external: the topics exist as they must be and carry the ChatCluster's UID.
+//!
+//! One task per ChatCluster looks at once, then every minute while all is well and with growing pauses while it is not. A pass of the
+//! controller only reads the last outcome: an unreachable Kafka never holds up the rest.
+
+mod admin;
+
+use std::{sync::Arc, time::Duration};
+
+use kith_crds::conditions::reason;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::backoff;
+
+/// Between two looks while all is well.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// Which brokers, how to log in there, and what must be there.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Target {
+    /// `host:port`, comma-separated.
+    pub bootstrap: String,
+    /// TLS and login.
+    pub security: Security,
+    /// `spec.clusterName`: the prefix of the topics.
+    pub cluster_name: String,
+    /// The UID that the data carries.
+    pub uid: String,
+    /// K.
+    pub partitions: u32,
+    /// Copies of each topic.
+    pub replication: u32,
+    /// Copies that must hold an event.
+    pub min_insync: u32,
+    /// Retention of events, milliseconds.
+    pub retention_ms: u64,
+}
+
+/// How to talk to the brokers; never logged.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Security {
+    /// Whether the brokers speak TLS.
+    pub tls: bool,
+    /// PEM of the authorities that sign the brokers' certificates; absent: the system's.
+    pub ca_pem: Option<String>,
+    /// PEM of the client certificate and its key.
+    pub client: Option<(String, String)>,
+    /// Mechanism, user name, password.
+    pub sasl: Option<(String, String, String)>,
+}
+
+/// What is the matter with the event log, for the condition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// A word of `kith_crds::conditions::reason`.
+    pub reason: &'static str,
+    /// The sentence.
+    pub message: String,
+}
+
+/// What the last look found; `None` before the first one ended.
+pub type Outcome = Option<Result<(), Trouble>>;
+
+/// The task that watches one ChatCluster's event log.
+pub struct EventLog {
+    target: watch::Sender<Option<Arc<Target>>>,
+    outcome: watch::Receiver<Outcome>,
+}
+
+impl EventLog {
+    /// Starts the task; it waits for a target. `changed` is called whenever the outcome changes.
+    pub fn start(changed: impl Fn() + Send + Sync + 'static, shutdown: CancellationToken) -> Self {
+        let (target, mut targets) = watch::channel(None::<Arc<Target>>);
+        let (publish, outcome) = watch::channel(None);
+        tokio::spawn(async move {
+            let mut failures = 0_u32;
+            loop {
+                let target = targets.borrow_and_update().clone();
+                let pause = match target {
+                    None => LOOK_AGAIN,
+                    Some(target) => {
+                        let found = look(target).await;
+                        failures = if found.is_ok() { 0 } else { failures.saturating_add(1) };
+                        let pause = match &found {
+                            Ok(()) => LOOK_AGAIN,
+                            Err(_) => backoff::delay(failures, FIRST_PAUSE, LONGEST_PAUSE),
+                        };
+                        if publish.send_if_modified(|last| replace(last, Some(found))) {
+                            changed();
+                        }
+                        pause
+                    }
+                };
+                tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    () = tokio::time::sleep(pause) => {}
+                    gone = targets.changed() => if gone.is_err() { return } else { failures = 0 },
+                }
+            }
+        });
+        Self { target, outcome }
+    }
+
+    /// Says what must be; a change is looked at at once.
+    pub fn aim(&self, target: Target) {
+        self.target.send_if_modified(|current| {
+            let same = current.as_deref() == Some(&target);
+            if !same {
+                *current = Some(Arc::new(target));
+            }
+            !same
+        });
+    }
+
+    /// What the last look found.
+    pub fn outcome(&self) -> Outcome {
+        self.outcome.borrow().clone()
+    }
+}
+
+fn replace(last: &mut Outcome, found: Outcome) -> bool {
+    let differs = *last != found;
+    if differs {
+        if let Some(Err(trouble)) = &found {
+            tracing::warn!(reason = trouble.reason, message = %trouble.message, "the event log is not ready");
+        }
+        *last = found;
+    }
+    differs
+}
+
+async fn look(target: Arc<Target>) -> Result<(), Trouble> {
+    match tokio::task::spawn_blocking(move || admin::ensure(&target)).await {
+        Ok(found) => found,
+        Err(error) => {
+            Err(Trouble { reason: reason::RECONCILE_FAILED, message: format!("looking at the event log failed: {error}") })
+        }
+    }
+}

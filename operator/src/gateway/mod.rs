@@ -1,0 +1,202 @@
+//! The Gateway controller: the access layer that clients reach. It starts and changes when the logic layer of its ChatCluster serves.
+
+pub mod build;
+mod status;
+
+pub use status::{Facts, status};
+
+use std::{sync::Arc, time::Duration};
+
+use k8s_openapi::{
+    api::{
+        apps::v1::Deployment,
+        autoscaling::v2::HorizontalPodAutoscaler,
+        core::v1::{ConfigMap, Pod, Service},
+        networking::v1::Ingress,
+        policy::v1::PodDisruptionBudget,
+    },
+    jiff::Timestamp,
+};
+use kith_crds::{
+    ChatCluster, Gateway,
+    conditions::{self, Finding, reason},
+    names,
+};
+use kube::{Api, Resource, ResourceExt, runtime::controller::Action};
+
+use self::build::HTTPRoute;
+use crate::{
+    apply::{self, Applier, ApplyError, Live, Object, list},
+    build::meta,
+    chatcluster::PassError,
+    context::{Context, key},
+    plan::Plan,
+    workload::{rollout, trouble},
+};
+
+const QUIET: Duration = Duration::from_secs(60);
+const WAITING: Duration = Duration::from_secs(5);
+
+/// One pass. The status is written also when the pass fails.
+pub async fn reconcile(gateway: Arc<Gateway>, context: Arc<Context>) -> Result<Action, PassError> {
+    if gateway.metadata.deletion_timestamp.is_some() {
+        return Ok(Action::await_change());
+    }
+    let namespace = gateway.namespace().unwrap_or_default();
+    let cluster_name = &gateway.spec.cluster_ref.name;
+    let api: Api<ChatCluster> = Api::namespaced(context.client.clone(), &namespace);
+    let cluster = api.get_opt(cluster_name).await.map_err(|e| ApplyError::kube::<ChatCluster>(cluster_name, e))?;
+    let mut facts = Facts::default();
+    let result = match &cluster {
+        None => {
+            facts.failure = Some(Finding::fails(
+                conditions::READY,
+                reason::CLUSTER_NOT_FOUND,
+                format!("ChatCluster {cluster_name} does not exist in namespace {namespace}: create it, or delete this Gateway"),
+            ));
+            Ok(Action::requeue(QUIET))
+        }
+        Some(cluster) if cluster.metadata.deletion_timestamp.is_some() => {
+            facts.failure = Some(Finding::fails(
+                conditions::READY,
+                reason::DELETING,
+                format!("ChatCluster {cluster_name} is being deleted; this Gateway serves nobody any more"),
+            ));
+            Ok(Action::requeue(WAITING))
+        }
+        Some(cluster) => pass(&gateway, cluster, &context, &mut facts).await,
+    };
+    if let Err(error) = &result {
+        if error.namespace_ends() {
+            return Ok(Action::await_change());
+        }
+        facts.failure = Some(error.finding());
+    }
+    let wanted = status(&gateway, &facts, Timestamp::now());
+    let written = apply::status(&context.client, gateway.as_ref(), gateway.status.as_ref(), &wanted).await;
+    if matches!(written, Ok(true)) {
+        // The ChatCluster's AccessReady and endpoints follow.
+        context.wake.cluster(&namespace, cluster_name);
+        announce(&context, &gateway, &wanted).await;
+    }
+    let action = result?;
+    written?;
+    context.failures.succeeded(&key(gateway.as_ref()));
+    Ok(action)
+}
+
+/// What to do after a failed pass: wait, longer each time.
+pub fn failed(gateway: &Arc<Gateway>, error: &PassError, context: &Arc<Context>) -> Action {
+    let key = key(gateway.as_ref());
+    let pause = context.failures.failed(&key);
+    tracing::warn!(object = %key, %error, pause_ms = pause.as_millis(), "a pass failed");
+    Action::requeue(pause)
+}
+
+async fn announce(context: &Context, gateway: &Gateway, status: &kith_crds::GatewayStatus) {
+    let before = gateway.status.as_ref().and_then(|s| conditions::get(&s.conditions, conditions::READY));
+    let Some(now) = conditions::get(&status.conditions, conditions::READY) else { return };
+    if before.is_none_or(|b| b.status != now.status || b.reason != now.reason) {
+        let quiet = [reason::STARTING, reason::WAITING_FOR_LAYER_BELOW, reason::ROLLING_OUT];
+        let warning = now.status != "True" && !quiet.contains(&now.reason.as_str());
+        context.event(gateway, warning, &now.reason, &now.message).await;
+    }
+}
+
+async fn pass(
+    gateway: &Gateway,
+    cluster: &ChatCluster,
+    context: &Context,
+    facts: &mut Facts,
+) -> Result<Action, PassError> {
+    if gateway.spec.tls.is_some() {
+        return Err(Finding::fails(
+            conditions::READY,
+            reason::INVALID_SPEC,
+            "spec.tls: the pods of this version do not end TLS themselves; remove it and use exposure.ingress, exposure.httpRoute or a load balancer that ends TLS",
+        )
+        .into());
+    }
+    let Some(status) = cluster.status.as_ref().filter(|s| s.images.is_some()) else {
+        facts.waiting = true;
+        return Ok(Action::requeue(WAITING));
+    };
+    let open = conditions::is_true(&status.conditions, conditions::LOGIC_READY);
+    let plan = Plan::resolve(cluster, &context.release)?;
+    let name = gateway.name_any();
+    let objects = build::objects(&plan, gateway)?;
+    // observe
+    let (client, namespace) = (&context.client, plan.namespace.as_str());
+    let selector = format!("{},{}={name}", meta::owned_selector(&plan.name), names::LABEL_GATEWAY);
+    let s = selector.as_str();
+    let (maps, deployments, services, budgets, autoscalers, ingresses, pods) = tokio::try_join!(
+        list::<ConfigMap>(client, namespace, s),
+        list::<Deployment>(client, namespace, s),
+        list::<Service>(client, namespace, s),
+        list::<PodDisruptionBudget>(client, namespace, s),
+        list::<HorizontalPodAutoscaler>(client, namespace, s),
+        list::<Ingress>(client, namespace, s),
+        list::<Pod>(client, namespace, s),
+    )?;
+    let owner = gateway.controller_owner_ref(&()).ok_or_else(|| {
+        Finding::fails(conditions::READY, reason::INVALID_SPEC, "the object has no uid; it did not come from an API server")
+    })?;
+    let applier = Applier { client: client.clone(), namespace: plan.namespace.clone(), owner };
+    // apply
+    applier.apply_all(vec![objects.config_map], &maps).await?;
+    let mut keep = Vec::new();
+    let mut scaled = Vec::new();
+    for listener in objects.listeners {
+        let name = listener.deployment.name_any();
+        let service = applier.apply(listener.service, services.get(&name)).await?;
+        facts.services.insert(name.clone(), service);
+        applier.apply(listener.budget, budgets.get(&name)).await?;
+        let live = deployments.get(&name);
+        if open || live.is_some_and(|l| applier.is_current(&listener.deployment, l)) {
+            let standing = applier.apply(listener.deployment, live).await?;
+            facts.listeners.push((listener.component, Some(rollout(&standing)), false));
+        } else {
+            facts.listeners.push((listener.component, live.map(rollout), true));
+        }
+        if let Some(autoscaler) = listener.autoscaler {
+            scaled.push(name.clone());
+            applier.apply(autoscaler, autoscalers.get(&name)).await?;
+        }
+        facts.trouble = facts.trouble.take().or_else(|| trouble(&pods, listener.component.name(), Some(&gateway.name_any())));
+        keep.push(name);
+    }
+    applier.prune(&keep, &deployments).await?;
+    applier.prune(&keep, &services).await?;
+    applier.prune(&keep, &budgets).await?;
+    applier.prune(&scaled, &autoscalers).await?;
+    entries(&applier, objects.ingress, &ingresses, objects.route, &format!("{}-{name}", plan.name)).await?;
+    facts.pods = pods;
+    facts.waiting = facts.listeners.iter().any(|(_, _, waiting)| *waiting);
+    Ok(Action::requeue(if facts.waiting { WAITING } else { QUIET }))
+}
+
+/// Ingress and HTTPRoute: made, changed or removed.
+async fn entries(
+    applier: &Applier,
+    ingress: Option<Ingress>,
+    ingresses: &Live<Ingress>,
+    route: Option<HTTPRoute>,
+    name: &str,
+) -> Result<(), ApplyError> {
+    let keep: Vec<String> = ingress.iter().map(ResourceExt::name_any).collect();
+    applier.apply_all(ingress.into_iter().collect(), ingresses).await?;
+    applier.prune(&keep, ingresses).await?;
+    let live = one::<HTTPRoute>(applier, name).await?;
+    match (route, live) {
+        (Some(route), live) => drop(applier.apply(route, live.as_ref()).await?),
+        (None, Some(live)) if applier.owns(&live) => applier.delete(&live).await?,
+        (None, _) => {}
+    }
+    Ok(())
+}
+
+/// One object; none as well where its kind is not installed.
+async fn one<K: Object>(applier: &Applier, name: &str) -> Result<Option<K>, ApplyError> {
+    let api: Api<K> = Api::namespaced(applier.client.clone(), &applier.namespace);
+    api.get_opt(name).await.map_err(|e| ApplyError::kube::<K>(name, e))
+}

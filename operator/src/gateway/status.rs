@@ -1,0 +1,126 @@
+//! The status step of a Gateway. Pure.
+
+use k8s_openapi::{
+    api::core::v1::{Pod, Service},
+    jiff::Timestamp,
+};
+use kith_crds::{
+    Gateway, GatewayStatus,
+    conditions::{self, Finding, reason},
+    gateway::{Addresses, ListenerStatus},
+};
+use kube::ResourceExt;
+
+use super::build::{API_PORT, WEBSOCKET_PORT};
+use crate::{
+    apply::Live,
+    build::meta::Component,
+    chatcluster::{address, node_of},
+    workload::Rollout,
+};
+
+/// What a pass found.
+#[derive(Default)]
+pub struct Facts {
+    /// Listeners: which, how far, whether a change waits for the layer below.
+    pub listeners: Vec<(Component, Option<Rollout>, bool)>,
+    /// Services by name.
+    pub services: Live<Service>,
+    /// The Gateway's pods.
+    pub pods: Live<Pod>,
+    /// What keeps its pods from running.
+    pub trouble: Option<(&'static str, String)>,
+    /// Whether it waits for the layer below.
+    pub waiting: bool,
+    /// What ended the pass early.
+    pub failure: Option<Finding>,
+}
+
+/// The status that follows; what was not looked at stays as it was.
+pub fn status(gateway: &Gateway, facts: &Facts, now: Timestamp) -> GatewayStatus {
+    let mut status = gateway.status.clone().unwrap_or_default();
+    let generation = gateway.metadata.generation;
+    status.observed_generation = generation;
+    if !facts.listeners.is_empty() {
+        let of = |component| facts.listeners.iter().find(|(c, _, _)| *c == component).map(|(_, r, _)| listener(*r));
+        status.api = of(Component::Api);
+        status.websocket = of(Component::Gateway);
+        status.addresses = Some(addresses(gateway, facts));
+    }
+    for finding in [ready(facts), progressing(facts)] {
+        conditions::set(&mut status.conditions, finding, generation, now);
+    }
+    status
+}
+
+fn listener(rollout: Option<Rollout>) -> ListenerStatus {
+    let rollout = rollout.unwrap_or_default();
+    ListenerStatus { replicas: rollout.wanted, ready_replicas: rollout.ready }
+}
+
+fn addresses(gateway: &Gateway, facts: &Facts) -> Addresses {
+    let exposure = &gateway.spec.exposure;
+    let named = exposure
+        .ingress
+        .as_ref()
+        .map(|i| (i.host.clone(), i.tls_secret_ref.is_some()))
+        .or_else(|| exposure.http_route.as_ref().and_then(|r| Some((r.hostnames.first()?.clone(), true))));
+    let of = |component: Component, port: i32| {
+        let name = gateway.component_name(component.name());
+        let service = facts.services.get(&name)?;
+        let inside = format!("{name}.{}.svc:{port}", gateway.namespace().unwrap_or_default());
+        Some(address(service, node_of(&facts.pods, component), inside))
+    };
+    let url = |plain: &str, secure: &str, component, port, path: &str| match &named {
+        Some((host, tls)) => {
+            of(component, port)?;
+            Some(format!("{}://{host}{path}", if *tls { secure } else { plain }))
+        }
+        None => Some(format!("{plain}://{}{path}", of(component, port)?)),
+    };
+    Addresses {
+        api: url("http", "https", Component::Api, API_PORT, ""),
+        websocket: url("ws", "wss", Component::Gateway, WEBSOCKET_PORT, "/v1/connect"),
+    }
+}
+
+fn ready(facts: &Facts) -> Finding {
+    let kind = conditions::READY;
+    if let Some(failure) = &facts.failure {
+        return Finding { kind, ..failure.clone() };
+    }
+    let missing = facts.listeners.iter().find(|(_, r, _)| r.is_none_or(|r| r.ready < r.wanted || r.ready == 0));
+    match missing {
+        None if !facts.listeners.is_empty() => Finding::holds(kind, reason::ALL_READY, "clients can connect"),
+        Some((component, Some(rollout), _)) => match &facts.trouble {
+            Some((word, sentence)) => Finding::fails(kind, word, sentence.clone()),
+            None => Finding::fails(
+                kind,
+                reason::PODS_NOT_READY,
+                format!("{}: {} of {} pods serve", component.name(), rollout.ready, rollout.wanted),
+            ),
+        },
+        _ if facts.waiting => Finding::fails(
+            kind,
+            reason::WAITING_FOR_LAYER_BELOW,
+            "the Gateway is started when the logic layer of its ChatCluster is ready",
+        ),
+        _ => Finding::fails(kind, reason::STARTING, "the Gateway's pods are being made"),
+    }
+}
+
+fn progressing(facts: &Facts) -> Finding {
+    let kind = conditions::PROGRESSING;
+    if let Some(failure) = &facts.failure {
+        return Finding::fails(kind, failure.reason, failure.message.clone());
+    }
+    if facts.waiting {
+        return Finding::holds(kind, reason::WAITING_FOR_LAYER_BELOW, "a change waits for the logic layer");
+    }
+    match facts.listeners.iter().find(|(_, r, _)| r.is_none_or(|r| !r.done)) {
+        Some((component, _, _)) => {
+            Finding::holds(kind, reason::ROLLING_OUT, format!("{} is being rolled out", component.name()))
+        }
+        None => Finding::fails(kind, reason::IDLE, "nothing is under way"),
+    }
+}

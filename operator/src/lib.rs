@@ -1,0 +1,27 @@
+//! The operator: turns custom resources into a running chat platform and keeps it healthy.
+//!
+//! One module per kind (`chatcluster`, `storageshard`, `gateway`), each with the same steps: observe (reads the API server),
+//! validate and build (pure), apply (writes), then status. What the kinds share stands beside them: `plan` validates, `build` renders
+//! objects, `pki` makes keys and certificates, `dataplane` talks to Valkey, `eventlog` to Kafka.
+
+pub mod api_client;
+pub mod apply;
+pub mod backoff;
+pub mod build;
+pub mod chatcluster;
+pub mod context;
+pub mod controllers;
+pub mod dataplane;
+pub mod diff;
+pub mod eventlog;
+pub mod gateway;
+pub mod lease;
+pub mod library;
+pub mod pki;
+pub mod plan;
+pub mod run;
+pub mod rebalance;
+pub mod runtime;
+pub mod storageshard;
+pub mod volumes;
+pub mod workload;

@@ -1,0 +1,80 @@
+use kith_crds::chatcluster::ChatClusterStatus;
+use serde_json::json;
+
+use super::*;
+
+pub(crate) fn release(version: &str) -> Release {
+    let image = |name: &str| format!("localhost/{name}:{version}");
+    Release {
+        version: version.to_owned(),
+        images: Images { kith: image("kith"), valkey: image("valkey"), kafka: image("kafka") },
+    }
+}
+
+fn cluster(spec: serde_json::Value) -> ChatCluster {
+    serde_json::from_value(json!({
+        "apiVersion": kith_crds::API_VERSION, "kind": "ChatCluster",
+        "metadata": {"name": "demo", "namespace": "ns", "uid": "0b5ff6c1-6ee2-4a6e-8c5f-5a0d3c9b7a11"},
+        "spec": spec
+    }))
+    .unwrap()
+}
+
+#[test]
+fn an_empty_spec_resolves() {
+    let plan = Plan::resolve(&cluster(json!({})), &release("0.1.0")).unwrap();
+    assert_eq!((plan.valkey.replicas, plan.valkey.partitions, plan.event_log.partitions), (2, 1024, 32));
+    assert_eq!(plan.token_ttl_s, 86_400);
+    assert!(plan.bootstrap().starts_with("demo-kafka-0.demo-kafka.ns.svc:9093,demo-kafka-1."));
+}
+
+#[test]
+fn a_new_operator_keeps_the_adopted_version_and_images() {
+    let mut running = cluster(json!({}));
+    running.status = Some(ChatClusterStatus {
+        version: Some("0.1.0".to_owned()),
+        images: Some(release("0.1.0").images),
+        ..ChatClusterStatus::default()
+    });
+    let adopted = adopt(&running, &release("0.2.0")).unwrap();
+    assert_eq!(adopted, ("0.1.0".to_owned(), release("0.1.0").images));
+    running.spec.version = Some("0.2.0".to_owned());
+    assert_eq!(adopt(&running, &release("0.2.0")).unwrap().1, release("0.2.0").images);
+    running.spec.version = Some("0.9.0".to_owned());
+    let refused = adopt(&running, &release("0.2.0")).unwrap_err();
+    assert_eq!(refused.reason, reason::UNSUPPORTED_VERSION);
+    assert!(refused.message.contains("0.9.0") && refused.message.contains("0.2.0"));
+}
+
+#[test]
+fn images_of_the_same_version_are_adopted_again_only_when_asked() {
+    let mut running = cluster(json!({}));
+    let mut rebuilt = release("0.1.0");
+    rebuilt.images.kith = "localhost/kith:rebuilt".to_owned();
+    running.status = Some(ChatClusterStatus {
+        version: Some("0.1.0".to_owned()),
+        images: Some(release("0.1.0").images),
+        ..ChatClusterStatus::default()
+    });
+    assert_eq!(adopt(&running, &rebuilt).unwrap().1, release("0.1.0").images);
+    running.annotations_mut().insert(kith_crds::names::ANNOTATION_ADOPT_IMAGES.to_owned(), "now".to_owned());
+    assert_eq!(adopt(&running, &rebuilt).unwrap().1, rebuilt.images);
+}
+
+#[test]
+fn what_cannot_work_is_refused_in_words() {
+    let cases = [
+        (json!({"storage": {"pod": {"resources": {"limits": {"cpu": "1"}}}}}), "names no memory"),
+        (json!({"storage": {"pod": {"resources": {"limits": {"memory": "40Mi"}}}}}), "less than 32Mi"),
+        (json!({"storage": {"partitions": 1000}}), "power of two"),
+        (json!({"storage": {"replicas": 1, "durability": {"ackReplicas": 2}}}), "ackReplicas"),
+        (json!({"eventLog": {"managed": {"pod": {"resources": {"limits": {"memory": "256Mi"}}}}}}), "Java heap of 256Mi"),
+        (json!({"eventLog": {"retention": "soon"}}), "spec.eventLog.retention"),
+        (json!({"auth": {"tokenTtl": "1d"}}), "spec.auth.tokenTtl"),
+    ];
+    for (spec, words) in cases {
+        let refused = Plan::resolve(&cluster(spec.clone()), &release("0.1.0")).unwrap_err();
+        assert_eq!(refused.reason, reason::INVALID_SPEC, "{spec}");
+        assert!(refused.message.contains(words), "{spec}: {}", refused.message);
+    }
+}

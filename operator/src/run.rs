@@ -1,0 +1,156 @@
+//! The process: election, controllers, the admin port, and an orderly end.
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use clap::Parser;
+use kith_crds::chatcluster::Images;
+use kith_kit::{
+    admin::{self, Readiness},
+    shutdown, telemetry, tls,
+};
+use kube::Client;
+use thiserror::Error;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    api_client::{self, RequestCounts},
+    context::Context,
+    controllers,
+    lease::Election,
+    plan::Release,
+};
+
+/// Name of the Lease.
+const LEASE_NAME: &str = "kith-operator";
+/// What the end may take: passes finish, the lease is given back.
+const GRACE: Duration = Duration::from_secs(8);
+
+/// Settings, by flag or environment.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "kith-operator", version, about = "Turns Kith's custom resources into a running chat platform")]
+pub struct Args {
+    /// Image of the services.
+    #[arg(long, env = "KITH_IMAGE")]
+    pub kith_image: String,
+    /// Image of the storage engine.
+    #[arg(long, env = "KITH_VALKEY_IMAGE")]
+    pub valkey_image: String,
+    /// Image of the managed event log.
+    #[arg(long, env = "KITH_KAFKA_IMAGE")]
+    pub kafka_image: String,
+    /// Name of this pod, by which it holds the lease.
+    #[arg(long, env = "POD_NAME")]
+    pub pod_name: String,
+    /// Namespace of this pod, where the lease is.
+    #[arg(long, env = "POD_NAMESPACE")]
+    pub pod_namespace: String,
+    /// Namespaces to look after, comma-separated; none: all.
+    #[arg(long, env = "WATCH_NAMESPACE", value_delimiter = ',')]
+    pub watch_namespace: Vec<String>,
+    /// Address of the admin port.
+    #[arg(long, env = "KITH_ADMIN", default_value = "0.0.0.0:9090")]
+    pub admin: std::net::SocketAddr,
+    /// A private folder for logins at the engines, best in memory.
+    #[arg(long, env = "KITH_RUN_DIR", default_value = "/run/kith-operator")]
+    pub run_dir: PathBuf,
+}
+
+/// Why the process could not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// Metrics.
+    #[error("metrics: {0}")]
+    Metrics(String),
+    /// Signals or the admin port.
+    #[error("start: {0}")]
+    Io(#[from] std::io::Error),
+    /// Where the API server is.
+    #[error("the API server's address is not known: {0}")]
+    Config(String),
+    /// The client.
+    #[error("client: {0}")]
+    Client(#[from] kube::Error),
+}
+
+/// Runs until it is asked to end or loses the lease.
+pub async fn run(args: Args) -> ExitCode {
+    telemetry::init_tracing();
+    match start(args).await {
+        Ok(code) => code,
+        Err(error) => {
+            tracing::error!(%error, "the operator cannot start");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn start(args: Args) -> Result<ExitCode, StartError> {
+    tls::install_provider();
+    let metrics = telemetry::init_metrics().map_err(|e| StartError::Metrics(e.to_string()))?;
+    let shutdown = shutdown::on_signal()?;
+    let readiness = Readiness::default();
+    readiness.expect("api-server");
+    // The admin port outlives the controllers, so that probes do not fail while they end.
+    let admin_end = CancellationToken::new();
+    let admin_task = tokio::spawn(admin::serve(args.admin, readiness.clone(), metrics, admin_end.clone()));
+    let config = kube::Config::infer().await.map_err(|e| StartError::Config(e.to_string()))?;
+    let client = api_client::client(config, RequestCounts::default())?;
+    let code = lead(&args, client, readiness, shutdown).await;
+    admin_end.cancel();
+    if let Ok(Err(error)) = tokio::time::timeout(Duration::from_secs(1), admin_task).await.unwrap_or(Ok(Ok(()))) {
+        tracing::error!(%error, "the admin port failed");
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(code)
+}
+
+async fn lead(args: &Args, client: Client, readiness: Readiness, shutdown: CancellationToken) -> ExitCode {
+    let election = Election::new(client.clone(), &args.pod_namespace, LEASE_NAME, &args.pod_name);
+    // A replica that waits for its turn is as ready as one that acts.
+    readiness.ready("api-server");
+    tracing::info!(identity = %args.pod_name, "waiting for the lease");
+    if !election.acquire(&shutdown).await {
+        return ExitCode::SUCCESS;
+    }
+    tracing::info!(identity = %args.pod_name, "leading");
+    metrics::gauge!("kith_operator_leader").set(1.0);
+    let release = Release {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        images: Images {
+            kith: args.kith_image.clone(),
+            valkey: args.valkey_image.clone(),
+            kafka: args.kafka_image.clone(),
+        },
+    };
+    let work = shutdown.child_token();
+    let (context, wakes) =
+        Context::new(client, release, election.guard(), &args.pod_name, args.run_dir.clone(), work.clone());
+    let controllers = tokio::spawn(controllers::run(context, wakes, args.watch_namespace.clone()));
+    // The lease is held until everything that acts has ended, and longer than the request to end.
+    let hold_end = CancellationToken::new();
+    let held = election.hold(&hold_end);
+    tokio::pin!(held);
+    tokio::select! {
+        lost = &mut held => {
+            if let Err(error) = lost {
+                tracing::error!(%error, "another operator acts now: leaving at once");
+                std::process::exit(1);
+            }
+        }
+        () = shutdown.cancelled() => {}
+    }
+    work.cancel();
+    tokio::select! {
+        lost = &mut held => if lost.is_err() { std::process::exit(1) },
+        ended = tokio::time::timeout(GRACE, controllers) => {
+            if ended.is_err() {
+                tracing::warn!("some passes did not end in time");
+            }
+        }
+    }
+    hold_end.cancel();
+    if let Err(error) = election.release().await {
+        tracing::warn!(%error, "the lease could not be given back; the other replica waits until it ends");
+    }
+    ExitCode::SUCCESS
+}

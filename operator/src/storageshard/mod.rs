@@ -1,0 +1,205 @@
+//! The StorageShard controller: the pods, Service and budget of one shard, and its status from what the ChatCluster's passes saw.
+//!
+//! It never talks to the engine: joining, slots and promotion are steps over the whole ChatCluster.
+
+mod status;
+
+pub use status::{Facts, status};
+
+use std::{sync::Arc, time::Duration};
+
+use k8s_openapi::{
+    api::{
+        apps::v1::StatefulSet,
+        core::v1::{PersistentVolumeClaim, Pod, Service},
+        policy::v1::PodDisruptionBudget,
+    },
+    jiff::Timestamp,
+};
+use kith_crds::{
+    ChatCluster, StorageShard,
+    conditions::{self, Finding, reason},
+    names,
+};
+use kube::{
+    Api, Resource, ResourceExt,
+    api::{Patch, PatchParams},
+    runtime::controller::Action,
+};
+
+use crate::{
+    apply::{self, Applier, ApplyError, Live, list},
+    build::{meta, valkey},
+    chatcluster::PassError,
+    context::{Context, key},
+    plan::Plan,
+    runtime::Snapshot,
+    volumes,
+};
+
+const QUIET: Duration = Duration::from_secs(60);
+/// While a person waits for a shard to be emptied.
+const DRAINING: Duration = Duration::from_secs(5);
+
+/// One pass. The status is written also when the pass fails.
+pub async fn reconcile(shard: Arc<StorageShard>, context: Arc<Context>) -> Result<Action, PassError> {
+    let namespace = shard.namespace().unwrap_or_default();
+    let cluster_name = &shard.spec.cluster_ref.name;
+    let api: Api<ChatCluster> = Api::namespaced(context.client.clone(), &namespace);
+    let cluster = api.get_opt(cluster_name).await.map_err(|e| ApplyError::kube::<ChatCluster>(cluster_name, e))?;
+    let runtime = context.clusters.get(&namespace, cluster_name);
+    let snapshot = runtime.as_ref().and_then(|r| r.snapshot());
+    let mut facts = Facts { snapshot, prober: runtime.map(|r| r.prober()), ..Facts::default() };
+    if shard.metadata.deletion_timestamp.is_some() {
+        return leave(&shard, cluster.as_ref(), &context, facts).await;
+    }
+    let result = match &cluster {
+        None => {
+            facts.failure = Some(Finding::fails(
+                conditions::READY,
+                reason::CLUSTER_NOT_FOUND,
+                format!("ChatCluster {cluster_name} does not exist in namespace {namespace}: create it, or delete this StorageShard"),
+            ));
+            Ok(Action::requeue(QUIET))
+        }
+        // What is going away is not made again; the garbage collector takes this shard along.
+        Some(cluster) if cluster.metadata.deletion_timestamp.is_some() => return Ok(Action::await_change()),
+        Some(cluster) => pass(&shard, cluster, &context, &mut facts).await,
+    };
+    if let Err(error) = &result {
+        if error.namespace_ends() {
+            return Ok(Action::await_change());
+        }
+        facts.failure = Some(error.finding());
+    }
+    let wanted = status(&shard, &facts, Timestamp::now());
+    let written = apply::status(&context.client, shard.as_ref(), shard.status.as_ref(), &wanted).await;
+    announce(&context, &shard, &wanted).await;
+    let action = result?;
+    written?;
+    context.failures.succeeded(&key(shard.as_ref()));
+    Ok(action)
+}
+
+/// What to do after a failed pass: wait, longer each time.
+pub fn failed(shard: &Arc<StorageShard>, error: &PassError, context: &Arc<Context>) -> Action {
+    let key = key(shard.as_ref());
+    let pause = context.failures.failed(&key);
+    tracing::warn!(object = %key, %error, pause_ms = pause.as_millis(), "a pass failed");
+    Action::requeue(pause)
+}
+
+async fn pass(
+    shard: &StorageShard,
+    cluster: &ChatCluster,
+    context: &Context,
+    facts: &mut Facts,
+) -> Result<Action, PassError> {
+    if cluster.status.as_ref().is_none_or(|s| s.images.is_none()) {
+        // The ChatCluster's first pass adopts the images; it wakes its shards.
+        return Ok(Action::requeue(Duration::from_secs(2)));
+    }
+    let plan = Plan::resolve(cluster, &context.release)?;
+    let name = shard.name_any();
+    hold(shard, context).await?;
+    // observe
+    let (client, namespace) = (&context.client, plan.namespace.as_str());
+    let selector = format!("{},{}={name}", meta::owned_selector(&plan.name), names::LABEL_SHARD);
+    let (sets, services, budgets, claims, pods) = tokio::try_join!(
+        list::<StatefulSet>(client, namespace, &selector),
+        list::<Service>(client, namespace, &selector),
+        list::<PodDisruptionBudget>(client, namespace, &selector),
+        list::<PersistentVolumeClaim>(client, namespace, &selector),
+        list::<Pod>(client, namespace, &selector),
+    )?;
+    facts.pods = Some(pods);
+    facts.replicas = plan.valkey.replicas;
+    let set_name = meta::shard_name(&name);
+    let live: Option<&StatefulSet> = sets.get(&set_name);
+    volumes::refuse_foreign(&claims, &set_name, &plan.data_uid)?;
+    // build
+    let made_with = live.and_then(volumes::claim_size);
+    let objects = valkey::shard(&plan, &name, made_with.as_ref());
+    // apply
+    let owner = shard.controller_owner_ref(&()).ok_or_else(|| {
+        Finding::fails(conditions::READY, reason::INVALID_SPEC, "the object has no uid; it did not come from an API server")
+    })?;
+    let applier = Applier { client: client.clone(), namespace: plan.namespace.clone(), owner };
+    applier.apply(objects.service, services.get(&set_name)).await?;
+    applier.apply(objects.budget, budgets.get(&set_name)).await?;
+    applier.apply(objects.stateful_set, live).await?;
+    volumes::grow(&applier, &claims, &set_name, &plan.valkey.volume).await?;
+    Ok(Action::requeue(if shard.spec.draining { DRAINING } else { QUIET }))
+}
+
+/// Puts the finalizer on a shard that a person made: it is not to vanish while it owns slots.
+async fn hold(shard: &StorageShard, context: &Context) -> Result<(), ApplyError> {
+    if shard.finalizers().iter().any(|f| f == names::FINALIZER) {
+        return Ok(());
+    }
+    let mut finalizers = shard.finalizers().to_vec();
+    finalizers.push(names::FINALIZER.to_owned());
+    set_finalizers(shard, context, &finalizers).await
+}
+
+async fn set_finalizers(shard: &StorageShard, context: &Context, finalizers: &[String]) -> Result<(), ApplyError> {
+    let name = shard.name_any();
+    let api: Api<StorageShard> = Api::namespaced(context.client.clone(), &shard.namespace().unwrap_or_default());
+    // The resource version makes the API server refuse if somebody else changed the list meanwhile.
+    let patch = serde_json::json!({
+        "metadata": {"finalizers": finalizers, "resourceVersion": shard.metadata.resource_version, "uid": shard.uid()}
+    });
+    match api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        Err(error) => Err(ApplyError::kube::<StorageShard>(&name, error)),
+    }
+}
+
+/// A shard that is being deleted: let go at once when its ChatCluster is gone or going, or when nothing is left on it; held otherwise.
+async fn leave(
+    shard: &StorageShard,
+    cluster: Option<&ChatCluster>,
+    context: &Context,
+    mut facts: Facts,
+) -> Result<Action, PassError> {
+    if !shard.finalizers().iter().any(|f| f == names::FINALIZER) {
+        return Ok(Action::await_change());
+    }
+    let going = cluster.is_none_or(|c| c.metadata.deletion_timestamp.is_some());
+    let name = shard.name_any();
+    let empty = facts.snapshot.as_ref().is_some_and(|s| s.empty.contains(&name));
+    let never_served = shard.status.as_ref().is_none_or(|s| s.slots == 0 && s.members.is_empty());
+    if going || empty || never_served {
+        let rest: Vec<String> = shard.finalizers().iter().filter(|f| *f != names::FINALIZER).cloned().collect();
+        set_finalizers(shard, context, &rest).await?;
+        return Ok(Action::await_change());
+    }
+    facts.deleting = true;
+    let wanted = status(shard, &facts, Timestamp::now());
+    apply::status(&context.client, shard, shard.status.as_ref(), &wanted).await?;
+    Ok(Action::requeue(DRAINING))
+}
+
+/// Events: a change of the primary, and a change of Ready's reason.
+async fn announce(context: &Context, shard: &StorageShard, status: &kith_crds::StorageShardStatus) {
+    let before = shard.status.clone().unwrap_or_default();
+    if let Some(failover) = status.last_failover.as_ref().filter(|f| before.last_failover.as_ref() != Some(f)) {
+        let from = failover.from.as_deref().unwrap_or("the primary before");
+        let note = format!("{} is the primary now, instead of {from}", failover.to);
+        context.event(shard, true, "PrimaryChanged", &note).await;
+    }
+    let ready = |conditions| conditions::get(conditions, conditions::READY).map(|c| (c.status.clone(), c.reason.clone()));
+    let (was, is) = (ready(&before.conditions), ready(&status.conditions));
+    if was != is
+        && let Some(now) = conditions::get(&status.conditions, conditions::READY)
+    {
+        let warning = now.status != "True" && now.reason != reason::STARTING;
+        context.event(shard, warning, &now.reason, &now.message).await;
+    }
+}
+
+/// What a pass over a StorageShard reads of the ChatCluster's pods.
+pub type Pods = Live<Pod>;
+/// What the ChatCluster's passes saw.
+pub type Seen = Arc<Snapshot>;

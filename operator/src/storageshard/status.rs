@@ -1,0 +1,180 @@
+//! The status step of a StorageShard: from the data plane's own words. Pure.
+
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
+use kith_crds::{
+    StorageShard, StorageShardStatus,
+    conditions::{self, Finding, reason},
+    names,
+    storageshard::{Failover, FailoverReason, Member, MemberRole, MemberState},
+};
+use kube::ResourceExt;
+
+use super::{Pods, Seen};
+use crate::{
+    build::meta::Component,
+    chatcluster::{gravest, storage_reason},
+    dataplane::{
+        self,
+        readiness::{MemberHealth, ShardHealth},
+        types::{Problem, Reason},
+    },
+    workload,
+};
+
+/// What a pass found.
+#[derive(Default)]
+pub struct Facts {
+    /// What the ChatCluster's last pass saw of the engine.
+    pub snapshot: Option<Seen>,
+    /// What the prober last found.
+    pub prober: Option<dataplane::Report>,
+    /// The shard's pods; absent: not looked at.
+    pub pods: Option<Pods>,
+    /// Replicas wanted.
+    pub replicas: u32,
+    /// What ended the pass early.
+    pub failure: Option<Finding>,
+    /// Whether the object is being deleted and still holds data.
+    pub deleting: bool,
+}
+
+/// The status that follows; what was not looked at stays as it was.
+pub fn status(shard: &StorageShard, facts: &Facts, now: Timestamp) -> StorageShardStatus {
+    let mut status = shard.status.clone().unwrap_or_default();
+    let name = shard.name_any();
+    let generation = shard.metadata.generation;
+    status.observed_generation = generation;
+    let health = facts.snapshot.as_ref().and_then(|s| s.readiness.shards.iter().find(|h| h.shard == name));
+    if let Some(health) = health {
+        take_health(&mut status, health, facts);
+        take_failover(&mut status, shard, facts, now);
+    }
+    for finding in findings(shard, health, facts) {
+        conditions::set(&mut status.conditions, finding, generation, now);
+    }
+    status
+}
+
+fn take_health(status: &mut StorageShardStatus, health: &ShardHealth, facts: &Facts) {
+    // A primary that does not answer for a moment is still the one that owns the slots.
+    if health.primary.is_some() {
+        status.primary.clone_from(&health.primary);
+    }
+    status.slots = health.slots.len();
+    status.ready_members = u32::try_from(health.members.iter().filter(|m| m.in_step).count()).unwrap_or(u32::MAX);
+    status.members = health.members.iter().map(|m| member(m, facts)).collect();
+}
+
+fn member(health: &MemberHealth, facts: &Facts) -> Member {
+    let pod = facts.pods.as_ref().and_then(|pods| pods.get(&health.pod));
+    let state = match (&health.id, health.in_step) {
+        (None, _) => MemberState::Unreachable,
+        (Some(_), true) => MemberState::InSync,
+        (Some(_), false) => MemberState::Syncing,
+    };
+    Member {
+        pod: health.pod.clone(),
+        pod_uid: pod.and_then(ResourceExt::uid),
+        node: pod.and_then(|p| p.spec.as_ref()?.node_name.clone()),
+        node_id: health.id.as_ref().map(|id| id.as_str().to_owned()),
+        role: if health.primary { MemberRole::Primary } else { MemberRole::Replica },
+        state,
+    }
+}
+
+fn take_failover(status: &mut StorageShardStatus, shard: &StorageShard, facts: &Facts, now: Timestamp) {
+    let before = shard.status.as_ref().and_then(|s| s.primary.clone());
+    let (Some(to), true) = (&status.primary, before.is_some() && before != status.primary) else { return };
+    let made = facts.prober.as_ref().and_then(|p| p.failovers.iter().find(|f| f.shard == shard.name_any() && f.pod == *to));
+    let forced = shard.annotations().get(names::ANNOTATION_FORCE_PROMOTE) == Some(to);
+    let reason = match made {
+        _ if forced => FailoverReason::Forced,
+        Some(failover) if failover.planned => FailoverReason::Switchover,
+        _ => FailoverReason::PrimaryDown,
+    };
+    status.last_failover = Some(Failover { at: Time(now), from: before, to: to.clone(), reason });
+}
+
+fn findings(shard: &StorageShard, health: Option<&ShardHealth>, facts: &Facts) -> Vec<Finding> {
+    let name = shard.name_any();
+    let mine = |p: &&Problem| p.shard.as_deref() == Some(&name);
+    let problems: Vec<&Problem> = facts
+        .snapshot
+        .iter()
+        .flat_map(|s| s.problems.iter().chain(&s.readiness.problems))
+        .chain(facts.prober.iter().flat_map(|p| &p.problems))
+        .filter(mine)
+        .collect();
+    let mut findings = vec![
+        ready(health, facts, &problems),
+        flagged(conditions::FAILOVER_BLOCKED, Reason::FailoverBlocked, &problems, "a primary that dies can be replaced"),
+        foreign(facts, &problems),
+        draining(shard, health, facts),
+    ];
+    if health.is_some() {
+        findings.push(degraded(&problems));
+    }
+    findings
+}
+
+fn ready(health: Option<&ShardHealth>, facts: &Facts, problems: &[&Problem]) -> Finding {
+    let kind = conditions::READY;
+    if let Some(failure) = &facts.failure {
+        return Finding { kind, ..failure.clone() };
+    }
+    if let Some(health) = health.filter(|h| h.whole) {
+        let message = format!("the primary serves {} slots, {} replicas are in step", health.slots.len(), health.members.len() - 1);
+        return Finding::holds(kind, reason::ALL_READY, message);
+    }
+    let pods = facts.pods.as_ref().and_then(|pods| workload::trouble(pods, Component::Valkey.name(), None));
+    if let Some((word, sentence)) = pods {
+        return Finding::fails(kind, word, sentence);
+    }
+    match gravest(problems.iter().copied()) {
+        Some(problem) => Finding::fails(kind, storage_reason(problem), sentence(problem)),
+        None => Finding::fails(kind, reason::STARTING, "the shard's pods start and are joined"),
+    }
+}
+
+/// A problem's sentence without the shard's own name before it.
+fn sentence(problem: &Problem) -> String {
+    Problem { shard: None, ..problem.clone() }.to_string()
+}
+
+fn flagged(kind: &'static str, which: Reason, problems: &[&Problem], otherwise: &str) -> Finding {
+    match problems.iter().find(|p| p.reason == which) {
+        Some(problem) => Finding::holds(kind, storage_reason(problem), sentence(problem)),
+        None => Finding::fails(kind, reason::ALL_READY, otherwise),
+    }
+}
+
+fn foreign(facts: &Facts, problems: &[&Problem]) -> Finding {
+    let kind = conditions::FOREIGN_DATA;
+    match &facts.failure {
+        Some(failure) if failure.kind == kind => Finding::holds(kind, failure.reason, failure.message.clone()),
+        _ => flagged(kind, Reason::ForeignData, problems, "the volumes hold this ChatCluster's data"),
+    }
+}
+
+fn draining(shard: &StorageShard, health: Option<&ShardHealth>, facts: &Facts) -> Finding {
+    let kind = conditions::DRAINING;
+    let slots = health.map_or(0, |h| h.slots.len());
+    if facts.deleting {
+        let message = format!(
+            "it was deleted and still owns {slots} slots: it goes when they have moved to other shards; set spec.draining, add a shard if there is no other, or delete the whole ChatCluster"
+        );
+        return Finding::holds(kind, reason::DELETING, message);
+    }
+    if shard.spec.draining {
+        return Finding::holds(kind, reason::SCALING_IN, format!("{slots} slots are left"));
+    }
+    Finding::fails(kind, reason::IDLE, "the shard is not being emptied")
+}
+
+fn degraded(problems: &[&Problem]) -> Finding {
+    let kind = conditions::DEGRADED;
+    match gravest(problems.iter().copied()) {
+        Some(problem) => Finding::holds(kind, storage_reason(problem), sentence(problem)),
+        None => Finding::fails(kind, reason::ALL_READY, "the shard has all its copies"),
+    }
+}

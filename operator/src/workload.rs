@@ -1,0 +1,120 @@
+//! How pods and Deployments are, in words for conditions. Pure.
+
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
+use kith_crds::{
+    conditions::reason,
+    names::{LABEL_COMPONENT, LABEL_GATEWAY},
+};
+use kube::ResourceExt;
+
+use crate::apply::Live;
+
+/// How far a Deployment is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rollout {
+    /// Pods wanted.
+    pub wanted: u32,
+    /// Pods that serve.
+    pub ready: u32,
+    /// Whether all pods are of the newest template and serve, and no older one is left.
+    pub done: bool,
+}
+
+/// Reads a Deployment's status; one whose controller has not seen the newest spec is not done.
+pub fn rollout(deployment: &Deployment) -> Rollout {
+    let number = |n: Option<i32>| n.and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
+    let wanted = deployment.spec.as_ref().and_then(|s| s.replicas).map_or(1, |n| number(Some(n)));
+    let Some(status) = &deployment.status else { return Rollout { wanted, ready: 0, done: false } };
+    let ready = number(status.available_replicas);
+    let seen = status.observed_generation.unwrap_or(0) >= deployment.metadata.generation.unwrap_or(0);
+    let newest = number(status.updated_replicas);
+    let done = seen && ready >= wanted && newest >= wanted && number(status.replicas) == newest;
+    Rollout { wanted, ready, done }
+}
+
+/// What keeps pods from running, as a reason and a sentence; the first that is found.
+pub fn trouble(pods: &Live<Pod>, component: &str, gateway: Option<&str>) -> Option<(&'static str, String)> {
+    pods.iter()
+        .filter(|(_, pod)| pod.labels().get(LABEL_COMPONENT).is_some_and(|c| c == component))
+        .filter(|(_, pod)| gateway.is_none_or(|g| pod.labels().get(LABEL_GATEWAY).is_some_and(|l| l == g)))
+        .find_map(|(name, pod)| trouble_of(name, pod))
+}
+
+fn trouble_of(name: &str, pod: &Pod) -> Option<(&'static str, String)> {
+    let status = pod.status.as_ref()?;
+    let scheduled = status.conditions.iter().flatten().find(|c| c.type_ == "PodScheduled");
+    if let Some(condition) = scheduled.filter(|c| c.status == "False") {
+        let why = condition.message.clone().unwrap_or_default();
+        let reason =
+            if why.contains("PersistentVolumeClaim") { reason::VOLUME_PENDING } else { reason::UNSCHEDULABLE };
+        return Some((reason, format!("pod {name} cannot be scheduled: {why}")));
+    }
+    for container in status.container_statuses.iter().flatten() {
+        let Some(waiting) = container.state.as_ref().and_then(|s| s.waiting.as_ref()) else { continue };
+        let word = waiting.reason.as_deref().unwrap_or_default();
+        let why = waiting.message.as_deref().unwrap_or_default();
+        match word {
+            "ImagePullBackOff" | "ErrImagePull" | "InvalidImageName" | "ErrImageNeverPull" => {
+                return Some((reason::IMAGE_PULL_FAILED, format!("pod {name}: image {} cannot be pulled: {why}", container.image)));
+            }
+            "CrashLoopBackOff" => {
+                let last = container.last_state.as_ref().and_then(|s| s.terminated.as_ref());
+                let code = last.map_or(0, |t| t.exit_code);
+                let said = last.and_then(|t| t.message.clone()).map(|m| format!(": {}", m.trim())).unwrap_or_default();
+                return Some((
+                    reason::PODS_NOT_READY,
+                    format!("pod {name} ends again and again (exit code {code}{said}): see its log with kubectl logs {name} --previous"),
+                ));
+            }
+            "CreateContainerConfigError" | "CreateContainerError" => {
+                return Some((reason::PODS_NOT_READY, format!("pod {name} cannot start: {why}")));
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn deployment(status: serde_json::Value) -> Deployment {
+        serde_json::from_value(json!({
+            "metadata": {"name": "a", "generation": 2}, "spec": {"replicas": 2, "selector": {}, "template": {}}, "status": status
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_rollout_is_done_when_only_new_pods_are_left_and_serve() {
+        let whole = json!({"observedGeneration": 2, "replicas": 2, "updatedReplicas": 2, "availableReplicas": 2});
+        assert_eq!(rollout(&deployment(whole)), Rollout { wanted: 2, ready: 2, done: true });
+        for partial in [
+            json!({"observedGeneration": 1, "replicas": 2, "updatedReplicas": 2, "availableReplicas": 2}),
+            json!({"observedGeneration": 2, "replicas": 3, "updatedReplicas": 2, "availableReplicas": 3}),
+            json!({"observedGeneration": 2, "replicas": 2, "updatedReplicas": 1, "availableReplicas": 2}),
+            json!({"observedGeneration": 2, "replicas": 2, "updatedReplicas": 2, "availableReplicas": 1}),
+            json!({}),
+        ] {
+            assert!(!rollout(&deployment(partial.clone())).done, "{partial}");
+        }
+    }
+
+    #[test]
+    fn what_keeps_a_pod_from_running_is_said() {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": "p", "labels": {LABEL_COMPONENT: "valkey"}},
+            "status": {"containerStatuses": [{"name": "c", "image": "x:1", "imageID": "", "ready": false, "restartCount": 3,
+                "state": {"waiting": {"reason": "ErrImagePull", "message": "not found"}}}]}
+        }))
+        .unwrap();
+        let pods: Live<Pod> = [("p".to_owned(), pod)].into();
+        let (word, sentence) = trouble(&pods, "valkey", None).unwrap();
+        assert_eq!(word, reason::IMAGE_PULL_FAILED);
+        assert!(sentence.contains("x:1") && sentence.contains("not found"));
+        assert_eq!(trouble(&pods, "storage", None), None);
+    }
+}
