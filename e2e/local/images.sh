@@ -145,7 +145,7 @@ kafka_jre() {
 # The project's own images from the binaries that cargo built. Stripped copies: symbols double their size.
 images_kith() {
   local name binary dockerfile context
-  image_root base libc6 libgcc-s1 libssl3 ca-certificates
+  image_root base libc6 libgcc-s1 libssl3 zlib1g ca-certificates
   image_build base "$KITH_ROOT/e2e/images/base/Dockerfile" "$IMAGES/roots/base"
   for name in kith kith-operator; do
     case "$name" in
@@ -156,6 +156,10 @@ images_kith() {
     context="$IMAGES/contexts/$name"
     mkdir -p "$context"
     strip -o "$context/$name" "$binary"
+    if libraries_outside "$IMAGES/roots/base" "$context/$name"; then
+      echo "the base image lacks the libraries above, which $name is linked with: add their packages to image_root base"
+      return 1
+    fi
     image_build "$name" "$dockerfile" "$context" "BASE=$(image_ref base)" "BINARY=$name"
   done
 }

@@ -64,3 +64,11 @@ done_with() { printf '%s' "$2" >"$1"; }
 
 # Heavy builds yield to whatever else the machine does.
 gently() { nice -n 5 "$@"; }
+
+# libraries_outside ROOT BINARY: the libraries that a binary would take from outside a file tree; in an image of that tree they would be
+# missing.
+libraries_outside() {
+  local root="$1" loader
+  loader="$(find "$root/lib64/" "$root/usr/lib64/" -name 'ld-linux-x86-64.so.2' 2>/dev/null | head -n 1)"
+  "$loader" --library-path "$root/lib/x86_64-linux-gnu:$root/usr/lib/x86_64-linux-gnu" --list "$2" | awk '/=>/ { print $1, $3 }' | grep -v " $root/"
+}

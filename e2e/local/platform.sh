@@ -56,6 +56,8 @@ charts_up() {
     tag="${KITH_TAG:-$(awk '$1 == "appVersion:" { gsub(/"/, "", $2); print $2 }' "$KITH_ROOT/charts/kith-operator/Chart.yaml")}"
     values=(--set "images.kith=$KITH_IMAGES/kith:$tag" --set "images.operator=$KITH_IMAGES/kith-operator:$tag")
   fi
+  # A run that was killed in an install leaves it pending for ever, and Helm refuses the next.
+  kith_kubectl -n "$SYSTEM_NAMESPACE" delete secret -l 'owner=helm,name in (kith-crds,kith-operator),status in (pending-install,pending-upgrade,pending-rollback)'
   kith_helm upgrade --install kith-crds "$KITH_ROOT/charts/kith-crds" -n "$SYSTEM_NAMESPACE" --create-namespace
   kith_helm upgrade --install kith-operator "$KITH_ROOT/charts/kith-operator" -n "$SYSTEM_NAMESPACE" --wait --timeout 120s "${values[@]}" || {
     kith_kubectl -n "$SYSTEM_NAMESPACE" get events --sort-by=.lastTimestamp | tail -n 15

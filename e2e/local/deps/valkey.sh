@@ -45,9 +45,7 @@ deps_valkey() {
     echo "sid no longer has $VALKEY_VERSION: try the newer one, then change VALKEY_VERSION in e2e/local/versions.sh"
     return 1
   }
-  # A library that only the machine has would be missing in the image.
-  if "$root/usr/lib64/ld-linux-x86-64.so.2" --library-path "$root/usr/lib/x86_64-linux-gnu" --list "$root/usr/bin/valkey-server" |
-    awk '/=>/ { print $3 }' | grep -v "^$root/"; then
+  if libraries_outside "$root" "$root/usr/bin/valkey-server"; then
     echo "valkey-server takes the libraries above from outside its folder: add their packages to VALKEY_PACKAGES"
     return 1
   fi
