@@ -1,3 +1,139 @@
 //! The one service binary: a subcommand per service.
 
-fn main() {}
+mod service;
+
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand};
+use kith_kit::{
+    admin::{self, Readiness},
+    config::{Config, Instance},
+    shutdown, telemetry, tls,
+};
+use tokio::net::TcpListener;
+
+use crate::service::Service;
+
+/// Most of what services allocate is small and short-lived, on many threads.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Kith's services.
+#[derive(Debug, Parser)]
+#[command(name = "kith", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The storage layer: messages, conversations, users; Valkey in, Kafka out.
+    Storage(Run),
+    /// Asynchronous work off the event log: delivery and login catch-up.
+    Tasks(Run),
+    /// Who is online; delivers down the gateways' streams.
+    Sessions(Run),
+    /// The external HTTP API.
+    Api(Run),
+    /// WebSocket connections.
+    Gateway(Run),
+    /// ImBusiness: the gRPC endpoint of business lines.
+    Business(Run),
+}
+
+/// What every service is told.
+#[derive(Debug, Args)]
+struct Run {
+    /// The configuration file.
+    #[arg(long, env = "KITH_CONFIG", default_value = "/etc/kith/config.json")]
+    config: PathBuf,
+    /// Where the service listens; its contract port by default.
+    #[arg(long, env = "KITH_LISTEN")]
+    listen: Option<SocketAddr>,
+    /// Where /healthz, /readyz and /metrics are served.
+    #[arg(long, env = "KITH_ADMIN", default_value = "0.0.0.0:9090")]
+    admin: SocketAddr,
+    /// The address that others dial; by default POD_IP with the listener's port, or the listener's own address.
+    #[arg(long, env = "KITH_ADVERTISE")]
+    advertise: Option<SocketAddr>,
+    /// The pod's address.
+    #[arg(long, env = "POD_IP", hide = true)]
+    pod_ip: Option<std::net::IpAddr>,
+}
+
+/// Any reason to end with an error; its text is the one line that the process leaves.
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let (service, run) = match Cli::parse().command {
+        Command::Storage(run) => (Service::Storage, run),
+        Command::Tasks(run) => (Service::Tasks, run),
+        Command::Sessions(run) => (Service::Sessions, run),
+        Command::Api(run) => (Service::Api, run),
+        Command::Gateway(run) => (Service::Gateway, run),
+        Command::Business(run) => (Service::Business, run),
+    };
+    telemetry::init_tracing();
+    match start(service, run).await {
+        Ok(()) => {
+            tracing::info!(service = service.name(), "ended");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            tracing::error!(service = service.name(), "{error}");
+            eprintln!("kith {}: {error}", service.name());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Starts a service and waits for its end.
+async fn start(service: Service, run: Run) -> Result<(), Failure> {
+    tls::install_provider();
+    let config = Config::load(&run.config)?;
+    let metrics = telemetry::init_metrics()?;
+    let shutdown = shutdown::on_signal()?;
+    let listen = run.listen.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], service.port())));
+    // Tasks serves nobody, so it binds nothing but its admin port.
+    let listener = match service {
+        Service::Tasks => None,
+        _ => Some(TcpListener::bind(listen).await.map_err(|e| format!("cannot listen on {listen}: {e}"))?),
+    };
+    let bound = listener.as_ref().map_or(Ok(listen), TcpListener::local_addr)?;
+    let advertise = run.advertise.unwrap_or_else(|| match run.pod_ip {
+        Some(ip) => SocketAddr::new(ip, bound.port()),
+        None => bound,
+    });
+    let instance = Instance { advertise };
+    let readiness = Readiness::default();
+    // The admin port outlives the service: its last state is still to be seen while it drains.
+    let admin_end = shutdown::CancellationToken::new();
+    let admin = tokio::spawn(admin::serve(run.admin, readiness.clone(), metrics, admin_end.clone()));
+    tracing::info!(service = service.name(), version = env!("CARGO_PKG_VERSION"), listen = %bound, %advertise, admin = %run.admin, "starting");
+    let ended = tokio::select! {
+        ended = service.run(config, instance, listener, readiness, shutdown) => ended,
+        failed = admin => match failed {
+            Ok(Err(error)) => Err(format!("cannot serve the admin port {}: {error}", run.admin).into()),
+            Ok(Ok(())) => Err("the admin port ended".into()),
+            Err(error) => Err(error.into()),
+        },
+    };
+    admin_end.cancel();
+    ended
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+        let cli = Cli::try_parse_from(["kith", "gateway", "--config", "c.json", "--listen", "127.0.0.1:1"]).unwrap();
+        assert!(matches!(cli.command, Command::Gateway(run) if run.listen == Some("127.0.0.1:1".parse().unwrap())));
+    }
+}

@@ -1,1 +1,82 @@
 //! The short-connection external HTTP API.
+//!
+//! Each route translates: it checks what it can tell alone, asks storage or sessions, and shows the answer as API.md has it. Sending
+//! goes through `kith_send`. It never knows a shard, and decides nothing about membership: storage does.
+
+mod app;
+mod caller;
+mod extract;
+mod middleware;
+mod openapi;
+mod routes;
+mod view;
+
+use std::time::Duration;
+
+use kith_kit::{
+    admin::Readiness,
+    auth::{KeyError, Verifier},
+    config::{Config, Instance},
+    http,
+    login::Authenticator,
+    route::RouteError,
+    sessions::Sessions,
+    shutdown::CancellationToken,
+    storage::Storage,
+};
+use tokio::net::TcpListener;
+
+use crate::app::App;
+pub use crate::openapi::document;
+
+/// Connections of one instance.
+const CONNECTIONS: usize = 16_384;
+/// How long it goes on serving after it was asked to end, so that load balancers notice first.
+const LAME_DUCK: Duration = Duration::from_millis(1_500);
+/// Open requests may take this long after that.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Why the service did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Token keys.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
+    /// The way to storage and sessions.
+    #[error(transparent)]
+    Route(#[from] RouteError),
+}
+
+/// Serves the HTTP API on `listener` until `shutdown`.
+pub async fn run(
+    config: Config,
+    _instance: Instance,
+    listener: TcpListener,
+    readiness: Readiness,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    readiness.expect("storage");
+    let verifier = Verifier::load(&config.auth.keys_dir, &config.cluster.name)?;
+    // Upstream connections outlive the listener: open requests still need them.
+    let ended = CancellationToken::new();
+    let _end_of_upstream = ended.clone().drop_guard();
+    let storage = Storage::new(&config, ended.clone())?;
+    let sessions = Sessions::new(&config, ended)?;
+    let (known, ready) = (storage.clone(), readiness.clone());
+    tokio::spawn(async move {
+        known.discovered().await;
+        ready.ready("storage");
+    });
+    let authenticator = Authenticator::new(verifier, storage.clone());
+    let router = app::router(App::new(&config, storage, sessions, authenticator));
+    let stop = CancellationToken::new();
+    let stopping = stop.clone();
+    tokio::spawn(async move {
+        shutdown.cancelled().await;
+        readiness.not_ready("listener", "draining");
+        tokio::time::sleep(LAME_DUCK).await;
+        stopping.cancel();
+    });
+    http::serve(listener, router, http::Bounds { connections: CONNECTIONS, grace: GRACE }, stop).await;
+    Ok(())
+}

@@ -1,0 +1,91 @@
+//! What the routes share, and the table of routes.
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::DefaultBodyLimit,
+    routing::{delete, get, patch, post, put},
+};
+use kith_kit::{config::Config, login::Authenticator, sessions::Sessions, storage::Storage};
+use kith_send::{Doorway, Limiter};
+
+use crate::{
+    middleware,
+    routes::{blocks, conversations, devices, friends, messages, meta, presence, sync, users},
+};
+
+/// The largest request body: content of 64 KiB, escaped, and the fields around it.
+pub(crate) const MAX_BODY_BYTES: usize = 512 << 10;
+
+/// What every handler may use.
+pub(crate) struct App {
+    pub(crate) storage: Storage,
+    pub(crate) sessions: Sessions,
+    pub(crate) doorway: Doorway,
+    pub(crate) authenticator: Authenticator,
+    /// Requests per user.
+    pub(crate) requests: Limiter,
+    /// Sends per user.
+    pub(crate) sends: Limiter,
+    /// How long a sender may recall or edit.
+    pub(crate) recall_ms: i64,
+}
+
+/// The state as axum hands it out.
+pub(crate) type Shared = Arc<App>;
+
+impl App {
+    pub(crate) fn new(config: &Config, storage: Storage, sessions: Sessions, authenticator: Authenticator) -> Self {
+        let gateway = config.gateway.clone().unwrap_or_default();
+        Self {
+            doorway: Doorway::new(storage.clone()),
+            storage,
+            sessions,
+            authenticator,
+            requests: Limiter::new(gateway.requests_per_second),
+            sends: Limiter::new(config.limits.sends_per_second),
+            recall_ms: config.limits.recall_ms,
+        }
+    }
+}
+
+/// All routes of API.md that this version has.
+pub(crate) fn router(app: App) -> Router {
+    let routes = Router::new()
+        .route("/v1/messages", post(messages::send))
+        .route("/v1/conversations", get(conversations::list))
+        .route(
+            "/v1/conversations/{id}",
+            get(conversations::get).patch(conversations::update).delete(conversations::clear),
+        )
+        .route("/v1/conversations/{id}/messages", get(messages::history))
+        .route("/v1/conversations/{id}/messages/{seq}", patch(messages::edit))
+        .route("/v1/conversations/{id}/messages/{seq}/recall", post(messages::recall))
+        .route(
+            "/v1/conversations/{id}/messages/{seq}/reactions/{emoji}",
+            put(messages::react).delete(messages::unreact),
+        )
+        .route("/v1/conversations/{id}/read", post(conversations::read))
+        .route("/v1/conversations/{id}/receipts", get(conversations::receipts))
+        .route("/v1/ack", post(sync::ack))
+        .route("/v1/sync", post(sync::sync))
+        .route("/v1/me", get(users::me).patch(users::update_me))
+        .route("/v1/users/{id}", get(users::get))
+        .route("/v1/users:batchGet", post(users::batch_get))
+        .route("/v1/friends", get(friends::list))
+        .route("/v1/friends/{user}", patch(friends::update).delete(friends::remove))
+        .route("/v1/friends/requests", get(friends::requests).post(friends::request))
+        .route("/v1/friends/requests/{user}/accept", post(friends::accept))
+        .route("/v1/friends/requests/{user}/reject", post(friends::reject))
+        .route("/v1/blocks", get(blocks::list))
+        .route("/v1/blocks/{user}", put(blocks::block).delete(blocks::unblock))
+        .route("/v1/presence:query", post(presence::query))
+        .route("/v1/devices", get(devices::list))
+        .route("/v1/devices/push-token", put(devices::push_token))
+        .route("/v1/devices/{id}", delete(devices::remove))
+        .route("/v1/openapi.json", get(meta::openapi))
+        .route("/.well-known/jwks.json", get(meta::jwks))
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES));
+    middleware::around(routes).with_state(Arc::new(app))
+}

@@ -1,0 +1,123 @@
+//! What every request passes through: its id, its trace and metrics, a deadline, CORS, and problem documents for whatever no handler answered.
+
+use std::{any::Any, time::Duration};
+
+use axum::{
+    Router,
+    extract::{MatchedPath, Request},
+    http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header},
+    middleware::{Next, from_fn},
+    response::Response,
+};
+use kith_kit::{
+    error::Error,
+    http::{problem, problem_with},
+    request,
+};
+use tokio::time::Instant;
+use tonic::Code;
+use tower_http::{
+    catch_panic::CatchPanicLayer,
+    cors::{Any as AnyOrigin, CorsLayer},
+};
+use tracing::Instrument;
+
+/// Above the 5 s that a call to storage may take, twice (a first message opens its conversation).
+const DEADLINE: Duration = Duration::from_secs(12);
+/// How long a browser remembers what CORS allows.
+const PREFLIGHT_AGE: Duration = Duration::from_secs(86_400);
+const REQUEST_ID: HeaderName = HeaderName::from_static(request::HEADER);
+
+/// Wraps the routes.
+pub(crate) fn around<S: Clone + Send + Sync + 'static>(routes: Router<S>) -> Router<S> {
+    routes
+        .fallback(unknown_route)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn(deadline))
+        .layer(cors())
+        .layer(from_fn(observe))
+}
+
+/// Tokens travel in a header and never in cookies, so any origin may call.
+fn cors() -> CorsLayer {
+    CorsLayer::new()
+        .allow_origin(AnyOrigin)
+        .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
+        .allow_headers([
+            header::AUTHORIZATION,
+            header::CONTENT_TYPE,
+            HeaderName::from_static("idempotency-key"),
+            REQUEST_ID,
+        ])
+        .expose_headers([REQUEST_ID, header::RETRY_AFTER])
+        .max_age(PREFLIGHT_AGE)
+}
+
+/// Runs a request under its id; the answer carries it.
+async fn observe(request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let given = request.headers().get(REQUEST_ID).and_then(|v| v.to_str().ok());
+    let id = request::accept(given);
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let route = route.as_ref().map_or("unmatched", MatchedPath::as_str).to_owned();
+    let method = method_label(request.method());
+    let span = tracing::info_span!("http", method, route, request_id = %id);
+    let answer = request::scope(Some(&id), next.run(request)).instrument(span.clone());
+    let mut response = answer.await;
+    let status = response.status();
+    span.in_scope(|| {
+        let elapsed_ms = started.elapsed().as_secs_f64() * 1_000.0;
+        if status.is_server_error() {
+            tracing::warn!(status = status.as_u16(), elapsed_ms, "answered");
+        } else {
+            tracing::debug!(status = status.as_u16(), elapsed_ms, "answered");
+        }
+    });
+    let labels = [("method", method.to_owned()), ("route", route), ("status", status.as_str().to_owned())];
+    metrics::counter!("kith_http_requests_total", &labels).increment(1);
+    metrics::histogram!("kith_http_request_seconds", &labels[..2]).record(started.elapsed());
+    // Accepted ids are printable ASCII.
+    if let Ok(value) = HeaderValue::try_from(&*id) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    response
+}
+
+/// Methods as labels: a closed set, so that nobody can fill the metrics.
+fn method_label(method: &Method) -> &'static str {
+    match method.as_str() {
+        "GET" => "GET",
+        "POST" => "POST",
+        "PUT" => "PUT",
+        "PATCH" => "PATCH",
+        "DELETE" => "DELETE",
+        "HEAD" => "HEAD",
+        "OPTIONS" => "OPTIONS",
+        _ => "other",
+    }
+}
+
+async fn deadline(request: Request, next: Next) -> Response {
+    match tokio::time::timeout(DEADLINE, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => problem(&Error::new(Code::DeadlineExceeded, "no answer in time: retry with the same ids")),
+    }
+}
+
+// By value, as the layer's handler trait has it.
+#[allow(clippy::needless_pass_by_value)]
+fn panicked(panic: Box<dyn Any + Send + 'static>) -> Response {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    tracing::error!(panic = text.unwrap_or("not a text"), "a handler panicked");
+    problem(&Error::internal("a fault of the platform; it has been logged"))
+}
+
+async fn unknown_route(uri: Uri) -> Response {
+    problem(&Error::not_found(format!("no such resource: {}", uri.path())))
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> Response {
+    let detail = format!("{} does not take {method}: see /v1/openapi.json", uri.path());
+    problem_with(&Error::new(Code::Unimplemented, detail), StatusCode::METHOD_NOT_ALLOWED)
+}

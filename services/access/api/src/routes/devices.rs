@@ -1,0 +1,122 @@
+//! The caller's devices: the list, this one's push token, and sending one away.
+
+use axum::{Json, extract::State};
+use kith_kit::{clock, error::Error, ids};
+use kith_proto::{
+    sessions::v1::KickRequest,
+    storage::v1::{self as storage, DeleteDeviceRequest, ListDevicesRequest, PutDeviceRequest, RevokeTokensRequest},
+};
+use kith_send::json::{U64, platform, platform_name};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::{
+    app::Shared,
+    caller::Caller,
+    extract::{Body, Segments},
+    view::{Changed, ms},
+};
+
+/// Who delivers offline pushes.
+const PROVIDERS: [&str; 3] = ["apns", "fcm", "webhook"];
+/// A push token, or a webhook's address.
+const MAX_PUSH_TOKEN_BYTES: usize = 4_096;
+
+/// A device of the caller.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Device {
+    device_id: String,
+    /// ios, android, web, mweb or pc
+    platform: Option<&'static str>,
+    /// apns, fcm, webhook, or null: no offline push. The token itself is never shown.
+    push_provider: Option<String>,
+    #[schema(value_type = String)]
+    last_seen: U64,
+    /// The device of this request's token.
+    current: bool,
+}
+
+/// The caller's devices.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Devices {
+    devices: Vec<Device>,
+}
+
+/// The caller's devices.
+#[utoipa::path(get, path = "/v1/devices", tag = "devices", responses((status = 200, description = "All of them", body = Devices)))]
+pub(crate) async fn list(State(app): State<Shared>, caller: Caller) -> Result<Json<Devices>, Error> {
+    let found = app.storage.list_devices(ListDevicesRequest { user_id: caller.user() }).await?;
+    let shown = found.devices.into_iter().map(|d| Device {
+        platform: platform_name(d.platform()),
+        current: d.device_id == caller.device(),
+        push_provider: Some(d.push_provider).filter(|p| !p.is_empty()),
+        last_seen: ms(d.last_seen),
+        device_id: d.device_id,
+    });
+    Ok(Json(Devices { devices: shown.collect() }))
+}
+
+/// Where offline pushes of this device go.
+#[derive(Deserialize, ToSchema)]
+pub(crate) struct PushToken {
+    /// apns, fcm or webhook; empty: no offline push.
+    provider: String,
+    #[serde(default)]
+    token: String,
+}
+
+/// Where offline pushes go now; the token is not repeated.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct PushState {
+    device_id: String,
+    provider: String,
+}
+
+/// Sets the push token of the caller's device.
+#[utoipa::path(put, path = "/v1/devices/push-token", tag = "devices", request_body = PushToken, responses((status = 200, description = "Set", body = PushState)))]
+pub(crate) async fn push_token(
+    State(app): State<Shared>,
+    caller: Caller,
+    Body(push): Body<PushToken>,
+) -> Result<Json<PushState>, Error> {
+    if !push.provider.is_empty() && !PROVIDERS.contains(&push.provider.as_str()) {
+        return Err(Error::invalid("provider: one of apns, fcm, webhook, or empty"));
+    }
+    if push.token.is_empty() != push.provider.is_empty() || push.token.len() > MAX_PUSH_TOKEN_BYTES {
+        return Err(Error::invalid(format!("token: 1 to {MAX_PUSH_TOKEN_BYTES} bytes with a provider, empty without")));
+    }
+    let device = storage::Device {
+        device_id: caller.device().to_owned(),
+        platform: platform(&caller.claims().plt).unwrap_or_default().into(),
+        push_provider: push.provider.clone(),
+        push_token: push.token,
+        last_seen: 0,
+    };
+    app.storage.put_device(PutDeviceRequest { user_id: caller.user(), device: Some(device) }).await?;
+    Ok(Json(PushState { device_id: caller.device().to_owned(), provider: push.provider }))
+}
+
+/// Sends a device away: its tokens are dead, its connections close with 4003, its row is gone.
+#[utoipa::path(delete, path = "/v1/devices/{id}", tag = "devices", params(("id" = String, Path, description = "device_id")),
+    responses((status = 200, description = "Gone", body = Changed)))]
+pub(crate) async fn remove(
+    State(app): State<Shared>,
+    caller: Caller,
+    Segments(device_id): Segments<String>,
+) -> Result<Json<Changed>, Error> {
+    ids::check_id("device_id", &device_id)?;
+    let user_id = caller.user();
+    // The tokens first: a device that reconnects after the kick must not get in again.
+    let revoke = RevokeTokensRequest {
+        user_id: user_id.clone(),
+        device_id: device_id.clone(),
+        issued_at_or_before: clock::now_ms(),
+    };
+    app.storage.revoke_tokens(revoke).await?;
+    app.authenticator.forget(&user_id).await;
+    let gone = DeleteDeviceRequest { user_id: user_id.clone(), device_id: device_id.clone() };
+    let changed = app.storage.delete_device(gone).await?.changed;
+    let kick = KickRequest { user_id, device_id, reason: "the device was removed".to_owned() };
+    app.sessions.kick(kick).await?;
+    Ok(Json(Changed { changed }))
+}

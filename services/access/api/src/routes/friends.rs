@@ -1,0 +1,192 @@
+//! Friends and friend requests.
+
+use axum::{Json, extract::State, http::StatusCode};
+use kith_kit::{error::Error, ids};
+use kith_proto::storage::v1::{
+    AnswerFriendRequestRequest, DeleteFriendRequest, ListFriendRequestsRequest, ListFriendsRequest, PutFriendRequest,
+    RequestFriendRequest,
+};
+use kith_send::json::U64;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::{
+    app::{App, Shared},
+    caller::Caller,
+    extract::{Body, Params, Segments, limit},
+    view::{Changed, Page, ms},
+};
+
+/// Friends or requests of one page.
+const MAX_PAGE: u32 = 200;
+/// The words of a request, and an alias.
+const MAX_TEXT_BYTES: usize = 1_024;
+const MAX_ALIAS_BYTES: usize = 256;
+
+/// A friend.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Friend {
+    user_id: String,
+    alias: String,
+    #[schema(value_type = String)]
+    since: U64,
+}
+
+/// A page of friends.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Friends {
+    friends: Vec<Friend>,
+    /// Empty at the end.
+    next_cursor: String,
+}
+
+/// The caller's friends.
+#[utoipa::path(get, path = "/v1/friends", tag = "friends", params(Page), responses((status = 200, description = "A page", body = Friends)))]
+pub(crate) async fn list(
+    State(app): State<Shared>,
+    caller: Caller,
+    Params(page): Params<Page>,
+) -> Result<Json<Friends>, Error> {
+    let limit = limit(page.limit, MAX_PAGE)?;
+    let request = ListFriendsRequest { user_id: caller.user(), limit, cursor: page.cursor };
+    let found = app.storage.list_friends(request).await?;
+    let friends = found.friends.into_iter().map(|f| Friend { user_id: f.user_id, alias: f.alias, since: ms(f.since) });
+    Ok(Json(Friends { friends: friends.collect(), next_cursor: found.next_cursor }))
+}
+
+/// How the caller calls a friend.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(crate) struct Alias {
+    /// Empty: none.
+    alias: String,
+}
+
+/// Changes a friend's alias.
+#[utoipa::path(patch, path = "/v1/friends/{user}", tag = "friends", request_body = Alias, params(("user" = String, Path, description = "user_id")),
+    responses((status = 200, description = "Stands", body = Changed)))]
+pub(crate) async fn update(
+    State(app): State<Shared>,
+    caller: Caller,
+    Segments(friend_id): Segments<String>,
+    Body(Alias { alias }): Body<Alias>,
+) -> Result<Json<Changed>, Error> {
+    ids::check_id("user", &friend_id)?;
+    bounded("alias", &alias, MAX_ALIAS_BYTES)?;
+    let request =
+        PutFriendRequest { user_id: caller.user(), friend_id, alias: Some(alias), version: 0, must_exist: true };
+    Ok(Json(Changed { changed: app.storage.put_friend(request).await?.changed }))
+}
+
+/// Ends a friendship, for both.
+#[utoipa::path(delete, path = "/v1/friends/{user}", tag = "friends", params(("user" = String, Path, description = "user_id")),
+    responses((status = 200, description = "Ended", body = Changed)))]
+pub(crate) async fn remove(
+    State(app): State<Shared>,
+    caller: Caller,
+    Segments(friend_id): Segments<String>,
+) -> Result<Json<Changed>, Error> {
+    ids::check_id("user", &friend_id)?;
+    let request = DeleteFriendRequest { user_id: caller.user(), friend_id, version: 0 };
+    Ok(Json(Changed { changed: app.storage.delete_friend(request).await?.changed }))
+}
+
+/// A friend request that waits for an answer.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct FriendRequest {
+    /// Who asked, or who is asked when it is outgoing.
+    user_id: String,
+    text: String,
+    #[schema(value_type = String)]
+    requested_at: U64,
+    /// Made by the caller.
+    outgoing: bool,
+}
+
+/// A page of requests.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct FriendRequests {
+    requests: Vec<FriendRequest>,
+    /// Empty at the end.
+    next_cursor: String,
+}
+
+/// Friend requests to and from the caller.
+#[utoipa::path(get, path = "/v1/friends/requests", tag = "friends", params(Page), responses((status = 200, description = "A page", body = FriendRequests)))]
+pub(crate) async fn requests(
+    State(app): State<Shared>,
+    caller: Caller,
+    Params(page): Params<Page>,
+) -> Result<Json<FriendRequests>, Error> {
+    let limit = limit(page.limit, MAX_PAGE)?;
+    let request = ListFriendRequestsRequest { user_id: caller.user(), limit, cursor: page.cursor };
+    let found = app.storage.list_friend_requests(request).await?;
+    let shown = found.requests.into_iter().map(|r| FriendRequest {
+        user_id: r.user_id,
+        text: r.text,
+        requested_at: ms(r.requested_at),
+        outgoing: r.outgoing,
+    });
+    Ok(Json(FriendRequests { requests: shown.collect(), next_cursor: found.next_cursor }))
+}
+
+/// Whom to ask, and in which words.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(crate) struct AskFriend {
+    user_id: String,
+    #[serde(default)]
+    text: String,
+}
+
+/// Nothing more to say.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Done {}
+
+/// Asks a user to be friends.
+#[utoipa::path(post, path = "/v1/friends/requests", tag = "friends", request_body = AskFriend, responses((status = 201, description = "Asked", body = Done)))]
+pub(crate) async fn request(
+    State(app): State<Shared>,
+    caller: Caller,
+    Body(ask): Body<AskFriend>,
+) -> Result<(StatusCode, Json<Done>), Error> {
+    ids::check_id("user_id", &ask.user_id)?;
+    bounded("text", &ask.text, MAX_TEXT_BYTES)?;
+    if ask.user_id == caller.claims().sub {
+        return Err(Error::invalid("user_id: that is you"));
+    }
+    let request = RequestFriendRequest { user_id: caller.user(), target_id: ask.user_id, text: ask.text };
+    app.storage.request_friend(request).await?;
+    Ok((StatusCode::CREATED, Json(Done {})))
+}
+
+/// Accepts a friend request.
+#[utoipa::path(post, path = "/v1/friends/requests/{user}/accept", tag = "friends", params(("user" = String, Path, description = "Who asked")),
+    responses((status = 200, description = "Friends now", body = Done)))]
+pub(crate) async fn accept(
+    State(app): State<Shared>,
+    caller: Caller,
+    Segments(user): Segments<String>,
+) -> Result<Json<Done>, Error> {
+    answer(&app, &caller, user, true).await
+}
+
+/// Rejects a friend request.
+#[utoipa::path(post, path = "/v1/friends/requests/{user}/reject", tag = "friends", params(("user" = String, Path, description = "Who asked")),
+    responses((status = 200, description = "Rejected", body = Done)))]
+pub(crate) async fn reject(
+    State(app): State<Shared>,
+    caller: Caller,
+    Segments(user): Segments<String>,
+) -> Result<Json<Done>, Error> {
+    answer(&app, &caller, user, false).await
+}
+
+async fn answer(app: &App, caller: &Caller, requester_id: String, accept: bool) -> Result<Json<Done>, Error> {
+    ids::check_id("user", &requester_id)?;
+    let request = AnswerFriendRequestRequest { user_id: caller.user(), requester_id, accept };
+    app.storage.answer_friend_request(request).await?;
+    Ok(Json(Done {}))
+}
+
+fn bounded(field: &str, text: &str, max: usize) -> Result<(), Error> {
+    if text.len() > max { Err(Error::invalid(format!("{field}: {} bytes, at most {max}", text.len()))) } else { Ok(()) }
+}

@@ -1,0 +1,51 @@
+//! Who is online.
+
+use std::collections::BTreeMap;
+
+use axum::{Json, extract::State};
+use kith_kit::error::Error;
+use kith_send::json::{U64, platform_name};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::unique_users;
+use crate::{app::Shared, caller::Caller, extract::Body, view::ms};
+
+/// Which users.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(crate) struct PresenceOf {
+    /// 1 to 100.
+    user_ids: Vec<String>,
+}
+
+/// A user's presence.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Presence {
+    online: bool,
+    /// Where: ios, android, web, mweb, pc.
+    platforms: Vec<&'static str>,
+    /// Unix ms; "0": never seen.
+    #[schema(value_type = String)]
+    last_seen: U64,
+}
+
+/// Presence by user.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Presences {
+    presence: BTreeMap<String, Presence>,
+}
+
+/// Who of these users is online.
+#[utoipa::path(post, path = "/v1/presence:query", tag = "presence", request_body = PresenceOf, responses((status = 200, description = "Each of them", body = Presences)))]
+pub(crate) async fn query(
+    State(app): State<Shared>,
+    _caller: Caller,
+    Body(of): Body<PresenceOf>,
+) -> Result<Json<Presences>, Error> {
+    let found = app.sessions.presence(&app.storage, unique_users(of.user_ids)?).await?;
+    let shown = found.into_iter().map(|p| {
+        let platforms = p.platforms().filter_map(platform_name).collect();
+        (p.user_id, Presence { online: p.online, platforms, last_seen: ms(p.last_seen) })
+    });
+    Ok(Json(Presences { presence: shown.collect() }))
+}

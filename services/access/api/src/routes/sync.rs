@@ -1,0 +1,260 @@
+//! Cursors of a device: acknowledge what arrived, pull what did not.
+
+use std::collections::BTreeMap;
+
+use axum::{Json, extract::State};
+use kith_kit::{error::Error, ids};
+use kith_proto::{
+    chat::v1 as chat,
+    storage::v1::{ConversationMessages, ListBehindRequest},
+};
+use kith_send::json::{U64, message_json};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use tonic::Code;
+use utoipa::ToSchema;
+
+use crate::{
+    app::{App, Shared},
+    caller::Caller,
+    extract::{Body, limit},
+    view::Position,
+};
+
+/// Positions in one acknowledgement.
+const MAX_ACKS: usize = 100;
+/// Cursors in one sync.
+const MAX_CURSORS: usize = 1_000;
+/// Messages per conversation of a sync.
+const MAX_PER_CONVERSATION: u32 = 200;
+/// Conversations asked for at once: bounds what one answer of storage can weigh.
+const STEP: usize = 10;
+/// A page of a sync ends after the step that reaches one of these.
+const PAGE_CONVERSATIONS: usize = 50;
+const PAGE_BYTES: usize = 1 << 20;
+/// Steps of one page: a device that is far ahead must not make one request walk all its cursors.
+const PAGE_STEPS: usize = 30;
+
+/// What arrived at this device.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(crate) struct Acks {
+    /// 1 to 100.
+    acks: Vec<Position>,
+}
+
+/// A position that could not be acknowledged.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct AckError {
+    conversation_id: String,
+    code: String,
+    detail: String,
+}
+
+/// The delivered cursors of this device as they stand.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Delivered {
+    delivered: Vec<Position>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<AckError>,
+}
+
+/// Moves delivered cursors of the caller's device forward, never back.
+#[utoipa::path(post, path = "/v1/ack", tag = "sync", request_body = Acks, responses((status = 200, description = "The cursors of this device", body = Delivered)))]
+pub(crate) async fn ack(
+    State(app): State<Shared>,
+    caller: Caller,
+    Body(Acks { acks }): Body<Acks>,
+) -> Result<Json<Delivered>, Error> {
+    if acks.is_empty() || acks.len() > MAX_ACKS {
+        return Err(Error::invalid(format!("acks: {}, give 1 to {MAX_ACKS}", acks.len())));
+    }
+    // The highest of each conversation is what counts.
+    let mut highest: BTreeMap<String, u64> = BTreeMap::new();
+    for ack in acks {
+        ids::check_conversation_id("acks.conversation_id", &ack.conversation_id)?;
+        let seq = highest.entry(ack.conversation_id).or_default();
+        *seq = ack.seq.0.max(*seq);
+    }
+    let positions = highest.into_iter().map(|(conversation_id, seq)| chat::Position { conversation_id, seq }).collect();
+    let answer = app.storage.ack(&caller.claims().sub, caller.device(), positions).await?;
+    let mut errors = Vec::with_capacity(answer.errors.len());
+    for failed in answer.errors {
+        let error = Error::from(failed.error.unwrap_or_default());
+        if answer.delivered.is_empty() {
+            return Err(error);
+        }
+        let code = error.code_name().to_owned();
+        errors.push(AckError { conversation_id: failed.conversation_id, code, detail: error.detail.into_owned() });
+    }
+    let shown = |p: chat::Position| Position { conversation_id: p.conversation_id, seq: U64(p.seq) };
+    Ok(Json(Delivered { delivered: answer.delivered.into_iter().map(shown).collect(), errors }))
+}
+
+/// What the client has.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(crate) struct Sync {
+    /// The newest seq that the client holds, by conversation; at most 1,000. Other conversations start at this device's delivered cursor.
+    #[serde(default)]
+    #[schema(value_type = std::collections::BTreeMap<String, String>)]
+    cursors: BTreeMap<String, U64>,
+    /// Messages per conversation, 1 to 200; 50 when absent.
+    #[serde(default)]
+    limit: Option<u32>,
+    /// `next_cursor` of the page before; `cursors` must be the same as there.
+    #[serde(default)]
+    cursor: Option<String>,
+}
+
+/// News of one conversation.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct SyncConversation {
+    conversation_id: String,
+    /// The newest seq there is.
+    #[schema(value_type = String)]
+    seq: U64,
+    /// Ascending.
+    #[schema(value_type = Vec<crate::openapi::Message>)]
+    messages: Vec<Box<RawValue>>,
+    has_more: bool,
+}
+
+/// A page of news.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Synced {
+    /// Those that have something newer.
+    conversations: Vec<SyncConversation>,
+    /// Empty at the end.
+    next_cursor: String,
+}
+
+/// Where the next page starts: among the given cursors, or in storage's list of conversations that are behind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Place {
+    Given(usize),
+    Behind(String),
+    End,
+}
+
+impl Place {
+    fn parse(cursor: &str) -> Result<Self, Error> {
+        let bad = || Error::invalid("cursor: not one of this call's");
+        match cursor.split_once(':') {
+            None if cursor.is_empty() => Ok(Self::Given(0)),
+            Some(("g", at)) => at.parse().map(Self::Given).map_err(|_| bad()),
+            Some(("b", cursor)) => Ok(Self::Behind(cursor.to_owned())),
+            _ => Err(bad()),
+        }
+    }
+
+    fn text(&self) -> String {
+        match self {
+            Self::Given(at) => format!("g:{at}"),
+            Self::Behind(cursor) => format!("b:{cursor}"),
+            Self::End => String::new(),
+        }
+    }
+}
+
+/// Pulls what is newer than the client's cursors.
+#[utoipa::path(post, path = "/v1/sync", tag = "sync", request_body = Sync, responses((status = 200, description = "A page", body = Synced)))]
+pub(crate) async fn sync(
+    State(app): State<Shared>,
+    caller: Caller,
+    Body(sync): Body<Sync>,
+) -> Result<Json<Synced>, Error> {
+    let limit = limit(sync.limit, MAX_PER_CONVERSATION)?;
+    if sync.cursors.len() > MAX_CURSORS {
+        return Err(Error::invalid(format!("cursors: {}, at most {MAX_CURSORS}", sync.cursors.len())));
+    }
+    for id in sync.cursors.keys() {
+        ids::check_conversation_id("cursors", id)?;
+    }
+    let mut place = Place::parse(sync.cursor.as_deref().unwrap_or_default())?;
+    let given: Vec<_> = sync.cursors.iter().map(|(id, seq)| position(id.clone(), seq.0)).collect();
+    let mut page = Vec::new();
+    let mut bytes = 0;
+    for _ in 0..PAGE_STEPS {
+        let (after, next) = step(&app, &caller, &given, &sync.cursors, place).await?;
+        place = next;
+        if !after.is_empty() {
+            for found in app.storage.list_after(&caller.claims().sub, after, limit).await? {
+                if let Some(news) = news(found)? {
+                    bytes += news.messages.iter().map(|m| m.get().len()).sum::<usize>();
+                    page.push(news);
+                }
+            }
+        }
+        if place == Place::End || page.len() >= PAGE_CONVERSATIONS || bytes >= PAGE_BYTES {
+            break;
+        }
+    }
+    Ok(Json(Synced { conversations: page, next_cursor: place.text() }))
+}
+
+fn position(conversation_id: String, seq: u64) -> chat::Position {
+    chat::Position { conversation_id, seq }
+}
+
+/// The positions of the next step, and the place after it.
+async fn step(
+    app: &App,
+    caller: &Caller,
+    given: &[chat::Position],
+    cursors: &BTreeMap<String, U64>,
+    place: Place,
+) -> Result<(Vec<chat::Position>, Place), Error> {
+    let cursor = match place {
+        Place::Given(at) if at < given.len() => {
+            let end = given.len().min(at + STEP);
+            return Ok((given[at..end].to_vec(), Place::Given(end)));
+        }
+        Place::Given(_) => String::new(),
+        Place::Behind(cursor) => cursor,
+        Place::End => return Ok((Vec::new(), Place::End)),
+    };
+    let request = ListBehindRequest {
+        user_id: caller.user(),
+        device_id: caller.device().to_owned(),
+        cursors: Vec::new(),
+        limit: STEP as u32,
+        cursor,
+    };
+    let found = app.storage.list_behind(request).await?;
+    let behind = found.behind.into_iter().filter(|b| !cursors.contains_key(&b.conversation_id));
+    let after = behind.map(|b| position(b.conversation_id, b.delivered_seq)).collect();
+    let next = if found.next_cursor.is_empty() { Place::End } else { Place::Behind(found.next_cursor) };
+    Ok((after, next))
+}
+
+/// What is new in a conversation; nothing when the client is up to date or may no longer see it.
+fn news(found: ConversationMessages) -> Result<Option<SyncConversation>, Error> {
+    if let Some(error) = found.error {
+        let error = Error::from(error);
+        return if matches!(error.code, Code::NotFound | Code::PermissionDenied) { Ok(None) } else { Err(error) };
+    }
+    if found.messages.is_empty() && !found.has_more {
+        return Ok(None);
+    }
+    Ok(Some(SyncConversation {
+        conversation_id: found.conversation_id,
+        seq: U64(found.seq),
+        messages: found.messages.iter().map(message_json).collect::<Result<_, _>>()?,
+        has_more: found.has_more,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_survives_its_text() {
+        for place in [Place::Given(20), Place::Behind("x:y".to_owned()), Place::Behind(String::new())] {
+            assert_eq!(Place::parse(&place.text()).unwrap(), place);
+        }
+        assert_eq!(Place::parse("").unwrap(), Place::Given(0));
+        for bad in ["g:", "g:-1", "x:1", "nonsense"] {
+            assert!(Place::parse(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Profiles: one's own and others'.
+
+use std::collections::BTreeMap;
+
+use axum::{Json, extract::State};
+use kith_kit::{error::Error, ids};
+use kith_proto::storage::v1::UserUpdate;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::unique_users;
+use crate::{
+    app::{App, Shared},
+    caller::Caller,
+    extract::{Body, Segments},
+    view::User,
+};
+
+/// The caller's profile.
+#[utoipa::path(get, path = "/v1/me", tag = "users", responses((status = 200, description = "It", body = User)))]
+pub(crate) async fn me(State(app): State<Shared>, caller: Caller) -> Result<Json<User>, Error> {
+    one(&app, caller.user()).await
+}
+
+/// Changes of a profile; what is absent stays.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(crate) struct UpdateUser {
+    #[serde(default)]
+    nickname: Option<String>,
+    #[serde(default)]
+    avatar_url: Option<String>,
+    /// Replaces all attributes.
+    #[serde(default)]
+    attrs: Option<BTreeMap<String, String>>,
+}
+
+/// Changes the caller's profile.
+#[utoipa::path(patch, path = "/v1/me", tag = "users", request_body = UpdateUser, responses((status = 200, description = "As it is now", body = User)))]
+pub(crate) async fn update_me(
+    State(app): State<Shared>,
+    caller: Caller,
+    Body(update): Body<UpdateUser>,
+) -> Result<Json<User>, Error> {
+    if update.nickname.is_none() && update.avatar_url.is_none() && update.attrs.is_none() {
+        return Err(Error::invalid("nickname: give it, avatar_url or attrs"));
+    }
+    let update = UserUpdate {
+        user_id: caller.user(),
+        nickname: update.nickname,
+        avatar_url: update.avatar_url,
+        set_attrs: update.attrs.is_some(),
+        attrs: update.attrs.unwrap_or_default(),
+        version: 0,
+        line: caller.claims().line.clone(),
+    };
+    let result = app.storage.upsert_users(vec![update]).await?.into_iter().next().unwrap_or_default();
+    match (result.error, result.user) {
+        (Some(error), _) => Err(error.into()),
+        (None, Some(user)) => Ok(Json(user.into())),
+        (None, None) => one(&app, caller.user()).await,
+    }
+}
+
+/// A user's profile.
+#[utoipa::path(get, path = "/v1/users/{id}", tag = "users", params(("id" = String, Path, description = "user_id")),
+    responses((status = 200, description = "It", body = User)))]
+pub(crate) async fn get(
+    State(app): State<Shared>,
+    _caller: Caller,
+    Segments(user_id): Segments<String>,
+) -> Result<Json<User>, Error> {
+    ids::check_id("user_id", &user_id)?;
+    one(&app, user_id).await
+}
+
+async fn one(app: &App, user_id: String) -> Result<Json<User>, Error> {
+    let missing = Error::not_found(format!("no user {user_id}"));
+    let user = app.storage.get_users(vec![user_id]).await?.into_iter().next().ok_or(missing)?;
+    Ok(Json(user.into()))
+}
+
+/// Which users.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(crate) struct UserIds {
+    /// 1 to 100.
+    user_ids: Vec<String>,
+}
+
+/// The profiles that exist.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Users {
+    users: Vec<User>,
+}
+
+/// Many profiles at once; users that do not exist are left out.
+#[utoipa::path(post, path = "/v1/users:batchGet", tag = "users", request_body = UserIds, responses((status = 200, description = "Those that exist", body = Users)))]
+pub(crate) async fn batch_get(
+    State(app): State<Shared>,
+    _caller: Caller,
+    Body(UserIds { user_ids }): Body<UserIds>,
+) -> Result<Json<Users>, Error> {
+    let found = app.storage.get_users(unique_users(user_ids)?).await?;
+    Ok(Json(Users { users: found.into_iter().map(User::from).collect() }))
+}

@@ -1,0 +1,141 @@
+//! The JSON objects of API.md; 64-bit integers are strings.
+
+use std::collections::BTreeMap;
+
+use kith_kit::error::Error;
+use kith_proto::{
+    chat::v1::{ConversationKind, Message, Receipt},
+    storage::v1 as storage,
+};
+use kith_send::json::{U64, message_json};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
+
+/// A time in Unix ms; 0 for what never was.
+pub(crate) fn ms(time: i64) -> U64 {
+    U64(u64::try_from(time).unwrap_or(0))
+}
+
+/// Messages as they are shown.
+pub(crate) fn messages(stored: &[Message]) -> Result<Vec<Box<RawValue>>, Error> {
+    stored.iter().map(message_json).collect()
+}
+
+/// A message that has been stored.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Sent {
+    message_id: String,
+    conversation_id: String,
+    #[schema(value_type = String, example = "42")]
+    seq: U64,
+    #[schema(value_type = String, example = "1790000000000")]
+    sent_at: U64,
+    /// True when an earlier call with the same client_msg_id had stored it.
+    pub(crate) duplicate: bool,
+}
+
+impl From<Receipt> for Sent {
+    fn from(receipt: Receipt) -> Self {
+        Self {
+            message_id: receipt.message_id,
+            conversation_id: receipt.conversation_id,
+            seq: U64(receipt.seq),
+            sent_at: ms(receipt.sent_at),
+            duplicate: receipt.duplicate,
+        }
+    }
+}
+
+/// A conversation as its member sees it.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Conversation {
+    conversation_id: String,
+    /// direct, group or system
+    kind: &'static str,
+    /// The newest message.
+    #[schema(value_type = String)]
+    seq: U64,
+    /// Up to where the caller has read.
+    #[schema(value_type = String)]
+    read_seq: U64,
+    #[schema(value_type = String)]
+    unread: U64,
+    #[schema(value_type = Option<crate::openapi::Message>)]
+    last_message: Option<Box<RawValue>>,
+    pinned: bool,
+    muted: bool,
+    #[schema(value_type = String)]
+    updated_at: U64,
+}
+
+impl TryFrom<storage::Conversation> for Conversation {
+    type Error = Error;
+
+    fn try_from(stored: storage::Conversation) -> Result<Self, Error> {
+        let kind = match stored.kind() {
+            ConversationKind::Group => "group",
+            ConversationKind::System => "system",
+            ConversationKind::Direct | ConversationKind::Unspecified => "direct",
+        };
+        Ok(Self {
+            kind,
+            seq: U64(stored.seq),
+            read_seq: U64(stored.read_seq),
+            unread: U64(stored.unread),
+            last_message: stored.last_message.as_ref().map(message_json).transpose()?,
+            pinned: stored.pinned,
+            muted: stored.muted,
+            updated_at: ms(stored.updated_at),
+            conversation_id: stored.conversation_id,
+        })
+    }
+}
+
+/// A profile.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct User {
+    user_id: String,
+    nickname: String,
+    avatar_url: String,
+    attrs: BTreeMap<String, String>,
+    #[schema(value_type = String)]
+    version: U64,
+}
+
+impl From<storage::User> for User {
+    fn from(stored: storage::User) -> Self {
+        Self {
+            user_id: stored.user_id,
+            nickname: stored.nickname,
+            avatar_url: stored.avatar_url,
+            attrs: stored.attrs,
+            version: U64(stored.version),
+        }
+    }
+}
+
+/// A place in a conversation.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub(crate) struct Position {
+    pub(crate) conversation_id: String,
+    #[schema(value_type = String, example = "42")]
+    pub(crate) seq: U64,
+}
+
+/// Whether a call changed something; false when it had been so before.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Changed {
+    pub(crate) changed: bool,
+}
+
+/// A page of results: how many, and from where.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct Page {
+    /// 1 to 200; 50 when absent.
+    pub(crate) limit: Option<u32>,
+    /// `next_cursor` of the page before.
+    #[serde(default)]
+    pub(crate) cursor: String,
+}

@@ -1,0 +1,281 @@
+//! The loop around one connection's [`Machine`]: socket, queue, answers and time go in; frames and jobs come out.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::extract::ws::{CloseFrame, Message, WebSocket};
+use bytes::Bytes;
+use futures::{FutureExt, SinkExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use kith_kit::clock;
+use kith_proto::{chat::v1::Position, sessions::v1::Session};
+use kith_send::json::platform;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    frame::close,
+    jobs::Worker,
+    machine::{
+        Machine,
+        io::{Input, Job, Opened, Output, Settings},
+    },
+    registry::{Command, Handle, QUEUE},
+};
+
+/// A client that takes no bytes for this long is too slow a reader.
+const WRITE_DEADLINE: Duration = Duration::from_secs(10);
+/// How long the client's answer to a close frame is awaited.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
+/// Jobs of one connection at once; the rest wait.
+const MAX_JOBS: usize = 24;
+/// Jobs that may wait; a connection that wants more is cut off: it reads or sends faster than storage answers.
+const MAX_WAITING_JOBS: usize = 1_024;
+/// Commands taken before the socket is written to.
+const COMMANDS_AT_ONCE: usize = 32;
+/// The longest reason of a close frame (RFC 6455).
+const MAX_REASON_BYTES: usize = 123;
+
+/// How a connection ended.
+enum End {
+    /// The client went away, or the close frame was sent.
+    Over,
+    /// The client does not read.
+    TooSlow,
+}
+
+/// Serves a connection until it ends.
+pub(crate) async fn serve(
+    socket: WebSocket,
+    worker: Arc<Worker>,
+    settings: Settings,
+    token: Option<String>,
+    end: CancellationToken,
+) {
+    metrics::gauge!("kith_gateway_connections").increment(1.0);
+    let (sender, commands) = mpsc::channel(QUEUE);
+    let mut machine = Machine::new(settings, ulid::Ulid::generate().to_string(), Instant::now());
+    if let Some(token) = token {
+        machine.token_in_header(token);
+    }
+    let connection = Connection {
+        socket,
+        machine,
+        worker,
+        sender: Some(sender),
+        slow: CancellationToken::new(),
+        end,
+        jobs: FuturesUnordered::new(),
+        waiting: VecDeque::new(),
+        opened: None,
+        handle: None,
+    };
+    connection.run(commands).await;
+    metrics::gauge!("kith_gateway_connections").decrement(1.0);
+}
+
+struct Connection {
+    socket: WebSocket,
+    machine: Machine,
+    worker: Arc<Worker>,
+    /// Goes into the handle when the session opens.
+    sender: Option<mpsc::Sender<Command>>,
+    slow: CancellationToken,
+    end: CancellationToken,
+    jobs: FuturesUnordered<BoxFuture<'static, Option<Input>>>,
+    waiting: VecDeque<Job>,
+    opened: Option<Opened>,
+    handle: Option<Arc<Handle>>,
+}
+
+impl Connection {
+    async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        loop {
+            if let Err(end) = self.perform().await {
+                if matches!(end, End::TooSlow) {
+                    self.close(close::TOO_SLOW, "the reader is too slow: reconnect and sync").await;
+                }
+                break;
+            }
+            let next = self.machine.next_tick();
+            let input = tokio::select! {
+                message = self.socket.recv() => match message {
+                    Some(Ok(message)) => match input_of(message) {
+                        Some(input) => input,
+                        None => break,
+                    },
+                    Some(Err(error)) => {
+                        self.broken(&error).await;
+                        break;
+                    }
+                    None => break,
+                },
+                Some(command) = commands.recv() => input_of_command(command),
+                Some(answer) = self.jobs.next(), if !self.jobs.is_empty() => match answer {
+                    Some(input) => input,
+                    None => continue,
+                },
+                () = tokio::time::sleep_until(next.into()) => Input::Tick,
+                () = self.slow.cancelled() => {
+                    self.close(close::TOO_SLOW, "the reader is too slow: reconnect and sync").await;
+                    break;
+                }
+                () = self.end.cancelled() => Input::Drain { after_ms: 1_000 },
+            };
+            self.handle(input);
+            // What has come in meanwhile goes out in the same write.
+            for _ in 0..COMMANDS_AT_ONCE {
+                match commands.try_recv() {
+                    Ok(command) => self.handle(input_of_command(command)),
+                    Err(_) => break,
+                }
+            }
+        }
+        if let Some(handle) = &self.handle {
+            self.worker.links.close(handle);
+        }
+    }
+
+    fn handle(&mut self, input: Input) {
+        self.machine.handle(input, Instant::now(), clock::now_ms());
+    }
+
+    /// Does what the machine wants.
+    async fn perform(&mut self) -> Result<(), End> {
+        let outputs = self.machine.take();
+        let mut wrote = false;
+        for output in outputs {
+            match output {
+                Output::Frame(text) => {
+                    metrics::counter!("kith_gateway_frames_total", "direction" => "out").increment(1);
+                    self.write(Message::Text(text.into())).await?;
+                    wrote = true;
+                }
+                Output::Ping => {
+                    self.write(Message::Ping(Bytes::new())).await?;
+                    wrote = true;
+                }
+                Output::Opened(opened) => self.open(opened),
+                Output::Job(job) => self.waiting.push_back(job),
+                Output::Close { code, reason } => {
+                    metrics::counter!("kith_gateway_closes_total", "code" => code.to_string()).increment(1);
+                    self.close(code, &reason).await;
+                    return Err(End::Over);
+                }
+            }
+        }
+        if self.waiting.len() > MAX_WAITING_JOBS {
+            return Err(End::TooSlow);
+        }
+        self.start_jobs();
+        if wrote { self.flush().await } else { Ok(()) }
+    }
+
+    fn start_jobs(&mut self) {
+        while self.jobs.len() < MAX_JOBS
+            && let Some(job) = self.waiting.pop_front()
+        {
+            let (worker, opened) = (self.worker.clone(), self.opened.clone());
+            self.jobs.push(async move { worker.run(job, opened).await }.boxed());
+        }
+    }
+
+    fn open(&mut self, opened: Opened) {
+        let Some(sender) = self.sender.take() else { return };
+        let claims = &opened.claims;
+        let cursors =
+            opened.cursors.iter().map(|(id, seq)| Position { conversation_id: id.as_ref().to_owned(), seq: *seq });
+        let session = Session {
+            session_id: opened.session_id.clone(),
+            user_id: claims.sub.clone(),
+            device_id: claims.dev.clone(),
+            platform: platform(&claims.plt).unwrap_or_default().into(),
+            line: claims.line.clone(),
+            opened_at: opened.opened_at,
+            cursors: cursors.collect(),
+            fresh: false,
+        };
+        tracing::debug!(session_id = %opened.session_id, user_id = %claims.sub, "session opened");
+        let handle = Arc::new(Handle::new(session, sender, self.slow.clone()));
+        self.worker.links.open(handle.clone());
+        self.handle = Some(handle);
+        self.opened = Some(opened);
+    }
+
+    async fn write(&mut self, message: Message) -> Result<(), End> {
+        let writing = tokio::time::timeout(WRITE_DEADLINE, self.socket.feed(message));
+        match self.slow.run_until_cancelled(writing).await {
+            Some(Ok(Ok(()))) => Ok(()),
+            Some(Ok(Err(_))) => Err(End::Over),
+            Some(Err(_)) | None => Err(End::TooSlow),
+        }
+    }
+
+    async fn flush(&mut self) -> Result<(), End> {
+        let flushing = tokio::time::timeout(WRITE_DEADLINE, self.socket.flush());
+        match self.slow.run_until_cancelled(flushing).await {
+            Some(Ok(Ok(()))) => Ok(()),
+            Some(Ok(Err(_))) => Err(End::Over),
+            Some(Err(_)) | None => Err(End::TooSlow),
+        }
+    }
+
+    /// Sends a close frame and waits a moment for the client's own, so that what was written before still arrives.
+    async fn close(&mut self, code: u16, reason: &str) {
+        let frame = CloseFrame { code, reason: shorten(reason).into() };
+        let goodbye = async {
+            if self.socket.send(Message::Close(Some(frame))).await.is_ok() {
+                while let Some(Ok(_)) = self.socket.recv().await {}
+            }
+        };
+        // The client may be gone, or not read: the socket is dropped either way.
+        drop(tokio::time::timeout(CLOSE_DEADLINE, goodbye).await);
+    }
+
+    /// The socket failed: a frame over its bound or against the protocol is told, a lost connection is not.
+    async fn broken(&mut self, error: &axum::Error) {
+        tracing::debug!(%error, "a connection broke");
+        self.close(close::PROTOCOL, "a frame is too long or breaks the WebSocket protocol").await;
+    }
+}
+
+fn input_of(message: Message) -> Option<Input> {
+    metrics::counter!("kith_gateway_frames_total", "direction" => "in").increment(1);
+    match message {
+        Message::Text(text) => Some(Input::Text(text.as_str().to_owned())),
+        Message::Binary(_) => Some(Input::Binary),
+        Message::Ping(_) | Message::Pong(_) => Some(Input::Control),
+        Message::Close(_) => None,
+    }
+}
+
+fn input_of_command(command: Command) -> Input {
+    match command {
+        Command::Deliver(delivery) => Input::Delivery(delivery),
+        Command::Suspect => Input::Suspect,
+        Command::Kick { code, reason } => Input::Kick { code, reason },
+        Command::Drain { after_ms } => Input::Drain { after_ms },
+    }
+}
+
+fn shorten(reason: &str) -> String {
+    let mut end = reason.len().min(MAX_REASON_BYTES);
+    while !reason.is_char_boundary(end) {
+        end -= 1;
+    }
+    reason[..end].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_reason_is_cut_at_a_character() {
+        assert_eq!(shorten("short"), "short");
+        let long = "ä".repeat(100);
+        assert_eq!(shorten(&long).len(), 122);
+    }
+}

@@ -1,0 +1,172 @@
+//! What goes into a [`Machine`](super::Machine) and what comes out of it.
+
+use std::{sync::Arc, time::Duration};
+
+use kith_kit::{auth::Claims, error::Error};
+use kith_proto::chat::v1::Receipt;
+
+use super::{
+    order::{Item, Need},
+    sends::Send,
+};
+
+/// Settings of a gateway that a connection heeds.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Between two signs of life.
+    pub heartbeat: Duration,
+    /// Client frames per second.
+    pub frames_per_second: u32,
+}
+
+/// What reached the gateway for this connection, ready to be shown; shared by all connections that it is for.
+#[derive(Debug, Clone)]
+pub enum Delivery {
+    /// Messages.
+    Messages {
+        /// Ascending per conversation.
+        items: Arc<[Item]>,
+        /// Conversations that have more for this device.
+        more: Arc<[Arc<str>]>,
+        /// Part of the login catch-up.
+        catch_up: bool,
+        /// Its end.
+        done: bool,
+    },
+    /// An event frame, written.
+    Event(Arc<str>),
+}
+
+/// A step of the gateway's own catch-up.
+#[derive(Debug, Default)]
+pub struct CatchUpPage {
+    /// Ascending per conversation.
+    pub items: Vec<Item>,
+    /// Conversations that have more.
+    pub more: Vec<Arc<str>>,
+    /// Where to go on; none at the end.
+    pub next: Option<String>,
+}
+
+/// Messages after a place, as storage has them.
+#[derive(Debug, Default)]
+pub struct Pulled {
+    /// Ascending.
+    pub items: Vec<Item>,
+    /// Whether there are more.
+    pub has_more: bool,
+}
+
+/// What comes in.
+#[derive(Debug)]
+pub enum Input {
+    /// A text frame.
+    Text(String),
+    /// A binary frame: none is known in this subprotocol.
+    Binary,
+    /// A control frame: a sign of life.
+    Control,
+    /// The answer to [`Job::Authenticate`].
+    Authenticated(Result<Arc<Claims>, Error>),
+    /// The answer to [`Job::Recheck`].
+    Rechecked(Result<(), Error>),
+    /// From `sessions`.
+    Delivery(Delivery),
+    /// Something may have been lost: read it from storage.
+    Suspect,
+    /// The answer to [`Job::Send`].
+    Sent {
+        /// What was in order.
+        key: String,
+        /// The frame's id.
+        id: String,
+        /// What became of it.
+        result: Result<Receipt, Error>,
+    },
+    /// The answer to [`Job::Read`] of a base.
+    Base(Arc<str>, Result<u64, Error>),
+    /// The answer to [`Job::Read`] of a gap.
+    Pulled(Arc<str>, Result<Pulled, Error>),
+    /// The answer to [`Job::CatchUp`].
+    CaughtUp(Result<CatchUpPage, Error>),
+    /// The answer to [`Job::Compare`].
+    Compared(Result<CatchUpPage, Error>),
+    /// `sessions` ends the session.
+    Kick {
+        /// A close code of API.md.
+        code: u16,
+        /// In words.
+        reason: String,
+    },
+    /// The gateway is going away.
+    Drain {
+        /// When the client should come back.
+        after_ms: u64,
+    },
+    /// Time has passed.
+    Tick,
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub enum Output {
+    /// Write a text frame.
+    Frame(String),
+    /// Write a WebSocket ping.
+    Ping,
+    /// Close, and do nothing more.
+    Close {
+        /// A close code of API.md.
+        code: u16,
+        /// In words.
+        reason: String,
+    },
+    /// The session is open: make it known.
+    Opened(Opened),
+    /// Do something and bring the answer back.
+    Job(Job),
+}
+
+/// A session that begins.
+#[derive(Debug, Clone)]
+pub struct Opened {
+    /// Whose it is.
+    pub claims: Arc<Claims>,
+    /// Its id.
+    pub session_id: String,
+    /// Where the client says it is.
+    pub cursors: Vec<(Arc<str>, u64)>,
+    /// Since when.
+    pub opened_at: i64,
+}
+
+/// Work outside.
+#[derive(Debug)]
+pub enum Job {
+    /// Verify a token.
+    Authenticate(String),
+    /// See whether the token has been revoked.
+    Recheck,
+    /// Send a message.
+    Send {
+        /// What was in order.
+        key: String,
+        /// What to send.
+        send: Send,
+    },
+    /// Acknowledge what arrived; nobody waits for it.
+    Ack(Vec<(String, u64)>),
+    /// Tell the others; nobody waits for it.
+    Typing(String),
+    /// Read what [`super::order`] needs.
+    Read(Need),
+    /// Catch up from storage, one page.
+    CatchUp {
+        /// Where the page before ended.
+        cursor: Option<String>,
+        /// What was shown already: the catch-up goes on from there, whatever the device acknowledged.
+        known: Vec<(Arc<str>, u64)>,
+    },
+    /// Read what is after the client's own cursors.
+    Compare(Vec<(Arc<str>, u64)>),
+}

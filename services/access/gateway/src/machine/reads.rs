@@ -1,0 +1,138 @@
+//! How a connection reads from storage what deliveries did not bring: its catch-up, gaps, and the client's own cursors.
+
+use std::{sync::Arc, time::Instant};
+
+use kith_kit::error::Error;
+use tonic::Code;
+
+use super::{
+    AFTER_FAILURE, COMPARE, CatchUp, Machine,
+    io::{CatchUpPage, Job, Output, Pulled},
+    order::Need,
+};
+
+impl Machine {
+    /// The catch-up by `tasks` is done. The gateway's own, where it runs already, goes on.
+    pub(super) fn catch_up_done(&mut self) {
+        let Some(identified) = &mut self.identified else { return };
+        if matches!(identified.catch_up, CatchUp::Awaited(_)) {
+            identified.catch_up = CatchUp::Done;
+            let outcome = self.order.release();
+            self.apply(outcome);
+            self.compare();
+        }
+    }
+
+    pub(super) fn suspect(&mut self) {
+        let Some(identified) = &mut self.identified else { return };
+        match identified.catch_up {
+            CatchUp::Own | CatchUp::OwnAgain => identified.catch_up = CatchUp::OwnAgain,
+            // A catch-up by `tasks` that was on its way may be what got lost.
+            CatchUp::Awaited(_) | CatchUp::Retry(_) => {}
+            CatchUp::Done => self.start_catch_up(),
+        }
+    }
+
+    pub(super) fn start_catch_up(&mut self) {
+        if let Some(identified) = &mut self.identified {
+            identified.catch_up = CatchUp::Own;
+            self.order.hold();
+            self.catch_up_page(None);
+        }
+    }
+
+    fn catch_up_page(&mut self, cursor: Option<String>) {
+        let known = self.order.known();
+        self.out.push(Output::Job(Job::CatchUp { cursor, known }));
+    }
+
+    pub(super) fn caught_up(&mut self, result: Result<CatchUpPage, Error>, now: Instant) {
+        let Some(identified) = &mut self.identified else { return };
+        let page = match result {
+            Ok(page) => page,
+            Err(_) => {
+                identified.catch_up = CatchUp::Retry(now + AFTER_FAILURE);
+                return;
+            }
+        };
+        let again = matches!(identified.catch_up, CatchUp::OwnAgain);
+        let done = page.next.is_none() && !again;
+        if done {
+            identified.catch_up = CatchUp::Done;
+        }
+        for item in page.items {
+            let outcome = self.order.caught_up(item);
+            self.apply(outcome);
+        }
+        self.more.extend(page.more);
+        if done {
+            let outcome = self.order.release();
+            self.apply(outcome);
+            self.compare();
+        } else if page.next.is_some() {
+            self.catch_up_page(page.next);
+        } else {
+            self.start_catch_up();
+        }
+    }
+
+    /// Compares the client's cursors with storage, a few at a time: a client that lost data is behind what its device acknowledged.
+    pub(super) fn compare(&mut self) {
+        let Some(identified) = &mut self.identified else { return };
+        let mut chunk = Vec::new();
+        while chunk.len() < COMPARE
+            && let Some((id, seq)) = identified.cursors.pop()
+        {
+            // What the catch-up has shown needs no second look.
+            if self.order.seen(&id) == Some(seq) {
+                chunk.push((id, seq));
+            }
+        }
+        if !chunk.is_empty() {
+            self.out.push(Output::Job(Job::Compare(chunk)));
+        }
+    }
+
+    pub(super) fn compared(&mut self, result: Result<CatchUpPage, Error>) {
+        // A failure leaves the rest to the next live message, which finds its gap.
+        let page = result.unwrap_or_default();
+        for item in page.items {
+            let outcome = self.order.caught_up(item);
+            self.apply(outcome);
+        }
+        self.more.extend(page.more);
+        self.compare();
+    }
+
+    pub(super) fn base(&mut self, id: &Arc<str>, result: Result<u64, Error>, now: Instant) {
+        match result {
+            Ok(delivered) => {
+                let outcome = self.order.base(id, delivered);
+                self.apply(outcome);
+            }
+            Err(error) => self.unread(Need::Base(id.clone()), &error, now),
+        }
+    }
+
+    pub(super) fn pulled(&mut self, id: &Arc<str>, result: Result<Pulled, Error>, now: Instant) {
+        match result {
+            Ok(Pulled { items, has_more }) => {
+                let outcome = self.order.pulled(id, items, has_more);
+                self.apply(outcome);
+            }
+            Err(error) => {
+                let after = self.order.seen(id).unwrap_or(0);
+                self.unread(Need::Pull { conversation_id: id.clone(), after }, &error, now);
+            }
+        }
+    }
+
+    /// A read failed: for good when the user may not see the conversation, else it is tried again.
+    fn unread(&mut self, need: Need, error: &Error, now: Instant) {
+        if matches!(error.code, Code::NotFound | Code::PermissionDenied | Code::InvalidArgument) {
+            self.order.lost(need.conversation_id());
+        } else {
+            self.later.push((now + AFTER_FAILURE, need));
+        }
+    }
+}
