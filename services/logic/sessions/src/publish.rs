@@ -334,6 +334,6 @@ mod tests {
         for _ in 0..=MAX_QUEUED / 2 {
             publisher.take().unwrap();
         }
-        assert_eq!(publisher.overdue(), [format!("s{MAX_QUEUED}").into()]);
+        assert_eq!(publisher.overdue(), [Arc::<str>::from(format!("s{MAX_QUEUED}"))]);
     }
 }

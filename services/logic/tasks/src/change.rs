@@ -79,7 +79,6 @@ pub fn read(kind: &str, key: &str, data: &Bytes) -> Result<Change, Unreadable> {
         "message.edited" => ("edited", false, false),
         "message.reaction" => ("reaction", false, false),
         "receipt.read" => ("read", false, true),
-        "conversation.created" => ("conversation", true, false),
         "group.updated" => ("group", false, false),
         "group.dissolved" | "member.added" | "member.removed" | "member.updated" => ("group", true, false),
         "profile.updated" => {
@@ -87,7 +86,7 @@ pub fn read(kind: &str, key: &str, data: &Bytes) -> Result<Change, Unreadable> {
             let user = who.user_id.map_or_else(|| key.to_owned(), Cow::into_owned);
             return Ok(Change::Profile { user, data: data.clone() });
         }
-        "friend.added" | "friend.removed" | "friend.requested" => return friend(name, key, data),
+        "friend.added" | "friend.removed" | "friend.requested" | "conversation.created" => return users(name, key, data),
         // Delivered cursors and blocks are nobody else's business; types that are not known are newer than this build.
         _ => return Ok(Change::Ignored),
     };
@@ -99,17 +98,20 @@ pub fn read(kind: &str, key: &str, data: &Bytes) -> Result<Change, Unreadable> {
         others.extend(subject.clone());
     }
     let actor = who.actor_id.map(Cow::into_owned).or(subject);
-    let data = if matches!(event, "group" | "conversation") { named(name, data) } else { data.clone() };
+    let data = if event == "group" { named(name, data) } else { data.clone() };
     Ok(Change::Conversation(ConversationChange { conversation, event, actor, others, members_changed, small_only, data }))
 }
 
-fn friend(name: &str, key: &str, data: &Bytes) -> Result<Change, Unreadable> {
-    let who: Who<'_> = serde_json::from_slice(data)?;
-    let event = if name == "friend.requested" { "friend_request" } else { "friend" };
-    let mut users: Vec<String> = [who.user_id, who.friend_id, who.target_id].into_iter().flatten().map(Cow::into_owned).collect();
-    users.push(key.to_owned());
-    users.sort_unstable();
-    users.dedup();
+/// Events that name all whom they concern: those between two users are told on each side under that user's key.
+fn users(name: &str, key: &str, data: &Bytes) -> Result<Change, Unreadable> {
+    let (event, users) = match name {
+        "conversation.created" => {
+            let who: Who<'_> = serde_json::from_slice(data)?;
+            ("conversation", who.member_ids.into_iter().map(Cow::into_owned).collect())
+        }
+        "friend.requested" => ("friend_request", vec![key.to_owned()]),
+        _ => ("friend", vec![key.to_owned()]),
+    };
     Ok(Change::Users { event, users, data: named(name, data) })
 }
 
@@ -132,9 +134,7 @@ struct Who<'a> {
     #[serde(borrow, default)]
     user_ids: Vec<Cow<'a, str>>,
     #[serde(borrow, default)]
-    friend_id: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    target_id: Option<Cow<'a, str>>,
+    member_ids: Vec<Cow<'a, str>>,
     #[serde(borrow, default)]
     actor_id: Option<Cow<'a, str>>,
 }

@@ -62,10 +62,18 @@ fn a_receipt_names_its_reader() {
 }
 
 #[test]
-fn a_friend_event_reaches_both_sides() {
+fn a_friend_event_goes_to_its_own_side() {
     let json = serde_json::json!({"user_id": "alice", "friend_id": "bob"});
     let Change::Users { event, users, .. } = read("dev.kith.friend.added.v1", "alice", &data(json)).unwrap() else { panic!() };
-    assert_eq!((event, users), ("friend", vec!["alice".to_owned(), "bob".to_owned()]));
+    assert_eq!((event, users), ("friend", vec!["alice".to_owned()]));
+}
+
+#[test]
+fn a_new_conversation_is_told_to_its_first_members() {
+    let json = serde_json::json!({"conversation_id": "d:alice:bob", "kind": "direct", "member_ids": ["alice", "bob"]});
+    let Change::Users { event, users, data } = read("dev.kith.conversation.created.v1", "d:alice:bob", &data(json)).unwrap() else { panic!() };
+    assert_eq!((event, users), ("conversation", vec!["alice".to_owned(), "bob".to_owned()]));
+    assert!(data.starts_with(b"{\"change\":\"conversation.created\","));
 }
 
 #[test]
