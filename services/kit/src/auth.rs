@@ -90,8 +90,11 @@ pub struct Verifier {
     state: RwLock<VerifierState>,
 }
 
+/// Public keys by `kid`.
+type Keys = HashMap<String, (Algorithm, DecodingKey)>;
+
 struct VerifierState {
-    keys: HashMap<String, (Algorithm, DecodingKey)>,
+    keys: Keys,
     json: String,
     stamp: Option<SystemTime>,
     checked: Instant,
@@ -171,9 +174,10 @@ fn modified(path: &Path) -> Option<SystemTime> {
     std::fs::metadata(path).and_then(|m| m.modified()).ok()
 }
 
-fn read_jwks(path: &Path) -> Result<(String, HashMap<String, (Algorithm, DecodingKey)>), KeyError> {
+fn read_jwks(path: &Path) -> Result<(String, Keys), KeyError> {
     let json = std::fs::read_to_string(path).map_err(|source| KeyError::Read { path: path.to_owned(), source })?;
-    let set: JwkSet = serde_json::from_str(&json).map_err(|source| KeyError::Parse { path: path.to_owned(), source })?;
+    let set: JwkSet =
+        serde_json::from_str(&json).map_err(|source| KeyError::Parse { path: path.to_owned(), source })?;
     let mut keys = HashMap::new();
     for jwk in &set.keys {
         let algorithm = match &jwk.algorithm {

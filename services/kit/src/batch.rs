@@ -107,7 +107,12 @@ impl Router {
     }
 
     /// Groups items by the instance to ask.
-    fn split<K>(&self, items: impl Iterator<Item = K>, key: impl Fn(&K) -> u64, one_by_one: bool) -> Vec<(Option<String>, Vec<K>)> {
+    fn split<K>(
+        &self,
+        items: impl Iterator<Item = K>,
+        key: impl Fn(&K) -> u64,
+        one_by_one: bool,
+    ) -> Vec<(Option<String>, Vec<K>)> {
         let keyed = items.map(|item| (key(&item), item));
         if one_by_one {
             keyed.map(|(key, item)| (self.address(key), vec![item])).collect()

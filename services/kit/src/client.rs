@@ -159,7 +159,11 @@ mod io {
         fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
             forward!(self, s => s.poll_shutdown(cx))
         }
-        fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<Result<usize>> {
+        fn poll_write_vectored(
+            self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            bufs: &[IoSlice<'_>],
+        ) -> Poll<Result<usize>> {
             forward!(self, s => s.poll_write_vectored(cx, bufs))
         }
         fn is_write_vectored(&self) -> bool {

@@ -51,10 +51,12 @@ impl Source {
                 let text = tokio::fs::read_to_string(path).await?;
                 Ok(text.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_owned).collect())
             }
-            Self::Dns { host, port } => match tokio::time::timeout(LOOKUP_DEADLINE, tokio::net::lookup_host((host.as_str(), *port))).await {
-                Ok(found) => Ok(found?.map(|a| a.to_string()).collect()),
-                Err(_) => Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "DNS did not answer")),
-            },
+            Self::Dns { host, port } => {
+                match tokio::time::timeout(LOOKUP_DEADLINE, tokio::net::lookup_host((host.as_str(), *port))).await {
+                    Ok(found) => Ok(found?.map(|a| a.to_string()).collect()),
+                    Err(_) => Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "DNS did not answer")),
+                }
+            }
         }
     }
 }
@@ -89,7 +91,9 @@ impl Discovery {
                             changed
                         });
                     }
-                    Err(error) => tracing::debug!(%spec, %error, "endpoints could not be looked up; keeping the last ones"),
+                    Err(error) => {
+                        tracing::debug!(%spec, %error, "endpoints could not be looked up; keeping the last ones")
+                    }
                 }
                 if matches!(source, Source::Static(_)) {
                     shutdown.cancelled().await;

@@ -94,8 +94,8 @@ impl Error {
 
     /// The instance does not hold what was asked for.
     pub fn wrong_holder(holder: Option<&str>) -> Self {
-        let mut error =
-            Self::new(Code::FailedPrecondition, "this instance does not hold the key").with_reason(reason::WRONG_HOLDER);
+        let mut error = Self::new(Code::FailedPrecondition, "this instance does not hold the key")
+            .with_reason(reason::WRONG_HOLDER);
         if let Some(holder) = holder {
             error.metadata.insert("holder".to_owned(), holder.to_owned());
         }
@@ -191,7 +191,8 @@ impl From<Status> for Error {
         let info = details.error_info().filter(|i| i.domain == DOMAIN);
         // A transport's own failures carry text about addresses and sockets, which is for the log and not for users.
         let transport = std::error::Error::source(&status).is_some();
-        let detail = if transport { "a part of the platform did not answer".to_owned() } else { status.message().to_owned() };
+        let detail =
+            if transport { "a part of the platform did not answer".to_owned() } else { status.message().to_owned() };
         let code = match status.code() {
             // h2 and hyper report a connection that broke as Unknown or Cancelled; the outcome is as unknown as with Unavailable.
             Code::Unknown | Code::Cancelled | Code::Internal if transport => Code::Unavailable,
@@ -225,7 +226,12 @@ mod tests {
 
     #[test]
     fn codes_map_to_the_statuses_of_the_contract() {
-        for (code, status) in [(Code::InvalidArgument, 400), (Code::AlreadyExists, 409), (Code::ResourceExhausted, 429), (Code::DeadlineExceeded, 504)] {
+        for (code, status) in [
+            (Code::InvalidArgument, 400),
+            (Code::AlreadyExists, 409),
+            (Code::ResourceExhausted, 429),
+            (Code::DeadlineExceeded, 504),
+        ] {
             assert_eq!(Error::new(code, "x").http_status(), status);
         }
     }

@@ -169,7 +169,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_problem_names_code_and_reason() {
-        let response = problem(&Error::denied(crate::error::reason::BLOCKED, "the recipient does not take your messages"));
+        let response =
+            problem(&Error::denied(crate::error::reason::BLOCKED, "the recipient does not take your messages"));
         let body = axum::body::to_bytes(response.into_body(), 4_096).await.unwrap();
         let json: serde_json::Value = serde_json::from_slice(&body).unwrap();
         assert_eq!(json["code"], "PERMISSION_DENIED");

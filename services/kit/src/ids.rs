@@ -86,7 +86,9 @@ pub fn check_conversation_id(field: &'static str, id: &str) -> Result<Conversati
     let invalid = IdError::Conversation { field };
     match id.split_once(':') {
         Some(("d", rest)) if direct_users(rest).next().is_some() => Ok(ConversationId::Direct),
-        Some(("g", rest)) if rest.len() == 26 && rest.bytes().all(|b| b.is_ascii_alphanumeric()) => Ok(ConversationId::Group),
+        Some(("g", rest)) if rest.len() == 26 && rest.bytes().all(|b| b.is_ascii_alphanumeric()) => {
+            Ok(ConversationId::Group)
+        }
         Some(("s", rest)) if !rest.is_empty() && rest.len() <= MAX_ID_BYTES => Ok(ConversationId::System),
         _ => Err(invalid),
     }
@@ -94,9 +96,9 @@ pub fn check_conversation_id(field: &'static str, id: &str) -> Result<Conversati
 
 /// Every way to read two sorted users out of what follows `d:`; more than one when the ids hold colons.
 fn direct_users(rest: &str) -> impl Iterator<Item = (&str, &str)> {
-    rest.match_indices(':').map(|(at, _)| (&rest[..at], &rest[at + 1..])).filter(|(a, b)| {
-        !a.is_empty() && !b.is_empty() && a < b && a.len() <= MAX_ID_BYTES && b.len() <= MAX_ID_BYTES
-    })
+    rest.match_indices(':')
+        .map(|(at, _)| (&rest[..at], &rest[at + 1..]))
+        .filter(|(a, b)| !a.is_empty() && !b.is_empty() && a < b && a.len() <= MAX_ID_BYTES && b.len() <= MAX_ID_BYTES)
 }
 
 /// The users that `user` may be talking to in the direct conversation `id`: one, or several where ids hold colons. Empty when the id

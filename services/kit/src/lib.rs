@@ -7,6 +7,8 @@ pub mod config;
 pub mod ids;
 pub mod rendezvous;
 
+#[cfg(feature = "telemetry")]
+pub mod admin;
 #[cfg(feature = "grpc")]
 pub mod auth;
 #[cfg(feature = "grpc")]
@@ -31,17 +33,15 @@ pub mod route;
 pub mod server;
 #[cfg(feature = "grpc")]
 pub mod sessions;
+#[cfg(feature = "telemetry")]
+pub mod shutdown;
 #[cfg(feature = "grpc")]
 pub mod storage;
 #[cfg(feature = "telemetry")]
-pub mod admin;
-#[cfg(feature = "telemetry")]
-pub mod shutdown;
-#[cfg(feature = "telemetry")]
 pub mod telemetry;
-#[cfg(feature = "tls")]
-pub mod tls;
 #[cfg(feature = "testing")]
 pub mod testing;
+#[cfg(feature = "tls")]
+pub mod tls;
 #[cfg(feature = "valkey")]
 pub mod valkey;

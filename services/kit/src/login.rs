@@ -62,13 +62,13 @@ impl Authenticator {
     /// Refuses claims whose token has been revoked since it was issued.
     pub async fn check_revoked(&self, claims: &Claims) -> Result<(), Error> {
         let user = claims.sub.clone();
-        let load = async {
-            self.storage.get_revocation(GetRevocationRequest { user_id: user }).await.map(Arc::new)
-        };
+        let load = async { self.storage.get_revocation(GetRevocationRequest { user_id: user }).await.map(Arc::new) };
         let revocation =
             self.revocations.try_get_with_by_ref(&claims.sub, load).await.map_err(|error| Error::clone(&error))?;
         if is_revoked(claims, &revocation) {
-            return Err(Error::unauthenticated("the token has been revoked: get a new one").with_reason(reason::REVOKED));
+            return Err(
+                Error::unauthenticated("the token has been revoked: get a new one").with_reason(reason::REVOKED)
+            );
         }
         Ok(())
     }
@@ -81,7 +81,8 @@ impl Authenticator {
 
 fn is_revoked(claims: &Claims, revocation: &GetRevocationResponse) -> bool {
     // Tokens of other issuers may not carry milliseconds.
-    let issued_at = if claims.iat_ms > 0 { claims.iat_ms } else { i64::try_from(claims.iat).unwrap_or(0).saturating_mul(1_000) };
+    let issued_at =
+        if claims.iat_ms > 0 { claims.iat_ms } else { i64::try_from(claims.iat).unwrap_or(0).saturating_mul(1_000) };
     let device = revocation.device_issued_at_or_before.get(&claims.dev).copied().unwrap_or(0);
     issued_at <= revocation.all_issued_at_or_before.max(device)
 }

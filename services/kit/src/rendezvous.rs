@@ -9,10 +9,8 @@ fn weight(node: &str, key: u64) -> u64 {
 }
 
 /// The owner of `key` among `nodes`; none when there are no nodes. Ties go to the greater name.
-pub fn owner<'a, S: AsRef<str>>(nodes: &'a [S], key: u64) -> Option<&'a S> {
-    nodes.iter().max_by(|a, b| {
-        (weight(a.as_ref(), key), a.as_ref()).cmp(&(weight(b.as_ref(), key), b.as_ref()))
-    })
+pub fn owner<S: AsRef<str>>(nodes: &[S], key: u64) -> Option<&S> {
+    nodes.iter().max_by(|a, b| (weight(a.as_ref(), key), a.as_ref()).cmp(&(weight(b.as_ref(), key), b.as_ref())))
 }
 
 #[cfg(test)]

@@ -46,11 +46,16 @@ impl Sessions {
     pub async fn presence(&self, storage: &Storage, user_ids: Vec<String>) -> Result<Vec<Presence>, Error> {
         let found = self
             .router
-            .batch(DEADLINE, user_ids.clone(), |id| key(id), |transport, user_ids| async move {
-                let request = timed(QueryPresenceRequest { user_ids });
-                let response = SessionsClient::new(transport).query_presence(request).await?.into_inner();
-                Ok(response.presence.into_iter().map(Settled::Done).collect())
-            })
+            .batch(
+                DEADLINE,
+                user_ids.clone(),
+                |id| key(id),
+                |transport, user_ids| async move {
+                    let request = timed(QueryPresenceRequest { user_ids });
+                    let response = SessionsClient::new(transport).query_presence(request).await?.into_inner();
+                    Ok(response.presence.into_iter().map(Settled::Done).collect())
+                },
+            )
             .await?;
         let mut found = settled(found)?;
         let unseen: Vec<_> = user_ids

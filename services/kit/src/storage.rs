@@ -9,19 +9,19 @@ use kith_proto::{
         AckError, AckRequest, AckResponse, AddMembersRequest, AddMembersResponse, AnswerFriendRequestRequest,
         AnswerFriendRequestResponse, AppendRequest, AppendResponse, ClearRequest, ClearResponse, Conversation,
         ConversationMessages, CreateConversationRequest, CreateConversationResponse, DeleteDeviceRequest,
-        DeleteDeviceResponse, DeleteFriendRequest, DeleteFriendResponse, DissolveRequest, DissolveResponse, EditRequest,
-        EditResponse, GetConversationsRequest, GetReceiptsRequest, GetReceiptsResponse, GetRevocationRequest,
-        GetRevocationResponse, GetUsersRequest, ItemError, ListAfterRequest, ListBehindRequest, ListBehindResponse,
-        ListBlocksRequest, ListBlocksResponse, ListConversationsRequest, ListConversationsResponse, ListDevicesRequest,
-        ListDevicesResponse, ListFriendRequestsRequest, ListFriendRequestsResponse, ListFriendsRequest,
-        ListFriendsResponse, ListMembersRequest, ListMembersResponse, ListMessagesRequest, ListMessagesResponse,
-        MarkReadRequest, MarkReadResponse, OpenDirectRequest, OpenDirectResponse, PutDeviceRequest, PutDeviceResponse,
-        PutFriendRequest, PutFriendResponse, ReactRequest, ReactResponse, RecallRequest, RecallResponse,
-        RemoveMembersRequest, RemoveMembersResponse, RequestFriendRequest, RequestFriendResponse, RevokeTokensRequest,
-        RevokeTokensResponse, SetBlockRequest, SetBlockResponse, SetListEntryRequest, SetListEntryResponse,
-        UpdateConversationRequest, UpdateConversationResponse, UpdateMemberRequest, UpdateMemberResponse, UpsertResult,
-        UpsertUsersRequest, User, UserUpdate, conversations_client::ConversationsClient,
-        messages_client::MessagesClient, users_client::UsersClient,
+        DeleteDeviceResponse, DeleteFriendRequest, DeleteFriendResponse, DissolveRequest, DissolveResponse,
+        EditRequest, EditResponse, GetConversationsRequest, GetReceiptsRequest, GetReceiptsResponse,
+        GetRevocationRequest, GetRevocationResponse, GetUsersRequest, ItemError, ListAfterRequest, ListBehindRequest,
+        ListBehindResponse, ListBlocksRequest, ListBlocksResponse, ListConversationsRequest, ListConversationsResponse,
+        ListDevicesRequest, ListDevicesResponse, ListFriendRequestsRequest, ListFriendRequestsResponse,
+        ListFriendsRequest, ListFriendsResponse, ListMembersRequest, ListMembersResponse, ListMessagesRequest,
+        ListMessagesResponse, MarkReadRequest, MarkReadResponse, OpenDirectRequest, OpenDirectResponse,
+        PutDeviceRequest, PutDeviceResponse, PutFriendRequest, PutFriendResponse, ReactRequest, ReactResponse,
+        RecallRequest, RecallResponse, RemoveMembersRequest, RemoveMembersResponse, RequestFriendRequest,
+        RequestFriendResponse, RevokeTokensRequest, RevokeTokensResponse, SetBlockRequest, SetBlockResponse,
+        SetListEntryRequest, SetListEntryResponse, UpdateConversationRequest, UpdateConversationResponse,
+        UpdateMemberRequest, UpdateMemberResponse, UpsertResult, UpsertUsersRequest, User, UserUpdate,
+        conversations_client::ConversationsClient, messages_client::MessagesClient, users_client::UsersClient,
     },
 };
 use tokio_util::sync::CancellationToken;
@@ -122,7 +122,12 @@ impl Storage {
         drop(endpoints.wait_for(|e| !e.is_empty()).await);
     }
 
-    async fn batch<K, V, F, Fut>(&self, items: Vec<K>, id: impl Fn(&K) -> &str, ask: F) -> Result<Vec<Settled<K, V>>, Error>
+    async fn batch<K, V, F, Fut>(
+        &self,
+        items: Vec<K>,
+        id: impl Fn(&K) -> &str,
+        ask: F,
+    ) -> Result<Vec<Settled<K, V>>, Error>
     where
         K: Clone,
         F: Fn(Transport, Vec<K>) -> Fut,
@@ -158,19 +163,24 @@ impl Storage {
         let items: Vec<_> = users.into_iter().enumerate().collect();
         let count = items.len();
         let found = self
-            .batch(items, |(_, u)| u.user_id.as_str(), |transport, items| async move {
-                let users = items.iter().map(|(_, u)| u.clone()).collect();
-                let response = UsersClient::new(transport).upsert_users(timed(UpsertUsersRequest { users })).await?;
-                let results = response.into_inner().results;
-                if results.len() != items.len() {
-                    return Err(Error::internal("storage answered another number of users than asked").into());
-                }
-                let settle = |(item, result): ((usize, UserUpdate), UpsertResult)| match result.error {
-                    Some(error) => Settled::Failed(item, error.into()),
-                    None => Settled::Done((item.0, result)),
-                };
-                Ok(items.into_iter().zip(results).map(settle).collect())
-            })
+            .batch(
+                items,
+                |(_, u)| u.user_id.as_str(),
+                |transport, items| async move {
+                    let users = items.iter().map(|(_, u)| u.clone()).collect();
+                    let response =
+                        UsersClient::new(transport).upsert_users(timed(UpsertUsersRequest { users })).await?;
+                    let results = response.into_inner().results;
+                    if results.len() != items.len() {
+                        return Err(Error::internal("storage answered another number of users than asked").into());
+                    }
+                    let settle = |(item, result): ((usize, UserUpdate), UpsertResult)| match result.error {
+                        Some(error) => Settled::Failed(item, error.into()),
+                        None => Settled::Done((item.0, result)),
+                    };
+                    Ok(items.into_iter().zip(results).map(settle).collect())
+                },
+            )
             .await?;
         let mut results: Vec<UpsertResult> = std::iter::repeat_with(UpsertResult::default).take(count).collect();
         for item in found {
@@ -183,25 +193,36 @@ impl Storage {
     }
 
     /// The messages after each position, as `user_id` may see them; in the order of `after`. An item's own failure is in the item.
-    pub async fn list_after(&self, user_id: &str, after: Vec<Position>, limit: u32) -> Result<Vec<ConversationMessages>, Error> {
+    pub async fn list_after(
+        &self,
+        user_id: &str,
+        after: Vec<Position>,
+        limit: u32,
+    ) -> Result<Vec<ConversationMessages>, Error> {
         let items: Vec<_> = after.into_iter().enumerate().collect();
         let count = items.len();
         let found = self
-            .batch(items, |(_, p)| p.conversation_id.as_str(), |transport, items| async move {
-                let after = items.iter().map(|(_, p)| p.clone()).collect();
-                let request = ListAfterRequest { user_id: user_id.to_owned(), after, limit };
-                let mut client = MessagesClient::new(transport).max_decoding_message_size(MAX_MESSAGE_BYTES);
-                let mut answers = client.list_after(timed(request)).await?.into_inner().conversations;
-                let settle = |item: (usize, Position)| {
-                    let answer = answers.iter().position(|a| a.conversation_id == item.1.conversation_id);
-                    match answer.map(|at| answers.swap_remove(at)) {
-                        Some(ConversationMessages { error: Some(error), .. }) => Settled::Failed(item, error.into()),
-                        Some(answer) => Settled::Done((item.0, answer)),
-                        None => Settled::Failed(item, Error::not_found("no such conversation")),
-                    }
-                };
-                Ok(items.into_iter().map(settle).collect())
-            })
+            .batch(
+                items,
+                |(_, p)| p.conversation_id.as_str(),
+                |transport, items| async move {
+                    let after = items.iter().map(|(_, p)| p.clone()).collect();
+                    let request = ListAfterRequest { user_id: user_id.to_owned(), after, limit };
+                    let mut client = MessagesClient::new(transport).max_decoding_message_size(MAX_MESSAGE_BYTES);
+                    let mut answers = client.list_after(timed(request)).await?.into_inner().conversations;
+                    let settle = |item: (usize, Position)| {
+                        let answer = answers.iter().position(|a| a.conversation_id == item.1.conversation_id);
+                        match answer.map(|at| answers.swap_remove(at)) {
+                            Some(ConversationMessages { error: Some(error), .. }) => {
+                                Settled::Failed(item, error.into())
+                            }
+                            Some(answer) => Settled::Done((item.0, answer)),
+                            None => Settled::Failed(item, Error::not_found("no such conversation")),
+                        }
+                    };
+                    Ok(items.into_iter().map(settle).collect())
+                },
+            )
             .await?;
         let mut results: Vec<_> = std::iter::repeat_with(ConversationMessages::default).take(count).collect();
         for item in found {
@@ -238,16 +259,20 @@ impl Storage {
     /// Moves delivered cursors of a device forward.
     pub async fn ack(&self, user_id: &str, device_id: &str, acks: Vec<Position>) -> Result<AckResponse, Error> {
         let found = self
-            .batch(acks, |p| p.conversation_id.as_str(), |transport, acks| async move {
-                let (user_id, device_id) = (user_id.to_owned(), device_id.to_owned());
-                let request = AckRequest { user_id, device_id, acks: acks.clone() };
-                let response = ConversationsClient::new(transport).ack(timed(request)).await?.into_inner();
-                let failed = response.errors.into_iter().filter_map(|failed| {
-                    let at = acks.iter().find(|a| a.conversation_id == failed.conversation_id)?;
-                    Some(Settled::Failed(at.clone(), failed.error.unwrap_or_default().into()))
-                });
-                Ok(response.delivered.into_iter().map(Settled::Done).chain(failed).collect())
-            })
+            .batch(
+                acks,
+                |p| p.conversation_id.as_str(),
+                |transport, acks| async move {
+                    let (user_id, device_id) = (user_id.to_owned(), device_id.to_owned());
+                    let request = AckRequest { user_id, device_id, acks: acks.clone() };
+                    let response = ConversationsClient::new(transport).ack(timed(request)).await?.into_inner();
+                    let failed = response.errors.into_iter().filter_map(|failed| {
+                        let at = acks.iter().find(|a| a.conversation_id == failed.conversation_id)?;
+                        Some(Settled::Failed(at.clone(), failed.error.unwrap_or_default().into()))
+                    });
+                    Ok(response.delivered.into_iter().map(Settled::Done).chain(failed).collect())
+                },
+            )
             .await?;
         let mut response = AckResponse::default();
         for item in found {

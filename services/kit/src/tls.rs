@@ -10,11 +10,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use rustls::{
-    ClientConfig, RootCertStore, ServerConfig,
-    crypto::CryptoProvider,
-    server::WebPkiClientVerifier,
-};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, crypto::CryptoProvider, server::WebPkiClientVerifier};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
 use thiserror::Error;
 
@@ -114,10 +110,13 @@ pub fn server_config(files: &Tls, clients: ClientCerts) -> Result<ServerConfig, 
         .with_single_cert(certificates(&files.cert)?, key(&files.key)?)?)
 }
 
+/// How a configuration is made from its files.
+type Build<C> = Box<dyn Fn(&Tls) -> Result<C, TlsError> + Send + Sync>;
+
 /// A configuration built from files and built again when they change; a change that does not load keeps the old one and is logged.
 pub struct Reloading<C> {
     files: Tls,
-    build: Box<dyn Fn(&Tls) -> Result<C, TlsError> + Send + Sync>,
+    build: Build<C>,
     state: Mutex<State<C>>,
 }
 
@@ -152,7 +151,9 @@ impl<C> Reloading<C> {
                         state.stamp = stamp;
                         tracing::info!("certificate reloaded");
                     }
-                    Err(error) => tracing::error!(%error, "certificate files changed but do not load; keeping the old ones"),
+                    Err(error) => {
+                        tracing::error!(%error, "certificate files changed but do not load; keeping the old ones")
+                    }
                 }
             }
         }
@@ -161,5 +162,8 @@ impl<C> Reloading<C> {
 }
 
 fn newest(files: &Tls) -> Option<SystemTime> {
-    [&files.ca, &files.cert, &files.key].iter().filter_map(|p| std::fs::metadata(p).and_then(|m| m.modified()).ok()).max()
+    [&files.ca, &files.cert, &files.key]
+        .iter()
+        .filter_map(|p| std::fs::metadata(p).and_then(|m| m.modified()).ok())
+        .max()
 }

@@ -67,7 +67,9 @@ pub async fn ensure_topic(kafka: &Kafka, topic: &Topic) -> Result<(), TopicError
     let name = topic.name.clone();
     let found = tokio::task::spawn_blocking(move || {
         let metadata = admin.inner().fetch_metadata(Some(&name), DEADLINE)?;
-        Ok::<_, rdkafka::error::KafkaError>(metadata.topics().iter().find(|t| t.name() == name).map_or(0, |t| t.partitions().len()))
+        Ok::<_, rdkafka::error::KafkaError>(
+            metadata.topics().iter().find(|t| t.name() == name).map_or(0, |t| t.partitions().len()),
+        )
     })
     .await
     .map_err(|e| TopicError::Topic { topic: topic.name.clone(), problem: e.to_string() })??;

@@ -62,7 +62,11 @@ impl<H: Handler> Assignments<H> {
     }
 
     /// Takes in one record.
-    pub(super) fn receive(&mut self, consumer: &GroupConsumer<H>, message: &BorrowedMessage<'_>) -> Result<(), ConsumerError> {
+    pub(super) fn receive(
+        &mut self,
+        consumer: &GroupConsumer<H>,
+        message: &BorrowedMessage<'_>,
+    ) -> Result<(), ConsumerError> {
         let (number, offset) = (message.partition(), message.offset());
         let Some(partition) = self.partitions.get_mut(&number) else {
             tracing::warn!(partition = number, offset, "record of a partition that is not assigned: left to its owner");
@@ -97,7 +101,11 @@ impl<H: Handler> Assignments<H> {
                         }
                         Verdict::WentBack => {
                             tracing::error!(
-                                topic = self.subscription.topic, partition = number, offset, kith_partition = place.stream, ver = place.ver,
+                                topic = self.subscription.topic,
+                                partition = number,
+                                offset,
+                                kith_partition = place.stream,
+                                ver = place.ver,
                                 "the count of a kith partition went back: acknowledged data may be lost; see `kith repair`"
                             );
                             ticket.done();
@@ -129,7 +137,11 @@ impl<H: Handler> Assignments<H> {
         if full != partition.paused {
             let mut list = TopicPartitionList::new();
             list.add_partition(&self.subscription.topic, number);
-            if full { consumer.pause(&list)? } else { consumer.resume(&list)? }
+            if full {
+                consumer.pause(&list)?
+            } else {
+                consumer.resume(&list)?
+            }
             partition.paused = full;
         }
         Ok(())
@@ -149,9 +161,10 @@ impl<H: Handler> Assignments<H> {
         self.expire(consumer, now)?;
         let all: Vec<i32> = self.partitions.keys().copied().collect();
         self.commit(consumer, &all);
-        let (open, held) = self.partitions.values().fold((0, 0), |(open, held), p| {
-            (open + p.work.inflight.lock().len(), held + p.sequencer.held())
-        });
+        let (open, held) = self
+            .partitions
+            .values()
+            .fold((0, 0), |(open, held), p| (open + p.work.inflight.lock().len(), held + p.sequencer.held()));
         metrics::gauge!("kith_consumer_open_events", "group" => self.subscription.group.clone()).set(open as f64);
         metrics::gauge!("kith_consumer_held_events", "group" => self.subscription.group.clone()).set(held as f64);
         Ok(())
@@ -164,7 +177,11 @@ impl<H: Handler> Assignments<H> {
             for gap in partition.sequencer.expire(now, &mut self.released) {
                 metrics::counter!("kith_consumer_gaps_total", "group" => self.subscription.group.clone()).increment(1);
                 tracing::error!(
-                    topic = self.subscription.topic, partition = number, kith_partition = gap.stream, missing = gap.missing, resumed = gap.resumed,
+                    topic = self.subscription.topic,
+                    partition = number,
+                    kith_partition = gap.stream,
+                    missing = gap.missing,
+                    resumed = gap.resumed,
                     "events are missing from the log: going on without them; see `kith repair`"
                 );
             }
@@ -197,7 +214,8 @@ impl<H: Handler> Assignments<H> {
     }
 
     fn commit_failed(&self, list: &TopicPartitionList, error: &KafkaError) {
-        metrics::counter!("kith_consumer_commit_failures_total", "group" => self.subscription.group.clone()).increment(1);
+        metrics::counter!("kith_consumer_commit_failures_total", "group" => self.subscription.group.clone())
+            .increment(1);
         tracing::warn!(topic = self.subscription.topic, %error, "offsets were not committed; the next commit covers them");
         for entry in list.elements() {
             if let Some(partition) = self.partitions.get(&entry.partition()) {
@@ -212,10 +230,19 @@ impl<H: Handler> Assignments<H> {
         for entry in list.elements() {
             self.handler.assigned(entry.partition());
             let high_water = HighWater::decode(entry.metadata()).unwrap_or_default();
-            let work_of = Arc::new(Work { inflight: Mutex::new(Inflight::new(high_water.clone())), stop: CancellationToken::new() });
+            let work_of = Arc::new(Work {
+                inflight: Mutex::new(Inflight::new(high_water.clone())),
+                stop: CancellationToken::new(),
+            });
             let (inbox, events) = mpsc::channel(INBOX);
             self.runtime.spawn(work(self.handler.clone(), events, work_of.stop.clone()));
-            let partition = Partition { sequencer: Sequencer::new(&high_water), work: work_of, inbox, stash: VecDeque::new(), paused: false };
+            let partition = Partition {
+                sequencer: Sequencer::new(&high_water),
+                work: work_of,
+                inbox,
+                stash: VecDeque::new(),
+                paused: false,
+            };
             if let Some(before) = self.partitions.insert(entry.partition(), partition) {
                 before.work.stop.cancel();
             }
@@ -251,7 +278,9 @@ impl<H: Handler> Assignments<H> {
     fn finish(&self, numbers: &[i32]) {
         let end = Instant::now() + REVOKE_GRACE;
         let open = |number: &i32| {
-            self.partitions.get(number).is_some_and(|p| p.work.inflight.lock().len() > p.sequencer.held() + p.stash.len())
+            self.partitions
+                .get(number)
+                .is_some_and(|p| p.work.inflight.lock().len() > p.sequencer.held() + p.stash.len())
         };
         while numbers.iter().any(open) && Instant::now() < end {
             std::thread::sleep(REVOKE_POLL);
@@ -259,7 +288,8 @@ impl<H: Handler> Assignments<H> {
     }
 
     fn count(&self) {
-        metrics::gauge!("kith_consumer_partitions", "group" => self.subscription.group.clone()).set(self.partitions.len() as f64);
+        metrics::gauge!("kith_consumer_partitions", "group" => self.subscription.group.clone())
+            .set(self.partitions.len() as f64);
     }
 }
 

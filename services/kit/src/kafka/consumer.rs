@@ -275,7 +275,9 @@ fn topic_exists<H: Handler>(
 ) -> bool {
     while !stop.load(Ordering::Relaxed) {
         match consumer.fetch_metadata(Some(&subscription.topic), METADATA_DEADLINE) {
-            Ok(found) if found.topics().iter().any(|t| t.error().is_none() && !t.partitions().is_empty()) => return true,
+            Ok(found) if found.topics().iter().any(|t| t.error().is_none() && !t.partitions().is_empty()) => {
+                return true;
+            }
             Ok(_) => readiness.not_ready(subscription.part, format!("topic {} does not exist yet", subscription.topic)),
             Err(error) => readiness.not_ready(subscription.part, format!("kafka does not answer: {error}")),
         }

@@ -37,7 +37,9 @@ pub fn client_config(kafka: &Kafka) -> Result<ClientConfig, KafkaConfigError> {
         .set("topic.metadata.refresh.interval.ms", "10000")
         .set("allow.auto.create.topics", "false");
     if let Some(tls) = &kafka.tls {
-        for (name, path) in [("ssl.ca.location", &tls.ca), ("ssl.certificate.location", &tls.cert), ("ssl.key.location", &tls.key)] {
+        for (name, path) in
+            [("ssl.ca.location", &tls.ca), ("ssl.certificate.location", &tls.cert), ("ssl.key.location", &tls.key)]
+        {
             if let Some(path) = path {
                 config.set(name, path.display().to_string());
             }

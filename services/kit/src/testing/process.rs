@@ -26,7 +26,11 @@ impl Process {
     pub fn spawn(name: impl Into<String>, mut command: Command, log: &Path) -> Result<Self, TestError> {
         let name = name.into();
         let open = || {
-            std::fs::File::options().create(true).append(true).open(log).map_err(TestError::io(log.display().to_string()))
+            std::fs::File::options()
+                .create(true)
+                .append(true)
+                .open(log)
+                .map_err(TestError::io(log.display().to_string()))
         };
         let child = command
             .stdin(Stdio::null())

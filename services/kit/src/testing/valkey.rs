@@ -1,6 +1,10 @@
 //! Valkey nodes with the settings of the platform, formed into a cluster of N shards with R replicas each.
 
-use std::{path::PathBuf, process::Command, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use redis::{Value, cmd};
 use tempfile::TempDir;
@@ -108,7 +112,8 @@ impl ValkeyNode {
     /// Its replication offset as it says itself; none when it does not answer.
     pub async fn offset(&self) -> Option<u64> {
         let info = self.info("replication").await?;
-        let field = if info_field(&info, "role") == Some("master") { "master_repl_offset" } else { "slave_repl_offset" };
+        let field =
+            if info_field(&info, "role") == Some("master") { "master_repl_offset" } else { "slave_repl_offset" };
         info_field(&info, field)?.parse().ok()
     }
 
@@ -139,7 +144,7 @@ impl ValkeyNode {
     }
 }
 
-fn spawn(dir: &PathBuf, port: u16, bus_port: u16, options: &ValkeyOptions) -> Result<Process, TestError> {
+fn spawn(dir: &Path, port: u16, bus_port: u16, options: &ValkeyOptions) -> Result<Process, TestError> {
     let mut command = Command::new(bin_dir().join("valkey-server"));
     let tls = options.tls.as_ref();
     let mut set = |name: &str, value: &str| {
@@ -330,7 +335,10 @@ impl ValkeyCluster {
             }
         }
         let Some((_, index)) = best else {
-            return Err(TestError::Timeout { what: format!("a replica of shard {shard} to promote"), log: String::new() });
+            return Err(TestError::Timeout {
+                what: format!("a replica of shard {shard} to promote"),
+                log: String::new(),
+            });
         };
         let node = &self.shards[shard][index];
         node.command(&["CLUSTER", "FAILOVER", "TAKEOVER"]).await?;

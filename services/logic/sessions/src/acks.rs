@@ -35,7 +35,12 @@ pub struct Batch {
 
 impl Acks {
     /// Adds cursors; a cursor only ever rises.
-    pub fn add(&mut self, user: &str, device: &str, cursors: impl IntoIterator<Item = (String, u64)>) -> Result<(), Full> {
+    pub fn add(
+        &mut self,
+        user: &str,
+        device: &str,
+        cursors: impl IntoIterator<Item = (String, u64)>,
+    ) -> Result<(), Full> {
         let of_device = self.devices.entry((user.into(), device.into())).or_default();
         for (conversation, seq) in cursors {
             match of_device.entry(conversation) {

@@ -9,13 +9,11 @@ use std::{
     time::Instant,
 };
 
+use futures::Stream;
 use kith_kit::{clock, discovery::Endpoints, error::Error};
 use kith_proto::sessions::v1::{
-    AttachResponse, Delivery, attach_response,
-    deliver_request::Item,
-    deliver_response::Outcome,
+    AttachResponse, Delivery, attach_response, deliver_request::Item, deliver_response::Outcome,
 };
-use futures::Stream;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -77,7 +75,9 @@ impl Hub {
                     error.metadata.insert("user_id".to_owned(), user.to_owned());
                     return Err(error);
                 }
-                Owner::Unknown => return Err(Error::unavailable("this instance does not know the others yet").with_reason("STARTING")),
+                Owner::Unknown => {
+                    return Err(Error::unavailable("this instance does not know the others yet").with_reason("STARTING"));
+                }
             }
         }
         Ok(())
@@ -153,7 +153,12 @@ impl Hub {
     pub(crate) fn event_of(&self, session: &str) -> Option<SessionEvent> {
         let state = self.state.lock();
         let (session, gateway) = state.registry.session(session)?;
-        Some(SessionEvent { kind: Kind::Opened, session: session.clone(), gateway: gateway.clone(), at: clock::now_ms() })
+        Some(SessionEvent {
+            kind: Kind::Opened,
+            session: session.clone(),
+            gateway: gateway.clone(),
+            at: clock::now_ms(),
+        })
     }
 
     /// Hands items to the sessions of their users.
@@ -166,7 +171,8 @@ impl Hub {
         let mut outcome = Outcome::default();
         let mut targets: Vec<(StreamId, Vec<String>)> = Vec::new();
         let mut held = Vec::new();
-        let users = if item.session_id.is_empty() { &item.user_ids[..] } else { &item.user_ids[..item.user_ids.len().min(1)] };
+        let users =
+            if item.session_id.is_empty() { &item.user_ids[..] } else { &item.user_ids[..item.user_ids.len().min(1)] };
         for user in users {
             let mut online = false;
             for (session, route) in state.registry.routes(user) {
@@ -227,7 +233,8 @@ impl Hub {
                 Effect::Kick { stream, session, code, reason } => {
                     metrics::counter!("kith_sessions_kicks_total", "code" => code.to_string()).increment(1);
                     if let Some(outlet) = state.outlets.get(&stream) {
-                        let kick = attach_response::Kick { session_id: session.to_string(), code, reason: reason.to_owned() };
+                        let kick =
+                            attach_response::Kick { session_id: session.to_string(), code, reason: reason.to_owned() };
                         outlet.control(attach_response::Frame::Kick(kick));
                     }
                 }

@@ -89,7 +89,8 @@ pub async fn run(
     background.spawn(tick(hub.clone(), connected.clone()));
     let (flushed, flush_end) = (hub.clone(), writing.clone());
     let flusher = tokio::spawn(async move { flushed.pending.run(&storage, flush_end).await });
-    let (published, publish_end, publish_config, failed) = (hub.clone(), writing.clone(), config.clone(), serving.clone());
+    let (published, publish_end, publish_config, failed) =
+        (hub.clone(), writing.clone(), config.clone(), serving.clone());
     let publisher = tokio::spawn(async move {
         let outcome = published.publisher.run(&publish_config, |id| published.event_of(id), publish_end).await;
         // It ends before it is asked to only when it cannot work at all.

@@ -31,7 +31,9 @@ pub(crate) struct Outlet {
 }
 
 /// A way down, and the stream that gRPC sends.
-pub(crate) fn outlet(end: CancellationToken) -> (Outlet, impl Stream<Item = Result<AttachResponse, Status>> + Send + 'static) {
+pub(crate) fn outlet(
+    end: CancellationToken,
+) -> (Outlet, impl Stream<Item = Result<AttachResponse, Status>> + Send + 'static) {
     let (deliveries, mut waiting) = mpsc::channel(MAX_DELIVERIES);
     let (control, mut first) = mpsc::channel(MAX_CONTROL);
     let bytes = Arc::new(AtomicUsize::new(0));

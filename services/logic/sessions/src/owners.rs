@@ -56,7 +56,9 @@ mod tests {
     fn two_instances_agree_on_every_owner() {
         let endpoints: Endpoints = vec!["10.0.0.1:7443".to_owned(), "10.0.0.2:7443".to_owned()].into();
         let mut views: Vec<Owners> = endpoints.iter().cloned().map(Owners::new).collect();
-        assert!(views.iter_mut().all(|v| v.of("alice") == Owner::Unknown && v.update(endpoints.clone()) && v.is_listed()));
+        assert!(
+            views.iter_mut().all(|v| v.of("alice") == Owner::Unknown && v.update(endpoints.clone()) && v.is_listed())
+        );
         for user in (0..100).map(|i| format!("user-{i}")) {
             let mine = views.iter().filter(|v| v.of(&user) == Owner::Me).count();
             assert_eq!(mine, 1, "{user}");

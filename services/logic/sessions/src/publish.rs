@@ -95,7 +95,12 @@ impl SessionEvent {
         })
     }
 
-    fn send(&self, producer: &Producer, topic: &str, source: &str) -> Result<kith_kit::kafka::producer::Delivery, String> {
+    fn send(
+        &self,
+        producer: &Producer,
+        topic: &str,
+        source: &str,
+    ) -> Result<kith_kit::kafka::producer::Delivery, String> {
         let data = self.data().map_err(|e| e.to_string())?;
         let kind = self.kind.name();
         let (id, kind) = (format!("{}.{kind}.{}", self.session.id, self.at), format!("dev.kith.session.{kind}.v1"));

@@ -223,7 +223,11 @@ impl<P: Clone> Registry<P> {
         }
         if let Some(known) = self.sessions.get(&session.id) {
             // One id, two users: the gateway's mistake; the first stands.
-            return if known.session.user == session.user { self.reattach(stream, gateway, &session.id) } else { Vec::new() };
+            return if known.session.user == session.user {
+                self.reattach(stream, gateway, &session.id)
+            } else {
+                Vec::new()
+            };
         }
         let mut effects = Vec::new();
         let newer = |a: &Session, b: &Session| (a.opened_at, &a.id) > (b.opened_at, &b.id);
@@ -236,7 +240,11 @@ impl<P: Clone> Registry<P> {
             effects.extend(self.end(&other.id, close::KICKED, ELSEWHERE, now));
         }
         self.insert(stream, gateway.clone(), session.clone());
-        effects.push(if fresh { Effect::Opened(session.clone(), gateway) } else { Effect::Resumed(session.clone(), gateway) });
+        effects.push(if fresh {
+            Effect::Opened(session.clone(), gateway)
+        } else {
+            Effect::Resumed(session.clone(), gateway)
+        });
         while self.users.get(&session.user).is_some_and(|s| s.len() > self.max_per_user) {
             let oldest = self.of_user(&session.user).map(|e| &e.session).min_by_key(|s| (s.opened_at, s.id.clone()));
             let Some(oldest) = oldest.map(|s| s.id.clone()) else { break };

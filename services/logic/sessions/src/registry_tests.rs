@@ -5,7 +5,15 @@ use proptest::prelude::*;
 use super::*;
 
 fn session(id: &str, user: &str, device: &str, opened_at: i64) -> Session {
-    Session { id: id.into(), user: user.into(), device: device.into(), platform: 1, line: "default".into(), opened_at, cursors: Vec::new() }
+    Session {
+        id: id.into(),
+        user: user.into(),
+        device: device.into(),
+        platform: 1,
+        line: "default".into(),
+        opened_at,
+        cursors: Vec::new(),
+    }
 }
 
 fn registry() -> (Registry<u32>, Instant) {
@@ -20,7 +28,10 @@ fn a_fresh_login_is_announced_and_a_reported_one_is_resumed() {
     let (mut r, now) = registry();
     assert!(matches!(r.open(1, session("s1", "alice", "d1", 1), true, now)[..], [Effect::Opened(..)]));
     assert!(matches!(r.open(1, session("s2", "bob", "d1", 1), false, now)[..], [Effect::Resumed(..)]));
-    assert!(r.open(1, session("s1", "alice", "d1", 1), false, now).is_empty(), "said twice on one stream changes nothing");
+    assert!(
+        r.open(1, session("s1", "alice", "d1", 1), false, now).is_empty(),
+        "said twice on one stream changes nothing"
+    );
     assert_eq!(r.presence("alice").unwrap().platforms, [1]);
     assert_eq!(r.presence("carol"), None);
 }
@@ -30,7 +41,9 @@ fn the_same_device_again_kicks_the_older_session_whichever_is_reported_first() {
     let (mut r, now) = registry();
     r.open(1, session("old", "alice", "d1", 1), true, now);
     let effects = r.open(1, session("new", "alice", "d1", 2), true, now);
-    assert!(matches!(&effects[..], [Effect::Kick { session, code: 4003, .. }, Effect::Closed(..), Effect::Opened(..)] if &**session == "old"));
+    assert!(
+        matches!(&effects[..], [Effect::Kick { session, code: 4003, .. }, Effect::Closed(..), Effect::Opened(..)] if &**session == "old")
+    );
     let effects = r.open(1, session("older", "alice", "d1", 0), false, now);
     assert!(matches!(&effects[..], [Effect::Kick { session, code: 4003, .. }] if &**session == "older"));
     assert_eq!(r.routes("alice").map(|(s, _)| &*s.id).collect::<Vec<_>>(), ["new"]);

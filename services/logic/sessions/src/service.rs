@@ -81,7 +81,10 @@ impl Sessions for Service {
         Ok(Response::new(DeliverResponse { outcomes }))
     }
 
-    async fn query_presence(&self, request: Request<QueryPresenceRequest>) -> Result<Response<QueryPresenceResponse>, Status> {
+    async fn query_presence(
+        &self,
+        request: Request<QueryPresenceRequest>,
+    ) -> Result<Response<QueryPresenceResponse>, Status> {
         let users = request.into_inner().user_ids;
         if users.len() > MAX_PRESENCE {
             return Err(Error::invalid(format!("user_ids: {} users, at most {MAX_PRESENCE}", users.len())).into());
@@ -175,7 +178,9 @@ fn accept(hub: &Hub, stream: StreamId, report: AttachRequest) -> Result<(), Erro
         Some(Frame::Close(Close { session_id, moved, .. })) => hub.close(stream, &session_id, moved),
         Some(Frame::Synced(_)) => hub.synced(stream),
         Some(Frame::Ack(ack)) => accept_ack(hub, ack)?,
-        Some(Frame::Hello(_)) | None => return Err(Error::invalid("frame: a second hello, or none of the known frames")),
+        Some(Frame::Hello(_)) | None => {
+            return Err(Error::invalid("frame: a second hello, or none of the known frames"));
+        }
     }
     Ok(())
 }
@@ -185,7 +190,10 @@ fn session(reported: Reported) -> Result<Session, Error> {
     check_id("user_id", &reported.user_id)?;
     check_id("device_id", &reported.device_id)?;
     if reported.cursors.len() > MAX_POSITIONS || reported.line.len() > 256 {
-        return Err(Error::invalid(format!("cursors: {}, at most {MAX_POSITIONS}; line: at most 256 bytes", reported.cursors.len())));
+        return Err(Error::invalid(format!(
+            "cursors: {}, at most {MAX_POSITIONS}; line: at most 256 bytes",
+            reported.cursors.len()
+        )));
     }
     Ok(Session {
         id: reported.session_id.into(),

@@ -62,7 +62,9 @@ impl Pending {
             self.flush(storage).await;
         }
         if tokio::time::timeout(LAST_FLUSH, self.flush(storage)).await.is_err() {
-            tracing::warn!("storage did not take all delivered cursors before the end: clients get a few messages twice");
+            tracing::warn!(
+                "storage did not take all delivered cursors before the end: clients get a few messages twice"
+            );
         }
     }
 
@@ -78,15 +80,17 @@ impl Pending {
     }
 
     async fn write_acks(&self, storage: &Storage, batch: Batch) {
-        let positions =
-            batch.cursors.iter().map(|(id, seq)| Position { conversation_id: id.clone(), seq: *seq }).collect::<Vec<_>>();
+        let positions = batch
+            .cursors
+            .iter()
+            .map(|(id, seq)| Position { conversation_id: id.clone(), seq: *seq })
+            .collect::<Vec<_>>();
         let (user, device) = (batch.device.0.clone(), batch.device.1.clone());
         match storage.ack(&user, &device, positions).await {
             Ok(response) => {
                 let again: HashMap<_, _> = response.errors.into_iter().map(|e| (e.conversation_id, e.error)).collect();
-                let is_worth_it = |error: &Option<ItemError>| {
-                    error.as_ref().is_some_and(|e| is_passing(Code::from_i32(e.code)))
-                };
+                let is_worth_it =
+                    |error: &Option<ItemError>| error.as_ref().is_some_and(|e| is_passing(Code::from_i32(e.code)));
                 let cursors = batch.cursors.into_iter().filter(|(id, _)| again.get(id).is_some_and(is_worth_it));
                 self.keep(&user, &device, cursors.collect());
             }
@@ -106,7 +110,8 @@ impl Pending {
     }
 
     async fn write_device(&self, storage: &Storage, key: acks::Device, seen: Seen) {
-        let device = Device { device_id: key.1.to_string(), platform: seen.platform, last_seen: seen.at, ..Device::default() };
+        let device =
+            Device { device_id: key.1.to_string(), platform: seen.platform, last_seen: seen.at, ..Device::default() };
         let request = PutDeviceRequest { user_id: key.0.to_string(), device: Some(device) };
         match storage.put_device(request).await {
             Ok(_) => {}
@@ -125,5 +130,8 @@ fn refused(user: &Arc<str>, error: &Error) {
 
 /// Whether the same write may work in two seconds.
 fn is_passing(code: Code) -> bool {
-    matches!(code, Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted | Code::Aborted | Code::FailedPrecondition)
+    matches!(
+        code,
+        Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted | Code::Aborted | Code::FailedPrecondition
+    )
 }

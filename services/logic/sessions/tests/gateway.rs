@@ -1,4 +1,5 @@
 //! The service over loopback with a gateway written here; Kafka and storage are away, which must hold nobody up.
+#![allow(clippy::unwrap_used)]
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -9,7 +10,8 @@ use kith_kit::{
     testing::free_port,
 };
 use kith_proto::sessions::v1::{
-    AttachRequest, AttachResponse, DeliverRequest, DeliverResponse, Delivery, KickRequest, QueryPresenceRequest, Session,
+    AttachRequest, AttachResponse, DeliverRequest, DeliverResponse, Delivery, KickRequest, QueryPresenceRequest,
+    Session,
     attach_request::{Close, Frame as Up, Hello, Synced},
     attach_response::Frame as Down,
     deliver_request::Item,
@@ -65,7 +67,8 @@ struct Gateway {
 impl Gateway {
     async fn attach(running: &Running, name: &str) -> Self {
         let (up, frames) = mpsc::channel(64);
-        let mut gateway = Self { down: running.client().await.attach(ReceiverStream::new(frames)).await.unwrap().into_inner(), up };
+        let mut gateway =
+            Self { down: running.client().await.attach(ReceiverStream::new(frames)).await.unwrap().into_inner(), up };
         gateway.say(Up::Hello(Hello { gateway: name.to_owned() })).await;
         assert!(matches!(gateway.hear().await, Down::Welcome(_)));
         gateway
@@ -104,7 +107,11 @@ fn item(users: &[&str], event: &str) -> Item {
 }
 
 async fn deliver(client: &mut SessionsClient<Channel>, items: Vec<Item>) -> Result<DeliverResponse, Error> {
-    timeout(SOON, client.deliver(DeliverRequest { items })).await.unwrap().map(tonic::Response::into_inner).map_err(Error::from)
+    timeout(SOON, client.deliver(DeliverRequest { items }))
+        .await
+        .unwrap()
+        .map(tonic::Response::into_inner)
+        .map_err(Error::from)
 }
 
 /// Waits until the instance knows its own endpoints and a user is where the test says.
@@ -133,7 +140,8 @@ async fn a_delivery_reaches_every_session_of_a_user_and_names_who_is_offline() {
     gateway.say(Up::Synced(Synced {})).await;
     until_online(&mut client, "alice", true).await;
 
-    let outcomes = deliver(&mut client, vec![item(&["alice", "bob"], "read"), item(&["alice"], "typing")]).await.unwrap().outcomes;
+    let outcomes =
+        deliver(&mut client, vec![item(&["alice", "bob"], "read"), item(&["alice"], "typing")]).await.unwrap().outcomes;
     assert_eq!((outcomes[0].delivered, &outcomes[0].offline_user_ids[..]), (2, &["bob".to_owned()][..]));
     assert_eq!(outcomes[1].delivered, 2);
     for event in ["read", "typing"] {

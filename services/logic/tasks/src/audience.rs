@@ -36,7 +36,9 @@ impl Audiences {
     pub fn new(storage: Storage) -> Self {
         let members = Cache::builder()
             .max_capacity(MAX_MEMBERS)
-            .weigher(|_: &String, members: &Arc<Members>| u32::try_from(members.len()).unwrap_or(u32::MAX).saturating_add(1))
+            .weigher(|_: &String, members: &Arc<Members>| {
+                u32::try_from(members.len()).unwrap_or(u32::MAX).saturating_add(1)
+            })
             .time_to_live(TTL)
             .build();
         Self { storage, members }
@@ -64,7 +66,10 @@ impl Audiences {
                 Ok(audience) => return audience,
                 Err(error) => error,
             };
-            if matches!(error.code, Code::InvalidArgument | Code::PermissionDenied | Code::Unimplemented | Code::DataLoss) {
+            if matches!(
+                error.code,
+                Code::InvalidArgument | Code::PermissionDenied | Code::Unimplemented | Code::DataLoss
+            ) {
                 metrics::counter!("kith_tasks_events_skipped_total", "reason" => "audience").increment(1);
                 tracing::error!(?needs, %error, "storage refuses to say who is concerned: the event reaches nobody");
                 return Audience::Nobody;
@@ -102,7 +107,9 @@ impl Audiences {
                     Err(error) if error.code == Code::NotFound => break,
                     Err(error) => return Err(error),
                 };
-                members.extend(page.members.into_iter().map(|m| Member { user: m.user_id.into(), joined_seq: m.joined_seq }));
+                members.extend(
+                    page.members.into_iter().map(|m| Member { user: m.user_id.into(), joined_seq: m.joined_seq }),
+                );
                 cursor = page.next_cursor;
                 if cursor.is_empty() {
                     break;

@@ -1,9 +1,6 @@
 //! Cuts a login catch-up into bounded batches, in order. No I/O.
 
-use kith_proto::{
-    chat::v1::Message,
-    sessions::v1::delivery::Messages,
-};
+use kith_proto::{chat::v1::Message, sessions::v1::delivery::Messages};
 
 /// Messages and bytes of one batch.
 pub const BATCH_MESSAGES: usize = 200;
@@ -34,7 +31,8 @@ impl Batches {
         self.has_more.retain(|c| c != conversation);
         for message in messages {
             let weight = message.content.len() + MESSAGE_BYTES;
-            if self.messages.len() == BATCH_MESSAGES || (self.bytes + weight > BATCH_BYTES && !self.messages.is_empty()) {
+            if self.messages.len() == BATCH_MESSAGES || (self.bytes + weight > BATCH_BYTES && !self.messages.is_empty())
+            {
                 let cut_here = self.messages.last().is_some_and(|m| m.conversation_id == conversation);
                 if cut_here {
                     self.has_more.push(conversation.to_owned());
@@ -74,7 +72,12 @@ mod tests {
     use super::*;
 
     fn message(conversation: &str, seq: u64, bytes: usize) -> Message {
-        Message { conversation_id: conversation.to_owned(), seq, content: vec![b'x'; bytes].into(), ..Message::default() }
+        Message {
+            conversation_id: conversation.to_owned(),
+            seq,
+            content: vec![b'x'; bytes].into(),
+            ..Message::default()
+        }
     }
 
     #[test]
@@ -89,7 +92,10 @@ mod tests {
         let mut batches = Batches::new(true);
         let full = batches.add("c", (1..=250).map(|seq| message("c", seq, 10)).collect(), false);
         assert_eq!(full.len(), 1);
-        assert_eq!((full[0].messages.len(), &full[0].has_more[..], full[0].catch_up_done), (200, &["c".to_owned()][..], false));
+        assert_eq!(
+            (full[0].messages.len(), &full[0].has_more[..], full[0].catch_up_done),
+            (200, &["c".to_owned()][..], false)
+        );
         let last = batches.finish().unwrap();
         assert_eq!((last.messages.len(), last.has_more.len(), last.catch_up_done), (50, 0, true));
     }

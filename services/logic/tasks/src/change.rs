@@ -86,7 +86,9 @@ pub fn read(kind: &str, key: &str, data: &Bytes) -> Result<Change, Unreadable> {
             let user = who.user_id.map_or_else(|| key.to_owned(), Cow::into_owned);
             return Ok(Change::Profile { user, data: data.clone() });
         }
-        "friend.added" | "friend.removed" | "friend.requested" | "conversation.created" => return users(name, key, data),
+        "friend.added" | "friend.removed" | "friend.requested" | "conversation.created" => {
+            return users(name, key, data);
+        }
         // Delivered cursors and blocks are nobody else's business; types that are not known are newer than this build.
         _ => return Ok(Change::Ignored),
     };
@@ -99,7 +101,15 @@ pub fn read(kind: &str, key: &str, data: &Bytes) -> Result<Change, Unreadable> {
     }
     let actor = who.actor_id.map(Cow::into_owned).or(subject);
     let data = if event == "group" { named(name, data) } else { data.clone() };
-    Ok(Change::Conversation(ConversationChange { conversation, event, actor, others, members_changed, small_only, data }))
+    Ok(Change::Conversation(ConversationChange {
+        conversation,
+        event,
+        actor,
+        others,
+        members_changed,
+        small_only,
+        data,
+    }))
 }
 
 /// Events that name all whom they concern: those between two users are told on each side under that user's key.

@@ -4,8 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn data(value: serde_json::Value) -> Bytes {
-    serde_json::to_vec(&value).unwrap().into()
+fn data(value: impl std::borrow::Borrow<serde_json::Value>) -> Bytes {
+    serde_json::to_vec(value.borrow()).unwrap().into()
 }
 
 const CREATED: &str = "dev.kith.message.created.v1";
@@ -46,7 +46,9 @@ fn what_is_no_message_is_refused_in_words() {
 #[test]
 fn membership_events_say_who_is_concerned_and_that_members_changed() {
     let json = serde_json::json!({"conversation_id": "g:1", "user_ids": ["bob", "carol"], "actor_id": "alice"});
-    let Change::Conversation(change) = read("dev.kith.member.removed.v1", "g:1", &data(json)).unwrap() else { panic!() };
+    let Change::Conversation(change) = read("dev.kith.member.removed.v1", "g:1", &data(json)).unwrap() else {
+        panic!()
+    };
     assert_eq!((change.event, change.members_changed), ("group", true));
     assert_eq!(change.others, ["bob", "carol"]);
     let seen: serde_json::Value = serde_json::from_slice(&change.data).unwrap();
@@ -56,7 +58,9 @@ fn membership_events_say_who_is_concerned_and_that_members_changed() {
 #[test]
 fn a_receipt_names_its_reader() {
     let json = serde_json::json!({"conversation_id": "d:alice:bob", "user_id": "bob", "seq": "7"});
-    let Change::Conversation(change) = read("dev.kith.receipt.read.v1", "d:alice:bob", &data(json)).unwrap() else { panic!() };
+    let Change::Conversation(change) = read("dev.kith.receipt.read.v1", "d:alice:bob", &data(json)).unwrap() else {
+        panic!()
+    };
     assert_eq!((change.event, change.actor.as_deref(), change.members_changed), ("read", Some("bob"), false));
     assert!(change.others.is_empty());
 }
@@ -64,21 +68,33 @@ fn a_receipt_names_its_reader() {
 #[test]
 fn a_friend_event_goes_to_its_own_side() {
     let json = serde_json::json!({"user_id": "alice", "friend_id": "bob"});
-    let Change::Users { event, users, .. } = read("dev.kith.friend.added.v1", "alice", &data(json)).unwrap() else { panic!() };
+    let Change::Users { event, users, .. } = read("dev.kith.friend.added.v1", "alice", &data(json)).unwrap() else {
+        panic!()
+    };
     assert_eq!((event, users), ("friend", vec!["alice".to_owned()]));
 }
 
 #[test]
 fn a_new_conversation_is_told_to_its_first_members() {
     let json = serde_json::json!({"conversation_id": "d:alice:bob", "kind": "direct", "member_ids": ["alice", "bob"]});
-    let Change::Users { event, users, data } = read("dev.kith.conversation.created.v1", "d:alice:bob", &data(json)).unwrap() else { panic!() };
+    let Change::Users { event, users, data } =
+        read("dev.kith.conversation.created.v1", "d:alice:bob", &data(json)).unwrap()
+    else {
+        panic!()
+    };
     assert_eq!((event, users), ("conversation", vec!["alice".to_owned(), "bob".to_owned()]));
     assert!(data.starts_with(b"{\"change\":\"conversation.created\","));
 }
 
 #[test]
 fn types_that_are_not_known_are_left_alone() {
-    for kind in ["dev.kith.receipt.delivered.v1", "dev.kith.block.added.v1", "dev.kith.message.created.v2", "org.other.thing", ""] {
+    for kind in [
+        "dev.kith.receipt.delivered.v1",
+        "dev.kith.block.added.v1",
+        "dev.kith.message.created.v2",
+        "org.other.thing",
+        "",
+    ] {
         assert_eq!(read(kind, "k", &Bytes::from_static(b"not json")).unwrap(), Change::Ignored, "{kind}");
     }
 }
@@ -98,7 +114,8 @@ fn a_login_carries_its_cursors_and_a_logout_asks_for_nothing() {
 #[test]
 fn an_empty_object_stays_json_when_it_is_named() {
     for text in ["{}", " { } ", "{\"a\":1}"] {
-        let named: serde_json::Value = serde_json::from_slice(&named("group.updated", &Bytes::copy_from_slice(text.as_bytes()))).unwrap();
+        let named: serde_json::Value =
+            serde_json::from_slice(&named("group.updated", &Bytes::copy_from_slice(text.as_bytes()))).unwrap();
         assert_eq!(named["change"], "group.updated");
     }
 }

@@ -14,15 +14,15 @@ use std::{
 
 use futures::future::join_all;
 use kith_kit::{
-    clock,
     client::MAX_MESSAGE_BYTES,
+    clock,
     error::{Error, reason},
     kafka::consumer::Ticket,
     route::Router,
     sessions::key,
 };
 use kith_proto::sessions::v1::{
-    DeliverRequest, DeliverResponse, Delivery, deliver_request::Item, delivery::Payload, deliver_response::Outcome,
+    DeliverRequest, DeliverResponse, Delivery, deliver_request::Item, deliver_response::Outcome, delivery::Payload,
     sessions_client::SessionsClient,
 };
 use parking_lot::Mutex;
@@ -113,7 +113,9 @@ impl Deliverer {
             // One more than there are parts while they are queued, so that a quick worker does not finish the job before the last one.
             job.open.store(1, Ordering::Release);
             for users in planned.recipients.chunks(PART_USERS) {
-                let touched = lanes.push(&job, users.iter().cloned(), |user| self.0.router.address(key(user)).unwrap_or_default().into());
+                let touched = lanes.push(&job, users.iter().cloned(), |user| {
+                    self.0.router.address(key(user)).unwrap_or_default().into()
+                });
                 job.open.fetch_add(touched.len(), Ordering::AcqRel);
                 for (lane, is_new) in touched {
                     if is_new {
@@ -240,7 +242,10 @@ impl Inner {
                     homeless = true;
                     continue;
                 };
-                let known = calls.iter_mut().rev().find(|c| c.address == address && (!alone || c.items.iter().all(|(i, _)| *i == at)));
+                let known = calls
+                    .iter_mut()
+                    .rev()
+                    .find(|c| c.address == address && (!alone || c.items.iter().all(|(i, _)| *i == at)));
                 match known {
                     None => calls.push(Call { address, items: vec![(at, vec![user.clone()])] }),
                     Some(call) => match call.items.last_mut() {
@@ -264,7 +269,8 @@ impl Inner {
         let mut request = tonic::Request::new(DeliverRequest { items: items.collect() });
         request.set_timeout(ATTEMPT);
         let started = Instant::now();
-        let mut client = SessionsClient::new(self.router.dialer().channel(&call.address)).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let mut client = SessionsClient::new(self.router.dialer().channel(&call.address))
+            .max_decoding_message_size(MAX_MESSAGE_BYTES);
         let outcome = match tokio::time::timeout(ATTEMPT, client.deliver(request)).await {
             Ok(Ok(response)) if response.get_ref().outcomes.len() == call.items.len() => Ok(response.into_inner()),
             Ok(Ok(_)) => Err(Error::internal("sessions answered another number of items than asked")),

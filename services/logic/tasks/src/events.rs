@@ -46,7 +46,9 @@ impl Online {
             }
         }
         if wanted.len() > 1 {
-            stream::iter(wanted).for_each_concurrent(LOOKUPS, |needs| async { drop(self.audiences.find(needs).await) }).await;
+            stream::iter(wanted)
+                .for_each_concurrent(LOOKUPS, |needs| async { drop(self.audiences.find(needs).await) })
+                .await;
         }
     }
 }

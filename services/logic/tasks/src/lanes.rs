@@ -42,13 +42,16 @@ impl<J> Default for Lanes<J> {
 
 impl<J: Clone> Lanes<J> {
     /// Queues a job for users; `address` says where a user belongs now. Returns the lanes that got something, new ones with `true`.
-    pub fn push(&mut self, job: &J, users: impl IntoIterator<Item = Arc<str>>, mut address: impl FnMut(&str) -> Lane) -> Vec<(Lane, bool)> {
+    pub fn push(
+        &mut self,
+        job: &J,
+        users: impl IntoIterator<Item = Arc<str>>,
+        mut address: impl FnMut(&str) -> Lane,
+    ) -> Vec<(Lane, bool)> {
         let mut parts: Vec<(Lane, Vec<Arc<str>>)> = Vec::with_capacity(1);
         for user in users {
-            let waiting = self
-                .users
-                .entry(user.clone())
-                .or_insert_with_key(|user| Waiting { lane: address(user), parts: 0 });
+            let waiting =
+                self.users.entry(user.clone()).or_insert_with_key(|user| Waiting { lane: address(user), parts: 0 });
             waiting.parts += 1;
             match parts.iter_mut().find(|(lane, _)| *lane == waiting.lane) {
                 Some((_, users)) => users.push(user),
@@ -119,7 +122,10 @@ mod tests {
     fn a_user_with_something_waiting_stays_in_the_lane_when_the_owner_changes() {
         let mut lanes: Lanes<u32> = Lanes::default();
         assert_eq!(lanes.push(&1, ["alice".into()], |_| lane("a")), [(lane("a"), true)]);
-        assert_eq!(lanes.push(&2, ["alice".into(), "bob".into()], |_| lane("b")), [(lane("a"), false), (lane("b"), true)]);
+        assert_eq!(
+            lanes.push(&2, ["alice".into(), "bob".into()], |_| lane("b")),
+            [(lane("a"), false), (lane("b"), true)]
+        );
         let taken = lanes.take("a", |_| true);
         assert_eq!(taken.iter().map(|p| p.job).collect::<Vec<_>>(), [1, 2]);
         for part in &taken {
@@ -137,7 +143,10 @@ mod tests {
         }
         assert_eq!(lanes.take("a", |_| false).len(), 1);
         let mut room = 2;
-        let taken = lanes.take("a", |_| { room -= 1; room >= 0 });
+        let taken = lanes.take("a", |_| {
+            room -= 1;
+            room >= 0
+        });
         assert_eq!(taken.iter().map(|p| p.job).collect::<Vec<_>>(), [1, 2]);
         assert!(lanes.take("unknown", |_| true).is_empty());
     }

@@ -48,7 +48,12 @@ pub enum Error {
 }
 
 /// Works until `shutdown`; then what is in hand gets a moment, and the rest comes again at the next process.
-pub async fn run(config: Config, instance: Instance, readiness: Readiness, shutdown: CancellationToken) -> Result<(), Error> {
+pub async fn run(
+    config: Config,
+    instance: Instance,
+    readiness: Readiness,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
     let kafka = config.kafka.clone().ok_or(Error::NoKafka)?;
     // Outlives the consumers: their last work still needs its connections.
     let working = CancellationToken::new();

@@ -160,7 +160,14 @@ impl Worker {
     }
 
     /// Sends what some conversations have; returns how many messages.
-    async fn send(&self, login: &Login, ticket: &Ticket, behind: &[Behind], before: usize, batches: &mut Batches) -> Result<usize, End> {
+    async fn send(
+        &self,
+        login: &Login,
+        ticket: &Ticket,
+        behind: &[Behind],
+        before: usize,
+        batches: &mut Batches,
+    ) -> Result<usize, End> {
         let mut sent = 0;
         let first = |b: &Behind| Position { conversation_id: b.conversation_id.clone(), seq: b.delivered_seq };
         let mut after: Vec<Position> = behind.iter().map(first).collect();
@@ -177,13 +184,17 @@ impl Worker {
                     }
                     continue;
                 }
-                let start = behind.iter().find(|b| b.conversation_id == position.conversation_id).map_or(0, |b| b.delivered_seq);
+                let start = behind
+                    .iter()
+                    .find(|b| b.conversation_id == position.conversation_id)
+                    .map_or(0, |b| b.delivered_seq);
                 let last = answer.messages.last().map(|m| m.seq);
                 sent += answer.messages.len();
                 for batch in batches.add(&position.conversation_id, answer.messages, answer.has_more) {
                     self.deliver(login, ticket, batch).await?;
                 }
-                let within = before + sent < MAX_PER_LOGIN && last.is_some_and(|l| l.saturating_sub(start) < MAX_PER_CONVERSATION);
+                let within = before + sent < MAX_PER_LOGIN
+                    && last.is_some_and(|l| l.saturating_sub(start) < MAX_PER_CONVERSATION);
                 if let (true, true, Some(seq)) = (answer.has_more, within, last) {
                     next.push(Position { seq, ..position });
                 }
@@ -209,7 +220,11 @@ impl Worker {
             })
         })
         .await?;
-        if response.outcomes.iter().all(|o| o.offline_user_ids.is_empty() && o.overflowed == 0) { Ok(()) } else { Err(End::Gone) }
+        if response.outcomes.iter().all(|o| o.offline_user_ids.is_empty() && o.overflowed == 0) {
+            Ok(())
+        } else {
+            Err(End::Gone)
+        }
     }
 }
 
@@ -237,4 +252,3 @@ where
         backoff.pause().await;
     }
 }
-

@@ -174,12 +174,19 @@ mod tests {
     use super::*;
 
     fn message(conversation: &str, sender: &str, seq: u64) -> Change {
-        let message = Message { conversation_id: conversation.to_owned(), sender_id: sender.to_owned(), seq, ..Message::default() };
+        let message = Message {
+            conversation_id: conversation.to_owned(),
+            sender_id: sender.to_owned(),
+            seq,
+            ..Message::default()
+        };
         Change::Message(Box::new(message))
     }
 
     fn members(users: &[(&str, u64)]) -> Audience {
-        Audience::Members(Arc::new(Members::new(users.iter().map(|(u, s)| Member { user: (*u).into(), joined_seq: *s }).collect())))
+        Audience::Members(Arc::new(Members::new(
+            users.iter().map(|(u, s)| Member { user: (*u).into(), joined_seq: *s }).collect(),
+        )))
     }
 
     fn names(planned: Option<Planned>) -> Vec<String> {

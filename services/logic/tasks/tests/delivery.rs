@@ -1,5 +1,6 @@
 //! The service against a real Kafka and a `sessions` written here: every message of the log once, in order, through refusals, a restart
 //! of the service and one of the broker. Direct messages need no look-up, so storage stays away.
+#![allow(clippy::unwrap_used)]
 
 use std::{
     pin::Pin,
@@ -23,8 +24,8 @@ use kith_kit::{
 use kith_proto::sessions::v1::{
     AttachRequest, AttachResponse, DeliverRequest, DeliverResponse, KickRequest, KickResponse, QueryPresenceRequest,
     QueryPresenceResponse, SessionAckRequest, SessionAckResponse,
-    delivery::Payload,
     deliver_response::Outcome,
+    delivery::Payload,
     sessions_server::{Sessions, SessionsServer},
 };
 use tokio::{
@@ -73,7 +74,10 @@ impl Sessions for FakeSessions {
         Ok(Response::new(DeliverResponse { outcomes }))
     }
 
-    async fn query_presence(&self, _: Request<QueryPresenceRequest>) -> Result<Response<QueryPresenceResponse>, Status> {
+    async fn query_presence(
+        &self,
+        _: Request<QueryPresenceRequest>,
+    ) -> Result<Response<QueryPresenceResponse>, Status> {
         Ok(Response::new(QueryPresenceResponse::default()))
     }
 
@@ -145,7 +149,8 @@ impl World {
             "sender_id": "alice", "sent_at": kith_kit::clock::now_ms().to_string(), "type": "text", "content": {"text": "hi"},
         });
         let (partition_text, ver) = (partition.to_string(), seq.to_string());
-        let headers = [("ce_type", "dev.kith.message.created.v1"), ("ce_kithpartition", &*partition_text), ("ce_kithver", &*ver)];
+        let headers =
+            [("ce_type", "dev.kith.message.created.v1"), ("ce_kithpartition", &*partition_text), ("ce_kithver", &*ver)];
         let payload = data.to_string();
         let record = Record {
             topic: "demo.events",
@@ -223,6 +228,8 @@ async fn a_thousand_messages_a_second_arrive_within_milliseconds() {
         delivery.await.unwrap();
         latencies.push(world.expect_one("d:alice:bob", seq).await - at);
     }
+    // The first second warms the broker up.
+    let mut latencies = latencies.split_off(1_000);
     latencies.sort_unstable();
     let (p50, p99) = (latencies[latencies.len() / 2], latencies[latencies.len() * 99 / 100]);
     println!("Kafka to sessions at 1,000/s: p50 {p50:?}, p99 {p99:?}, max {:?}", latencies[latencies.len() - 1]);
