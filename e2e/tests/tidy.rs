@@ -150,7 +150,13 @@ fn files_stay_short_and_say_what_they_are() {
 #[test]
 fn no_source_holds_unfinished_code_or_a_path_of_one_machine() {
     // Put together here, so that this file does not match itself.
-    let banned = [["to", "do!("].concat(), ["unimple", "mented!("].concat(), ["FIX", "ME"].concat(), ["/ro", "ot/"].concat(), ["/wo", "rk/"].concat()];
+    let banned = [
+        ["to", "do!("].concat(),
+        ["unimple", "mented!("].concat(),
+        ["FIX", "ME"].concat(),
+        ["/ro", "ot/"].concat(),
+        ["/wo", "rk/"].concat(),
+    ];
     let mut wrong = Vec::new();
     for path in sources(&root(), &["rs", "sh", "yaml", "yml", "toml", "md", "go", "lua", "proto"]) {
         let text = fs::read_to_string(&path).expect("a source");

@@ -1,0 +1,61 @@
+//! What a run cost: CPU seconds of every process and memory of the engine.
+
+use std::{fmt, time::Duration};
+
+use crate::local::{Kind, Platform, cpu_of};
+
+use super::BenchError;
+
+/// CPU time by part, at one moment.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Cpu(Vec<(String, Duration)>);
+
+impl Cpu {
+    /// Of all processes of the platform, and of this one.
+    pub(super) fn now(platform: &mut Platform) -> Self {
+        let mut parts = platform.cpu();
+        for index in 0..platform.valkey.nodes(0).len() {
+            let pid = platform.valkey.node(0, index).process().pid();
+            parts.extend(cpu_of(pid).map(|cpu| (format!("valkey-{index}"), cpu)));
+        }
+        parts.extend(cpu_of(platform.kafka.process().pid()).map(|cpu| ("kafka".to_owned(), cpu)));
+        parts.extend(cpu_of(std::process::id()).map(|cpu| ("this client".to_owned(), cpu)));
+        Self(parts)
+    }
+
+    /// What was used since `earlier`, per million of `messages`.
+    pub(super) fn per_million(&self, earlier: &Self, messages: u64) -> Cost {
+        let used = self.0.iter().map(|(name, now)| {
+            let before = earlier.0.iter().find(|(other, _)| other == name).map_or(Duration::ZERO, |(_, d)| *d);
+            (name.clone(), (*now - before.min(*now)).as_secs_f64() * 1e6 / messages.max(1) as f64)
+        });
+        Cost(used.collect())
+    }
+}
+
+/// CPU seconds per million messages, by part.
+#[derive(Debug, Clone)]
+pub(super) struct Cost(Vec<(String, f64)>);
+
+impl fmt::Display for Cost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let platform: f64 = self.0.iter().filter(|(name, _)| name != "this client").map(|(_, s)| s).sum();
+        let parts: Vec<String> = self.0.iter().map(|(name, s)| format!("{name} {s:.0}")).collect();
+        write!(f, "  CPU seconds per million messages: {platform:.0} ({})", parts.join(", "))
+    }
+}
+
+/// The primary's memory in use.
+pub(super) async fn engine_memory(platform: &Platform) -> Result<u64, BenchError> {
+    let primary = platform.valkey.primary(0).await?;
+    let info = platform.valkey.nodes(0)[primary].command(&["INFO", "memory"]).await?;
+    let text = redis::from_redis_value::<String>(info).map_err(|e| BenchError::Engine(e.to_string()))?;
+    let used = text.lines().find_map(|l| l.strip_prefix("used_memory:")).and_then(|v| v.trim().parse().ok());
+    used.ok_or_else(|| BenchError::Engine("INFO memory without used_memory".to_owned()))
+}
+
+/// Resident memory of the storage processes in MB.
+pub(super) fn storage_memory(platform: &Platform) -> Vec<f64> {
+    let all = (0..platform.count(Kind::Storage)).filter_map(|index| platform.find(Kind::Storage, index));
+    all.filter_map(|at| platform.memory(at)).map(|bytes| bytes as f64 / f64::from(1 << 20)).collect()
+}

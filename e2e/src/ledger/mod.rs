@@ -1,0 +1,272 @@
+//! What a load client was promised and what it later read: acknowledged, lost, doubled, reordered, undelivered, refused.
+
+mod report;
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    time::{Duration, Instant},
+};
+
+use hdrhistogram::Histogram;
+use parking_lot::Mutex;
+
+pub use report::Report;
+
+use crate::client::{Inbox, Message, Sent};
+
+/// Latencies above count as this.
+const MAX_MICROS: u64 = 600_000_000;
+/// How many examples of each fault a report shows.
+const EXAMPLES: usize = 10;
+
+/// An acknowledged message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Promise {
+    message_id: String,
+    client_msg_id: String,
+    sender: String,
+}
+
+#[derive(Debug)]
+struct State {
+    promises: HashMap<String, BTreeMap<u64, Promise>>,
+    /// Newest acknowledged seq of a sender who waits for each answer, by conversation and sender.
+    last: HashMap<(String, String), u64>,
+    /// When a conversation last took a message.
+    taken: HashMap<String, Instant>,
+    /// Since when a conversation refuses.
+    refusing: HashMap<String, Instant>,
+    longest_refusal: Duration,
+    longest_refusal_of: String,
+    failed_tries: BTreeMap<String, u64>,
+    given_up: HashSet<String>,
+    acknowledged: u64,
+    latency: Histogram<u64>,
+    injected: BTreeMap<String, u64>,
+    checks: Checks,
+}
+
+/// What the checks found; examples are bounded, counts are not.
+#[derive(Debug, Default, Clone)]
+struct Checks {
+    conversations: u64,
+    lost: u64,
+    doubled: u64,
+    reordered: u64,
+    gaps: u64,
+    undelivered: u64,
+    log_differences: u64,
+    examples: Vec<String>,
+}
+
+impl Checks {
+    fn example(&mut self, text: impl FnOnce() -> String) {
+        if self.examples.len() < EXAMPLES {
+            self.examples.push(text());
+        }
+    }
+}
+
+/// The record of a run. Senders write while it lasts, checks read afterwards.
+#[derive(Debug)]
+pub struct Ledger(Mutex<State>);
+
+impl Default for Ledger {
+    fn default() -> Self {
+        Self(Mutex::new(State {
+            promises: HashMap::new(),
+            last: HashMap::new(),
+            taken: HashMap::new(),
+            refusing: HashMap::new(),
+            longest_refusal: Duration::ZERO,
+            longest_refusal_of: String::new(),
+            failed_tries: BTreeMap::new(),
+            given_up: HashSet::new(),
+            acknowledged: 0,
+            latency: histogram(),
+            injected: BTreeMap::new(),
+            checks: Checks::default(),
+        }))
+    }
+}
+
+/// A histogram of microseconds with three digits.
+pub fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, MAX_MICROS, 3).expect("the bounds are in order")
+}
+
+/// A duration as the histograms count it.
+pub fn micros(duration: Duration) -> u64 {
+    (duration.as_micros() as u64).clamp(1, MAX_MICROS)
+}
+
+impl Ledger {
+    /// The platform acknowledged a message, `latency` after it was meant to be sent. The sender sends one after the other, so
+    /// its seqs must rise.
+    pub fn acknowledged(&self, sender: &str, client_msg_id: &str, sent: &Sent, latency: Duration) {
+        let mut state = self.0.lock();
+        let state = &mut *state;
+        state.acknowledged += 1;
+        state.latency.saturating_record(micros(latency));
+        state.taken.insert(sent.conversation_id.clone(), Instant::now());
+        if let Some(since) = state.refusing.remove(&sent.conversation_id) {
+            let refused = since.elapsed();
+            if refused > state.longest_refusal {
+                state.longest_refusal = refused;
+                state.longest_refusal_of.clone_from(&sent.conversation_id);
+            }
+        }
+        let last = state.last.entry((sent.conversation_id.clone(), sender.to_owned())).or_insert(0);
+        if sent.seq <= *last {
+            let text = format!("{}: {sender} got seq {} after {last}", sent.conversation_id, sent.seq);
+            state.checks.reordered += 1;
+            state.checks.example(|| text);
+        }
+        *last = sent.seq;
+        let promise = Promise {
+            message_id: sent.message_id.clone(),
+            client_msg_id: client_msg_id.to_owned(),
+            sender: sender.to_owned(),
+        };
+        let conversation = state.promises.entry(sent.conversation_id.clone()).or_default();
+        if let Some(other) = conversation.insert(sent.seq, promise.clone())
+            && other != promise
+        {
+            let text = format!("{} seq {}: promised twice, {other:?} and {promise:?}", sent.conversation_id, sent.seq);
+            state.checks.doubled += 1;
+            state.checks.example(|| text);
+        }
+    }
+
+    /// A try failed in a way that the contract says to repeat.
+    pub fn failed_try(&self, conversation: &str, code: &str) {
+        let mut state = self.0.lock();
+        state.refusing.entry(conversation.to_owned()).or_insert_with(Instant::now);
+        *state.failed_tries.entry(code.to_owned()).or_default() += 1;
+    }
+
+    /// A sender gave up: the message may be stored or not, but not twice.
+    pub fn gave_up(&self, client_msg_id: &str) {
+        self.0.lock().given_up.insert(client_msg_id.to_owned());
+    }
+
+    /// A fault was injected.
+    pub fn injected(&self, fault: &str) {
+        *self.0.lock().injected.entry(fault.to_owned()).or_default() += 1;
+    }
+
+    /// Messages acknowledged so far.
+    pub fn count(&self) -> u64 {
+        self.0.lock().acknowledged
+    }
+
+    /// Whether a conversation has taken a message since then.
+    pub fn took_since(&self, conversation: &str, then: Instant) -> bool {
+        self.0.lock().taken.get(conversation).is_some_and(|at| *at > then)
+    }
+
+    /// Conversations with a promise.
+    pub fn conversations(&self) -> Vec<String> {
+        self.0.lock().promises.keys().cloned().collect()
+    }
+
+    /// Holds the promises of a conversation against its whole history.
+    pub fn check_history(&self, conversation: &str, history: &[Message]) {
+        let mut state = self.0.lock();
+        let State { promises, checks, .. } = &mut *state;
+        checks.conversations += 1;
+        for (at, message) in history.iter().enumerate() {
+            if message.seq != at as u64 + 1 {
+                checks.gaps += 1;
+                checks.example(|| format!("{conversation}: seq {} stands at place {}", message.seq, at + 1));
+                break;
+            }
+        }
+        let (mut ids, mut client_ids) = (HashSet::new(), HashSet::new());
+        for message in history {
+            let twice = !ids.insert(&message.message_id)
+                || (!message.client_msg_id.is_empty()
+                    && !client_ids.insert((&message.sender_id, &message.client_msg_id)));
+            if twice {
+                checks.doubled += 1;
+                checks.example(|| {
+                    format!("{conversation} seq {}: {} is there twice", message.seq, message.client_msg_id)
+                });
+            }
+        }
+        let by_seq: HashMap<u64, &Message> = history.iter().map(|m| (m.seq, m)).collect();
+        for (seq, promise) in promises.get(conversation).into_iter().flatten() {
+            let kept = by_seq.get(seq).is_some_and(|m| {
+                m.message_id == promise.message_id
+                    && m.client_msg_id == promise.client_msg_id
+                    && m.sender_id == promise.sender
+            });
+            if !kept {
+                checks.lost += 1;
+                checks
+                    .example(|| format!("{conversation} seq {seq}: promised {promise:?}, found {:?}", by_seq.get(seq)));
+            }
+        }
+    }
+
+    /// Holds what a member's device was shown of the others' messages against the history.
+    pub fn check_delivery(&self, user: &str, inbox: &Inbox, conversation: &str, history: &[Message]) {
+        let mut state = self.0.lock();
+        let checks = &mut state.checks;
+        for message in history.iter().filter(|m| m.sender_id != user) {
+            let shown = inbox.get(conversation, message.seq).is_some_and(|m| m.message_id == message.message_id);
+            if !shown {
+                checks.undelivered += 1;
+                checks.example(|| format!("{conversation} seq {}: {user} was never shown it", message.seq));
+            }
+        }
+        checks.doubled += inbox.contradictions.len() as u64;
+        for text in &inbox.contradictions {
+            checks.example(|| format!("{user}: {text}"));
+        }
+    }
+
+    /// Takes what differs between the event log and the store.
+    pub fn log_differences(&self, differences: &[String]) {
+        let mut state = self.0.lock();
+        state.checks.log_differences += differences.len() as u64;
+        for text in differences {
+            state.checks.example(|| format!("event log: {text}"));
+        }
+    }
+
+    /// The result so far.
+    pub fn report(&self) -> Report {
+        let state = self.0.lock();
+        // A conversation that refuses to the end counts up to now.
+        let open = state.refusing.iter().map(|(id, since)| (since.elapsed(), id)).max();
+        let (longest, of) = match open {
+            Some((open, id)) if open > state.longest_refusal => (open, id.clone()),
+            _ => (state.longest_refusal, state.longest_refusal_of.clone()),
+        };
+        let quantile = |q| Duration::from_micros(state.latency.value_at_quantile(q));
+        let checks = state.checks.clone();
+        Report {
+            injected: state.injected.clone(),
+            acknowledged: state.acknowledged,
+            given_up: state.given_up.len() as u64,
+            failed_tries: state.failed_tries.clone(),
+            conversations_checked: checks.conversations,
+            lost: checks.lost,
+            doubled: checks.doubled,
+            reordered: checks.reordered,
+            gaps: checks.gaps,
+            undelivered: checks.undelivered,
+            log_differences: checks.log_differences,
+            longest_refusal: longest,
+            longest_refusal_of: of,
+            p50: quantile(0.5),
+            p99: quantile(0.99),
+            p999: quantile(0.999),
+            examples: checks.examples,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,236 @@
+//! Faults on the local platform under load: processes killed and frozen, primaries replaced by a stand-in for the operator.
+
+use std::{fmt, time::Duration};
+
+use kith_kit::testing::TestError;
+use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
+
+use super::{Kind, LocalError, Platform};
+use crate::{
+    ledger::Report,
+    load::{Load, LoadError, LoadOptions},
+    wait::{TimedOut, await_until},
+};
+
+/// How long something stays frozen: longer than any deadline of a call and than the operator's patience.
+const FREEZE: Duration = Duration::from_secs(10);
+/// From a primary's death to its replacement: what DESIGN 3 gives the operator.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// From the end of a fault to a whole shard and to conversations that all serve.
+const HEAL: Duration = Duration::from_secs(60);
+/// A run reads everything back after so many rounds, so that histories stay small.
+const ROUNDS_PER_LOAD: usize = 20;
+
+/// What is done to the platform.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// SIGKILL of the Valkey primary; a replica takes over.
+    KillPrimary,
+    /// SIGKILL of a storage instance.
+    KillStorage,
+    /// SIGSTOP of the primary for ten seconds; it wakes up deposed.
+    FreezePrimary,
+    /// SIGSTOP of a storage instance for ten seconds; it wakes up fenced.
+    FreezeStorage,
+    /// Primary and a storage instance frozen together and both replaced: they wake up and may do no harm to each other's data.
+    CutOffTogether,
+    /// SIGKILL of a replica.
+    KillReplica,
+    /// Kafka stopped and started.
+    RestartKafka,
+    /// SIGKILL of `tasks`.
+    KillTasks,
+    /// SIGKILL of `sessions`.
+    KillSessions,
+    /// SIGTERM of the gateway: a drain.
+    DrainGateway,
+}
+
+impl Fault {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::KillPrimary,
+        Self::KillStorage,
+        Self::FreezePrimary,
+        Self::FreezeStorage,
+        Self::CutOffTogether,
+        Self::KillReplica,
+        Self::RestartKafka,
+        Self::KillTasks,
+        Self::KillSessions,
+        Self::DrainGateway,
+    ];
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::KillPrimary => "primary killed",
+            Self::KillStorage => "storage killed",
+            Self::FreezePrimary => "primary frozen",
+            Self::FreezeStorage => "storage frozen",
+            Self::CutOffTogether => "primary and holder frozen",
+            Self::KillReplica => "replica killed",
+            Self::RestartKafka => "Kafka restarted",
+            Self::KillTasks => "tasks killed",
+            Self::KillSessions => "sessions killed",
+            Self::DrainGateway => "gateway drained",
+        })
+    }
+}
+
+/// Why a run ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum FaultError {
+    /// The platform's processes.
+    #[error(transparent)]
+    Local(#[from] LocalError),
+    /// Valkey or Kafka.
+    #[error(transparent)]
+    Test(#[from] TestError),
+    /// The load.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// It did not heal.
+    #[error("after {fault}: {source}")]
+    NotHealed {
+        /// The fault.
+        fault: Fault,
+        /// What did not come.
+        source: TimedOut,
+    },
+}
+
+/// What to do.
+#[derive(Debug, Clone)]
+pub struct Run {
+    /// Faults, one after the other; each waits until the one before has healed.
+    pub rounds: usize,
+    /// Those to choose from; every one comes before any comes again.
+    pub faults: Vec<Fault>,
+    /// Order of the faults.
+    pub seed: u64,
+    /// The load meanwhile.
+    pub load: LoadOptions,
+}
+
+/// Injects the faults under load and reads everything back. One report for every twenty rounds.
+pub async fn fault_run(platform: &mut Platform, run: &Run) -> Result<Vec<Report>, FaultError> {
+    let mut random = StdRng::seed_from_u64(run.seed);
+    let mut reports = Vec::new();
+    let mut queue: Vec<Fault> = Vec::new();
+    let target = platform.target().await?;
+    let mut done = 0;
+    while done < run.rounds {
+        let load = Load::start(&target, run.load.clone()).await?;
+        for _ in 0..ROUNDS_PER_LOAD.min(run.rounds - done) {
+            if queue.is_empty() {
+                queue.clone_from(&run.faults);
+                queue.shuffle(&mut random);
+            }
+            let Some(fault) = queue.pop() else { return Ok(reports) };
+            let healed = |source| FaultError::NotHealed { fault, source };
+            load.all_serve(HEAL).await.map_err(healed)?;
+            load.ledger().injected(&fault.to_string());
+            platform.inject(fault, done).await?;
+            platform.await_whole(HEAL).await.map_err(healed)?;
+            load.all_serve(HEAL).await.map_err(healed)?;
+            done += 1;
+        }
+        reports.push(load.finish(HEAL).await?);
+    }
+    Ok(reports)
+}
+
+impl Platform {
+    /// Does it, and puts right what only a person or an operator would: dead processes are started again, a dead primary's
+    /// replica is promoted.
+    pub async fn inject(&mut self, fault: Fault, round: usize) -> Result<(), FaultError> {
+        match fault {
+            Fault::KillPrimary => {
+                let dead = self.valkey.kill_primary(0).await?;
+                tokio::time::sleep(PATIENCE).await;
+                self.valkey.promote(0).await?;
+                self.valkey.node(0, dead).restart().await?;
+            }
+            Fault::KillReplica => {
+                let primary = self.valkey.primary(0).await?;
+                let replica = (primary + 1) % self.valkey.nodes(0).len();
+                self.valkey.node(0, replica).process().kill()?;
+                self.valkey.node(0, replica).restart().await?;
+            }
+            Fault::FreezePrimary => {
+                let frozen = self.valkey.primary(0).await?;
+                self.valkey.node(0, frozen).process().pause()?;
+                tokio::time::sleep(PATIENCE).await;
+                self.valkey.promote(0).await?;
+                tokio::time::sleep(FREEZE.saturating_sub(PATIENCE)).await;
+                self.valkey.node(0, frozen).process().resume()?;
+            }
+            Fault::KillStorage => self.kill_and_restart(Kind::Storage, round).await?,
+            Fault::KillTasks => self.kill_and_restart(Kind::Tasks, round).await?,
+            Fault::KillSessions => self.kill_and_restart(Kind::Sessions, round).await?,
+            Fault::FreezeStorage => {
+                let at = self.pick(Kind::Storage, round);
+                self.freeze(at)?;
+                self.unseen(at).await?;
+                self.thaw(at)?;
+                self.set_published(at, true)?;
+            }
+            Fault::CutOffTogether => {
+                let at = self.pick(Kind::Storage, round);
+                let frozen = self.valkey.primary(0).await?;
+                self.freeze(at)?;
+                self.valkey.node(0, frozen).process().pause()?;
+                self.unseen(at).await?;
+                self.valkey.promote(0).await?;
+                self.thaw(at)?;
+                self.valkey.node(0, frozen).process().resume()?;
+                self.set_published(at, true)?;
+            }
+            Fault::RestartKafka => self.kafka.restart().await?,
+            Fault::DrainGateway => {
+                let at = self.pick(Kind::Gateway, 0);
+                self.stop(at).await?;
+                self.restart(at).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn pick(&self, kind: Kind, round: usize) -> usize {
+        self.find(kind, round % self.count(kind).max(1)).unwrap_or_default()
+    }
+
+    async fn kill_and_restart(&mut self, kind: Kind, round: usize) -> Result<(), LocalError> {
+        let at = self.pick(kind, round);
+        self.kill(at)?;
+        self.restart(at).await
+    }
+
+    /// Ten seconds of which the readiness probe notices after the first three.
+    async fn unseen(&mut self, at: usize) -> Result<(), LocalError> {
+        tokio::time::sleep(PATIENCE).await;
+        self.set_published(at, false)?;
+        tokio::time::sleep(FREEZE.saturating_sub(PATIENCE)).await;
+        Ok(())
+    }
+
+    /// Waits until the shard has one primary and all others follow it.
+    pub async fn await_whole(&self, deadline: Duration) -> Result<(), TimedOut> {
+        await_until("one primary and all replicas in step", deadline, || async {
+            let mut primaries = 0;
+            for node in self.valkey.nodes(0) {
+                if node.offset().await.is_none() {
+                    return Err(format!("{} does not answer", node.address()));
+                }
+                primaries += usize::from(node.is_primary().await);
+            }
+            if primaries != 1 {
+                return Err(format!("{primaries} primaries"));
+            }
+            self.valkey.synced(0).await.map_err(|e| e.to_string())
+        })
+        .await
+    }
+}

@@ -1,0 +1,345 @@
+//! The whole platform as processes of this machine, without Kubernetes: Valkey with replicas, a Kafka broker and every service from the
+//! built binary, with the certificates and the configuration that the operator would render. Each part can be killed, frozen,
+//! started again.
+
+mod faults;
+mod keys;
+mod part;
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use kith_kit::{
+    config::{Auth, Cluster, Config, Durability, Gateway, Limits, Service, Services, Tls},
+    testing::{KafkaBroker, Pki, TestError, ValkeyCluster, ValkeyOptions},
+};
+use tempfile::TempDir;
+
+pub use faults::{Fault, FaultError, Run, fault_run};
+pub(crate) use part::cpu_of;
+pub use part::{Instance, Kind};
+
+use crate::{
+    business::{Business, BusinessError, Files},
+    client::ClientError,
+    target::Target,
+    wait::{TimedOut, await_until},
+};
+
+/// The ChatCluster's name and UID.
+const NAME: &str = "local";
+const UID: &str = "0b5ff6c1-6ee2-4a6e-8c5f-5a0d3c9b7a11";
+/// From the start of a process to its readiness.
+const READY_DEADLINE: Duration = Duration::from_secs(60);
+/// A process that is asked to end drains first.
+const STOP_GRACE: Duration = Duration::from_secs(20);
+
+/// Why the platform could not be started or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum LocalError {
+    /// Valkey, Kafka, certificates, processes.
+    #[error(transparent)]
+    Test(#[from] TestError),
+    /// A file.
+    #[error("{path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The key that signs tokens.
+    #[error("token key: {0}")]
+    Key(#[from] rcgen::Error),
+    /// A part did not become ready.
+    #[error("{0}\n{1}")]
+    NotReady(TimedOut, String),
+    /// The service binary is not built.
+    #[error("{0} is not there: cargo build --release -p kith")]
+    NotBuilt(PathBuf),
+    /// ImBusiness.
+    #[error(transparent)]
+    Business(#[from] BusinessError),
+    /// The client.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+}
+
+/// What to start.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Instances of `storage`.
+    pub storages: usize,
+    /// Instances of `sessions`.
+    pub sessions: usize,
+    /// Instances of `tasks`.
+    pub tasks: usize,
+    /// Instances of `gateway`; clients know the first one alone.
+    pub gateways: usize,
+    /// Instances of `api`; clients know the first one alone.
+    pub apis: usize,
+    /// Instances of `business`.
+    pub businesses: usize,
+    /// Replicas of the Valkey shard.
+    pub replicas: usize,
+    /// mTLS everywhere, as in a cluster.
+    pub tls: bool,
+    /// `always`, `everysec` or `no`.
+    pub fsync: &'static str,
+    /// Bounds.
+    pub limits: Limits,
+    /// The gateway's own settings.
+    pub gateway: Gateway,
+    /// Logging of the services, as `RUST_LOG`.
+    pub log: String,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            storages: 2,
+            sessions: 1,
+            tasks: 1,
+            gateways: 1,
+            apis: 1,
+            businesses: 1,
+            replicas: 1,
+            tls: true,
+            fsync: "always",
+            limits: Limits::default(),
+            gateway: Gateway::default(),
+            log: std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned()),
+        }
+    }
+}
+
+/// A running platform; everything ends with it.
+pub struct Platform {
+    options: Options,
+    /// The storage engine.
+    pub valkey: ValkeyCluster,
+    /// The event log.
+    pub kafka: KafkaBroker,
+    instances: Vec<Instance>,
+    pki: Pki,
+    line: Option<Tls>,
+    dir: TempDir,
+}
+
+impl Platform {
+    /// Starts everything and waits until every part is ready.
+    pub async fn start(options: Options) -> Result<Self, LocalError> {
+        kith_kit::tls::install_provider();
+        let binary = part::binary();
+        if !binary.is_file() {
+            return Err(LocalError::NotBuilt(binary));
+        }
+        let dir = TempDir::with_prefix("kith-local-").map_err(file(Path::new("temporary folder")))?;
+        let pki = Pki::new(NAME, UID)?;
+        let tls = if options.tls { Some(pki.service("valkey")?) } else { None };
+        let (valkey, kafka) = tokio::try_join!(
+            ValkeyCluster::start(ValkeyOptions {
+                replicas: options.replicas,
+                fsync: options.fsync,
+                ack_replicas: 1,
+                library: Some(library()?),
+                tls,
+                cluster: NAME.to_owned(),
+                ..ValkeyOptions::default()
+            }),
+            KafkaBroker::start(),
+        )?;
+        keys::write(&dir.path().join("keys"))?;
+        let line = if options.tls { Some(pki.line("default")?) } else { None };
+        let mut platform = Self { options, valkey, kafka, instances: Vec::new(), pki, line, dir };
+        platform.add_all()?;
+        let all: Vec<usize> = (0..platform.instances.len()).collect();
+        for at in &all {
+            platform.spawn(*at)?;
+        }
+        for at in all {
+            platform.await_ready(at).await?;
+        }
+        Ok(platform)
+    }
+
+    fn add_all(&mut self) -> Result<(), LocalError> {
+        let counts = [
+            (Kind::Storage, self.options.storages),
+            (Kind::Sessions, self.options.sessions),
+            (Kind::Tasks, self.options.tasks),
+            (Kind::Business, self.options.businesses),
+            (Kind::Api, self.options.apis),
+            (Kind::Gateway, self.options.gateways),
+        ];
+        for (kind, count) in counts {
+            let tls = if self.options.tls { Some(self.pki.service(kind.name())?) } else { None };
+            for index in 0..count {
+                self.instances.push(Instance::new(kind, index, self.config(tls.clone()), self.dir.path())?);
+            }
+        }
+        for kind in [Kind::Storage, Kind::Sessions] {
+            self.publish(kind)?;
+        }
+        Ok(())
+    }
+
+    fn config(&self, tls: Option<Tls>) -> Config {
+        let endpoints = |kind: Kind| Service { endpoints: format!("file:{}", self.endpoints_file(kind).display()) };
+        Config {
+            cluster: Cluster { name: NAME.to_owned(), uid: UID.to_owned(), partitions: 1024, event_partitions: 8 },
+            services: Services { storage: endpoints(Kind::Storage), sessions: endpoints(Kind::Sessions) },
+            tls,
+            valkey: Some(self.valkey.config()),
+            kafka: Some(self.kafka.config()),
+            auth: Auth { keys_dir: self.dir.path().join("keys"), token_ttl_s: 86_400 },
+            durability: Durability::default(),
+            limits: self.options.limits.clone(),
+            gateway: Some(self.options.gateway.clone()),
+        }
+    }
+
+    fn endpoints_file(&self, kind: Kind) -> PathBuf {
+        self.dir.path().join(format!("{}.endpoints", kind.name()))
+    }
+
+    /// Writes which instances of a kind others may call, as the endpoints of a Service.
+    fn publish(&self, kind: Kind) -> Result<(), LocalError> {
+        let path = self.endpoints_file(kind);
+        let lines: Vec<String> = self
+            .instances
+            .iter()
+            .filter(|i| i.kind == kind && i.published)
+            .map(|i| format!("{}\n", i.listen))
+            .collect();
+        // Renamed into place: a reader never sees half a file.
+        let part = path.with_extension("part");
+        std::fs::write(&part, lines.concat()).map_err(file(&part))?;
+        std::fs::rename(&part, &path).map_err(file(&path))
+    }
+
+    /// Where an instance stands among all.
+    pub fn find(&self, kind: Kind, index: usize) -> Option<usize> {
+        self.instances.iter().position(|i| i.kind == kind && i.index == index)
+    }
+
+    /// Instances of a kind.
+    pub fn count(&self, kind: Kind) -> usize {
+        self.instances.iter().filter(|i| i.kind == kind).count()
+    }
+
+    /// An instance.
+    pub fn instance(&self, at: usize) -> &Instance {
+        &self.instances[at]
+    }
+
+    fn spawn(&mut self, at: usize) -> Result<(), LocalError> {
+        self.instances[at].spawn(&self.options.log)?;
+        self.instances[at].published = true;
+        self.publish_if_called(at)
+    }
+
+    fn publish_if_called(&self, at: usize) -> Result<(), LocalError> {
+        match self.instances[at].kind {
+            kind @ (Kind::Storage | Kind::Sessions) => self.publish(kind),
+            _ => Ok(()),
+        }
+    }
+
+    async fn await_ready(&mut self, at: usize) -> Result<(), LocalError> {
+        let instance = &mut self.instances[at];
+        let name = instance.to_string();
+        let admin = instance.admin;
+        let process = instance.process_mut();
+        let ready = await_until(&format!("{name} to be ready"), READY_DEADLINE, || {
+            let running = process.as_mut().is_some_and(|p| p.is_running());
+            async move {
+                if !running {
+                    return Ok(Err("it has ended".to_owned()));
+                }
+                part::ready(admin).await.map(Ok)
+            }
+        })
+        .await;
+        let failed = |why: TimedOut, instance: &Instance| LocalError::NotReady(why, instance.log_tail());
+        match ready {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(last)) => Err(failed(TimedOut { what: name, deadline: READY_DEADLINE, last }, &self.instances[at])),
+            Err(why) => Err(failed(why, &self.instances[at])),
+        }
+    }
+
+    /// SIGKILL. Others are told a moment later, as a kubelet would.
+    pub fn kill(&mut self, at: usize) -> Result<(), LocalError> {
+        self.instances[at].kill()?;
+        self.instances[at].published = false;
+        self.publish_if_called(at)
+    }
+
+    /// SIGTERM, and waits for the end of the drain. As in a cluster, nobody is sent to an instance that is ending.
+    pub async fn stop(&mut self, at: usize) -> Result<(), LocalError> {
+        self.instances[at].published = false;
+        self.publish_if_called(at)?;
+        self.instances[at].stop(STOP_GRACE).await
+    }
+
+    /// Starts an instance again and waits until it is ready.
+    pub async fn restart(&mut self, at: usize) -> Result<(), LocalError> {
+        self.spawn(at)?;
+        self.await_ready(at).await
+    }
+
+    /// SIGSTOP, without telling anyone.
+    pub fn freeze(&mut self, at: usize) -> Result<(), LocalError> {
+        Ok(self.instances[at].freeze()?)
+    }
+
+    /// Takes an instance from what others see, as a failed readiness probe does, or puts it back.
+    pub fn set_published(&mut self, at: usize, published: bool) -> Result<(), LocalError> {
+        self.instances[at].published = published;
+        self.publish_if_called(at)
+    }
+
+    /// SIGCONT.
+    pub fn thaw(&mut self, at: usize) -> Result<(), LocalError> {
+        Ok(self.instances[at].thaw()?)
+    }
+
+    /// The platform as its users see it.
+    pub async fn target(&self) -> Result<Target, LocalError> {
+        let address = |kind| self.find(kind, 0).map(|at| self.instances[at].listen.to_string()).unwrap_or_default();
+        let files = self.line.as_ref().map(|tls| Files { ca: &tls.ca, cert: &tls.cert, key: &tls.key });
+        let business = Business::connect_to(&address(Kind::Business), NAME, files).await?;
+        let (api, ws) = (format!("http://{}", address(Kind::Api)), format!("ws://{}", address(Kind::Gateway)));
+        Ok(Target::new(&api, &ws, business, &self.kafka.bootstrap(), NAME)?)
+    }
+
+    /// A configuration as a part of the platform has it, for callers that speak to storage themselves.
+    pub fn client_config(&self, component: &str) -> Result<Config, LocalError> {
+        let tls = if self.options.tls { Some(self.pki.service(component)?) } else { None };
+        Ok(self.config(tls))
+    }
+
+    /// CPU time that the services have used so far, by kind.
+    pub fn cpu(&self) -> Vec<(String, Duration)> {
+        self.instances.iter().filter_map(|i| Some((i.to_string(), part::cpu_of(i.pid()?)?))).collect()
+    }
+
+    /// Resident memory of an instance in bytes.
+    pub fn memory(&self, at: usize) -> Option<u64> {
+        part::memory_of(self.instances[at].pid()?)
+    }
+}
+
+/// The function library as the platform loads it.
+fn library() -> Result<String, LocalError> {
+    let path = crate::env::workspace().join("services/storage/lua/kith1.lua");
+    std::fs::read_to_string(&path).map_err(file(&path))
+}
+
+fn file(path: &Path) -> impl FnOnce(std::io::Error) -> LocalError {
+    let path = path.to_owned();
+    move |source| LocalError::File { path, source }
+}

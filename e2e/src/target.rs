@@ -1,0 +1,104 @@
+//! A running platform as its users see it: addresses, and the business line that makes users. The local cluster and local processes
+//! look the same from here.
+
+use std::time::Duration;
+
+use crate::{
+    business::{Business, BusinessError},
+    client::{Api, ClientError, Device, DeviceOptions, connection::OpenError},
+    env::{Env, EnvError},
+};
+
+/// Why a platform could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    /// Its addresses are not known.
+    #[error(transparent)]
+    Env(#[from] EnvError),
+    /// ImBusiness.
+    #[error(transparent)]
+    Business(#[from] BusinessError),
+    /// A client's call.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// A WebSocket.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+}
+
+/// Where a platform is.
+#[derive(Clone)]
+pub struct Target {
+    /// `http://host:port`
+    pub api: String,
+    /// `ws://host:port`
+    pub ws: String,
+    /// A connected business line.
+    pub business: Business,
+    /// Kafka's bootstrap address.
+    pub kafka: String,
+    /// The topic of all changes.
+    pub events_topic: String,
+    http: Api,
+}
+
+/// A user and how to call the API as that user.
+#[derive(Clone)]
+pub struct User {
+    /// User id.
+    pub id: String,
+    /// The user's calls.
+    pub api: Api,
+}
+
+impl Target {
+    /// Connects the business line.
+    pub fn new(api: &str, ws: &str, business: Business, kafka: &str, cluster: &str) -> Result<Self, ClientError> {
+        Ok(Self {
+            api: api.to_owned(),
+            ws: ws.to_owned(),
+            business,
+            kafka: kafka.to_owned(),
+            events_topic: format!("{cluster}.events"),
+            http: Api::new(api, "")?,
+        })
+    }
+
+    /// The platform of `make up`.
+    pub async fn of_env() -> Result<Self, TargetError> {
+        let env = Env::load()?;
+        let business = Business::connect(&env).await?;
+        Ok(Self::new(&env.api, &env.ws, business, &env.kafka, &env.cluster)?)
+    }
+
+    /// A user of that very id, on a device of a platform; made when absent.
+    pub async fn user_on(&self, id: &str, device: &str, platform: &str) -> Result<User, TargetError> {
+        let token = self.business.token(id, device, platform).await?;
+        Ok(User { id: id.to_owned(), api: self.http.with_token(token) })
+    }
+
+    /// A new user whose id nobody else has, so that tests share a platform.
+    pub async fn new_user(&self, name: &str) -> Result<User, TargetError> {
+        self.user_on(&unique(name), "d1", "ios").await
+    }
+
+    /// A connected device of a user.
+    pub async fn device(&self, user: &User, options: DeviceOptions) -> Result<Device, TargetError> {
+        Ok(Device::connect(&self.ws, user.api.clone(), options).await?)
+    }
+
+    /// Calls without a token.
+    pub fn anonymous(&self) -> Api {
+        self.http.clone()
+    }
+
+    /// The event log, read to its end.
+    pub async fn replay(&self, deadline: Duration) -> Result<crate::kafka::Replay, crate::kafka::LogError> {
+        crate::kafka::replay(&self.kafka, &self.events_topic, deadline).await
+    }
+}
+
+/// `name` with an ending that is used once.
+pub fn unique(name: &str) -> String {
+    format!("{name}-{}", ulid::Ulid::generate().to_string().to_lowercase())
+}

@@ -1,0 +1,26 @@
+//! The event log says what the store says.
+
+use kith_e2e::{target::Target, wait::await_every};
+use std::time::Duration;
+
+use super::{Proof, SOON, say, two};
+
+pub async fn the_event_log_replays_to_the_same_conversation(target: &Target) -> Proof {
+    let (alice, bob) = two(target).await?;
+    let id = say(&alice, &bob, &["1", "2", "3"]).await?[0].conversation_id.clone();
+    say(&bob, &alice, &["4"]).await?;
+    bob.api.read(&id, 4).await?;
+    let history = alice.api.whole_history(&id, SOON).await?;
+    assert_eq!(history.len(), 4);
+    let replay = await_every(Duration::from_millis(500), "the log to hold the conversation", SOON * 2, || async {
+        let replay = target.replay(SOON).await.map_err(|e| e.to_string())?;
+        let differences = replay.differences(&id, &history);
+        if differences.is_empty() { Ok(replay) } else { Err(format!("{differences:?}")) }
+    })
+    .await?;
+    assert!(replay.faults.is_empty(), "{:?}", replay.faults);
+    for kind in ["conversation.created", "message.created", "receipt.read"] {
+        assert!(replay.kinds.contains_key(&format!("dev.kith.{kind}.v1")), "{kind}: {:?}", replay.kinds);
+    }
+    Ok(())
+}
