@@ -314,7 +314,7 @@ impl Core {
         }
     }
 
-    /// Delivered cursors of a device; a position fails for itself.
+    /// Delivered cursors of a device; a position fails for itself. Seq 0 moves nothing and is answered with the cursor as it stands.
     pub(crate) async fn ack(&self, request: AckRequest) -> Result<AckResponse, Error> {
         let AckRequest { user_id, device_id, acks } = request;
         check::user("user_id", &user_id)?;
@@ -323,7 +323,7 @@ impl Core {
         let moves = acks.iter().map(|ack| async {
             check::conversation(&ack.conversation_id)?;
             if ack.seq == 0 {
-                return Err(Error::invalid("seq: from 1"));
+                return self.delivered(&ack.conversation_id, &user_id, &device_id).await;
             }
             let data = json!({"conversation_id": ack.conversation_id, "user_id": user_id, "device_id": device_id, "seq": FOUND.to_string()});
             let kind = CursorKind::Delivered(device_id.clone());

@@ -186,6 +186,19 @@ impl Core {
         Ok(behind)
     }
 
+    /// Up to where a device has received a conversation that its user may see; what the user may not see counts as received.
+    pub(super) async fn delivered(&self, conversation_id: &str, user_id: &str, device_id: &str) -> Result<u64, Error> {
+        let step = head_step(conversation_id, user_id, device_id, false);
+        match self.apply(vec![step]).await?.into_iter().next() {
+            Some(Ok(step_result::Result::Head(head))) if head.conversation.is_some() => {
+                Ok(head.delivered_seq.max(head.visible_seq.saturating_sub(1)))
+            }
+            Some(Ok(step_result::Result::Head(_))) => Err(no_conversation()),
+            Some(Err(error)) => Err(error),
+            _ => Err(Error::internal("a head step without a head")),
+        }
+    }
+
     /// The user's settings of conversations; those without any are left out.
     pub(super) async fn entry_settings(&self, user_id: &str, ids: Vec<String>) -> Result<SettingsResult, Error> {
         let wants = ids.iter().map(|id| Want::Field(Field::new(key::settings(user_id), id.clone()))).collect();
