@@ -206,7 +206,9 @@ fn same(a: &Message, b: &Message) -> bool {
 pub async fn replay(bootstrap: &str, topic: &str, deadline: Duration) -> Result<Replay, LogError> {
     let mut replay = Replay::default();
     let events = read(bootstrap, topic, deadline).await?;
-    events.iter().for_each(|event| replay.apply(event));
+    for event in &events {
+        replay.apply(event);
+    }
     Ok(replay)
 }
 

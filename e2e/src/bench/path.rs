@@ -219,9 +219,9 @@ impl Bench {
             );
             tried.insert(rate as u64, stats);
             if good {
-                held = held.max(rate)
+                held = held.max(rate);
             } else {
-                failed = failed.min(rate)
+                failed = failed.min(rate);
             }
             rate = if failed.is_infinite() { rate * 2.0 } else { f64::midpoint(held, failed) };
             if failed < 100.0 || rate > 200_000.0 {

@@ -27,7 +27,7 @@ impl Cpu {
     pub(super) fn per_million(&self, earlier: &Self, messages: u64) -> Cost {
         let used = self.0.iter().map(|(name, now)| {
             let before = earlier.0.iter().find(|(other, _)| other == name).map_or(Duration::ZERO, |(_, d)| *d);
-            (name.clone(), (*now - before.min(*now)).as_secs_f64() * 1e6 / messages.max(1) as f64)
+            (name.clone(), now.saturating_sub(before).as_secs_f64() * 1e6 / messages.max(1) as f64)
         });
         Cost(used.collect())
     }

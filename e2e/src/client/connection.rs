@@ -39,7 +39,7 @@ pub struct Closed {
 }
 
 impl Closed {
-    fn broken(reason: impl ToString) -> Self {
+    fn broken(reason: &(impl ToString + ?Sized)) -> Self {
         Self { code: None, reason: reason.to_string() }
     }
 }
@@ -154,7 +154,7 @@ impl Reader {
     /// The next frame, or how the connection ended. A frame that cannot be read ends it: the contract was broken.
     pub async fn next(&mut self) -> Result<ServerFrame, Closed> {
         let text = self.next_text().await?;
-        serde_json::from_str(&text).map_err(|e| Closed::broken(format!("unreadable frame: {e}: {text}")))
+        serde_json::from_str(&text).map_err(|e| Closed::broken(&format!("unreadable frame: {e}: {text}")))
     }
 
     /// The next frame as it came.
@@ -162,7 +162,7 @@ impl Reader {
         loop {
             match self.0.next().await {
                 None => return Err(Closed::broken("end of stream")),
-                Some(Err(error)) => return Err(Closed::broken(error)),
+                Some(Err(error)) => return Err(Closed::broken(&error)),
                 Some(Ok(Raw::Text(text))) => return Ok(text),
                 Some(Ok(Raw::Close(frame))) => {
                     return Err(frame.map_or_else(
@@ -180,14 +180,14 @@ impl Reader {
 impl Writer {
     /// Writes a frame.
     pub async fn send(&mut self, frame: &ClientFrame<'_>) -> Result<(), Closed> {
-        self.send_text(serde_json::to_string(frame).map_err(Closed::broken)?).await
+        self.send_text(serde_json::to_string(frame).map_err(|e| Closed::broken(&e))?).await
     }
 
     /// Writes any text, for tests of bad frames.
     pub async fn send_text(&mut self, text: String) -> Result<(), Closed> {
         match tokio::time::timeout(WRITE_DEADLINE, self.0.send(Raw::text(text))).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(Closed::broken(error)),
+            Ok(Err(error)) => Err(Closed::broken(&error)),
             Err(_) => Err(Closed::broken("the socket takes nothing")),
         }
     }
@@ -202,7 +202,7 @@ impl Writer {
         };
         match tokio::time::timeout(WRITE_DEADLINE, write).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(Closed::broken(error)),
+            Ok(Err(error)) => Err(Closed::broken(&error)),
             Err(_) => Err(Closed::broken("the socket takes nothing")),
         }
     }

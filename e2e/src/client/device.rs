@@ -233,7 +233,9 @@ async fn run(shared: Arc<Shared>, first: Connection, mut orders: mpsc::Receiver<
         }
         shared.change(|inbox| inbox.hellos.push(connection.hello.clone()));
         let known: Vec<String> = shared.inbox.lock().cursors().into_keys().collect();
-        known.into_iter().for_each(|id| shared.look_at(id));
+        for id in known {
+            shared.look_at(id);
+        }
     }
 }
 

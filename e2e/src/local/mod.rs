@@ -13,7 +13,7 @@ use std::{
 
 use kith_kit::{
     config::{Auth, Cluster, Config, Durability, Gateway, Limits, Service, Services, Tls},
-    testing::{KafkaBroker, Pki, TestError, ValkeyCluster, ValkeyOptions},
+    testing::{KafkaBroker, Pki, Process, TestError, ValkeyCluster, ValkeyOptions},
 };
 use tempfile::TempDir;
 
@@ -177,7 +177,7 @@ impl Platform {
         for (kind, count) in counts {
             let tls = if self.options.tls { Some(self.pki.service(kind.name())?) } else { None };
             for index in 0..count {
-                self.instances.push(Instance::new(kind, index, self.config(tls.clone()), self.dir.path())?);
+                self.instances.push(Instance::new(kind, index, &self.config(tls.clone()), self.dir.path())?);
             }
         }
         for kind in [Kind::Storage, Kind::Sessions] {
@@ -254,7 +254,7 @@ impl Platform {
         let admin = instance.admin;
         let process = instance.process_mut();
         let ready = await_until(&format!("{name} to be ready"), READY_DEADLINE, || {
-            let running = process.as_mut().is_some_and(|p| p.is_running());
+            let running = process.as_mut().is_some_and(Process::is_running);
             async move {
                 if !running {
                     return Ok(Err("it has ended".to_owned()));

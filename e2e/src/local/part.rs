@@ -78,9 +78,9 @@ impl fmt::Display for Instance {
 
 impl Instance {
     /// Writes the configuration and takes two ports.
-    pub(super) fn new(kind: Kind, index: usize, config: Config, dir: &Path) -> Result<Self, LocalError> {
+    pub(super) fn new(kind: Kind, index: usize, config: &Config, dir: &Path) -> Result<Self, LocalError> {
         let path = dir.join(format!("{}-{index}.json", kind.name()));
-        let text = serde_json::to_vec_pretty(&config).map_err(|e| file(&path)(e.into()))?;
+        let text = serde_json::to_vec_pretty(config).map_err(|e| file(&path)(e.into()))?;
         std::fs::write(&path, text).map_err(file(&path))?;
         let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
         Ok(Self {

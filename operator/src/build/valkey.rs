@@ -81,6 +81,7 @@ min-replicas-max-lag 10
 repl-diskless-sync yes
 repl-diskless-sync-delay 0
 repl-diskless-load disabled
+repl-ping-replica-period 1
 repl-backlog-size 32mb
 shutdown-timeout 10
 ",

@@ -37,6 +37,7 @@ use thiserror::Error;
 use crate::{
     apply::{self, Applier, ApplyError},
     context::{Context, key},
+    eventlog::Trouble,
     plan::Plan,
     runtime::RuntimeError,
 };
@@ -149,15 +150,21 @@ async fn pass(cluster: &ChatCluster, context: &Arc<Context>, facts: &mut Facts) 
         context.event(cluster, false, "CertificatesChanged", change).await;
     }
     let hash = base::apply(&applier, &plan, &observed).await?;
-    let kafka_ready = eventlog::apply(&applier, &plan, &observed, &secrets.kafka_certificate).await?;
+    let (kafka_ready, brokers) = match eventlog::apply(&applier, &plan, &observed, &secrets.kafka_certificate).await {
+        Ok(ready) => (ready, None),
+        // What is the matter with the brokers' volumes is the event log's trouble alone.
+        Err(PassError::Finding(finding)) => (true, Some(Trouble { reason: finding.reason, message: finding.message })),
+        Err(error) => return Err(error),
+    };
     // data-plane step
     let runtime = storage::step(cluster, context, &plan, &observed, &secrets.login, &applier, facts).await?;
-    let outcome = match eventlog::target(&context.client, &plan, &secrets.login).await? {
-        Ok(target) => {
+    let target = eventlog::target(&context.client, &plan, &secrets.login).await?;
+    let outcome = match (brokers, target) {
+        (Some(trouble), _) | (None, Err(trouble)) => Some(Err(trouble)),
+        (None, Ok(target)) => {
             runtime.event_log.aim(target);
             runtime.event_log.outcome()
         }
-        Err(trouble) => Some(Err(trouble)),
     };
     facts.event_log = Some(outcome);
     // the layers above

@@ -198,5 +198,9 @@ async fn entries(
 /// One object; none as well where its kind is not installed.
 async fn one<K: Object>(applier: &Applier, name: &str) -> Result<Option<K>, ApplyError> {
     let api: Api<K> = Api::namespaced(applier.client.clone(), &applier.namespace);
-    api.get_opt(name).await.map_err(|e| ApplyError::kube::<K>(name, e))
+    match api.get_opt(name).await {
+        // An unknown kind is answered in plain text, which is no NotFound of the API's own.
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+        found => found.map_err(|e| ApplyError::kube::<K>(name, e)),
+    }
 }

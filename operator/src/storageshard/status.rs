@@ -84,7 +84,10 @@ fn member(health: &MemberHealth, facts: &Facts) -> Member {
 
 fn take_failover(status: &mut StorageShardStatus, shard: &StorageShard, facts: &Facts, now: Timestamp) {
     let before = shard.status.as_ref().and_then(|s| s.primary.clone());
-    let (Some(to), true) = (&status.primary, before.is_some() && before != status.primary) else { return };
+    let Some(to) = &status.primary else { return };
+    if before.is_none() {
+        return;
+    }
     let made = facts.prober.as_ref().and_then(|p| p.failovers.iter().find(|f| f.shard == shard.name_any() && f.pod == *to));
     let forced = shard.annotations().get(names::ANNOTATION_FORCE_PROMOTE) == Some(to);
     let reason = match made {
@@ -92,7 +95,12 @@ fn take_failover(status: &mut StorageShardStatus, shard: &StorageShard, facts: &
         Some(failover) if failover.planned => FailoverReason::Switchover,
         _ => FailoverReason::PrimaryDown,
     };
-    status.last_failover = Some(Failover { at: Time(now), from: before, to: to.clone(), reason });
+    if before.as_ref() != Some(to) {
+        status.last_failover = Some(Failover { at: Time(now), from: before, to: to.clone(), reason });
+    } else if let Some(last) = status.last_failover.as_mut().filter(|l| l.to == *to && made.is_some()) {
+        // A pass may see the new primary before the prober has said why it changed.
+        last.reason = reason;
+    }
 }
 
 fn findings(shard: &StorageShard, health: Option<&ShardHealth>, facts: &Facts) -> Vec<Finding> {

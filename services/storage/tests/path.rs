@@ -2,10 +2,10 @@
 
 mod common;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
-use common::{PARTITIONS, Platform, text, user};
-use kith_kit::{error::reason, ids::partition_of, kafka::client_config};
+use common::{Platform, events, text, user};
+use kith_kit::error::reason;
 use kith_proto::{
     chat::v1::Position,
     storage::v1::{
@@ -14,44 +14,12 @@ use kith_proto::{
         ReactRequest, RecallRequest, RemoveMembersRequest, RevokeTokensRequest, SetBlockRequest, SetListEntryRequest,
     },
 };
-use rdkafka::{
-    Message as _, Offset, TopicPartitionList,
-    consumer::{Consumer as _, StreamConsumer},
-    message::Headers as _,
-};
 use tonic::Code;
 
 async fn history(client: &kith_kit::storage::Storage, id: &str, user: &str) -> Vec<(u64, String)> {
     let request = ListMessagesRequest { conversation_id: id.to_owned(), user_id: user.to_owned(), limit: 200, ..Default::default() };
     let page = client.list_messages(request).await.unwrap();
     page.messages.into_iter().map(|m| (m.seq, m.client_msg_id)).collect()
-}
-
-/// Every record of the event log until `count` have come, by partition and version.
-async fn events(platform: &Platform, count: usize) -> BTreeMap<(u32, u64), (String, serde_json::Value)> {
-    let consumer: StreamConsumer = client_config(&platform.kafka.config()).unwrap().set("group.id", "test").create().unwrap();
-    let mut list = TopicPartitionList::new();
-    for partition in 0..common::EVENT_PARTITIONS {
-        list.add_partition_offset("test.events", partition as i32, Offset::Beginning).unwrap();
-    }
-    consumer.assign(&list).unwrap();
-    let mut found = BTreeMap::new();
-    while found.len() < count {
-        let record = tokio::time::timeout(Duration::from_secs(20), consumer.recv()).await.expect("events come").unwrap();
-        let headers: BTreeMap<String, String> = record
-            .headers()
-            .unwrap()
-            .iter()
-            .map(|h| (h.key.to_owned(), String::from_utf8(h.value.unwrap().to_vec()).unwrap()))
-            .collect();
-        let (partition, ver) = (headers["ce_kithpartition"].parse::<u32>().unwrap(), headers["ce_kithver"].parse().unwrap());
-        assert_eq!(headers["ce_id"], format!("{partition}-{ver}"));
-        assert_eq!(partition, partition_of(&headers["ce_partitionkey"], PARTITIONS));
-        assert_eq!(record.partition() as u32, partition % common::EVENT_PARTITIONS);
-        let data = serde_json::from_slice(record.payload().unwrap()).unwrap();
-        found.insert((partition, ver), (headers["ce_type"].clone(), data));
-    }
-    found
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -100,7 +68,7 @@ async fn what_is_sent_is_stored_once_listed_counted_and_on_the_event_log() {
     let receipts = client.get_receipts(receipts).await.unwrap();
     assert_eq!((receipts.read_by, receipts.delivered_to), (vec!["alice".to_owned()], vec!["alice".to_owned()]));
 
-    let found = events(&platform, 3 + 1 + 2 + 2).await;
+    let found = events(&platform, Duration::from_secs(20), |found| found.len() == 3 + 1 + 2 + 2).await;
     let created: Vec<_> = found.values().filter(|(kind, _)| kind == "dev.kith.message.created.v1").collect();
     assert_eq!(created.len(), 2);
     assert_eq!(created[0].1["content"]["text"], "hi");

@@ -2,17 +2,23 @@
 
 #![allow(dead_code, unreachable_pub)] // each test file uses its part
 
-use std::{io::Write, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, io::Write, net::SocketAddr, path::PathBuf, process::Command, time::Duration};
 
 use kith_kit::{
     admin::Readiness,
     config::{Auth, Cluster, Config, Durability, Instance, Limits, Service, Services},
     storage::Storage,
-    testing::{KafkaBroker, ValkeyCluster, ValkeyOptions, eventually},
+    testing::{KafkaBroker, Process, ValkeyCluster, ValkeyOptions, eventually, free_port},
 };
 use kith_proto::{
     chat::v1::{Draft, MessageType},
     storage::v1::{AppendRequest, UserUpdate},
+};
+use kith_kit::kafka::client_config;
+use rdkafka::{
+    Message as _, Offset, TopicPartitionList,
+    consumer::{Consumer as _, StreamConsumer},
+    message::Headers as _,
 };
 use tempfile::TempDir;
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -75,9 +81,28 @@ impl Platform {
         Running { address, shutdown, task }
     }
 
+    /// Starts an instance as a process of its own: this test binary, asked to run `instance_process` alone. It is listed once it is ready.
+    pub async fn process(&self) -> InstanceProcess {
+        let port = free_port();
+        let address = format!("127.0.0.1:{port}");
+        let (config, ready) = (self.dir.path().join(format!("{port}.json")), self.dir.path().join(format!("{port}.ready")));
+        std::fs::write(&config, serde_json::to_vec(&self.config).unwrap()).unwrap();
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "instance_process", "--nocapture"]).env(ADDRESS, &address).env(CONFIG, &config).env(READY_FILE, &ready);
+        let process = Process::spawn(format!("storage:{port}"), command, &self.dir.path().join(format!("{port}.log"))).unwrap();
+        eventually("the instance process to be ready", READY, async || ready.exists()).await.unwrap();
+        self.list(|lines| lines.push(address.clone()));
+        InstanceProcess { address, process }
+    }
+
     /// Takes an instance out of the file.
     pub fn unlist(&self, address: &str) {
         self.list(|lines| lines.retain(|l| l != address));
+    }
+
+    /// Puts an instance back into the file.
+    pub fn relist(&self, address: &str) {
+        self.list(|lines| lines.push(address.to_owned()));
     }
 
     fn list(&self, change: impl FnOnce(&mut Vec<String>)) {
@@ -97,6 +122,33 @@ impl Platform {
     }
 }
 
+/// An instance in a process of its own.
+pub struct InstanceProcess {
+    pub address: String,
+    pub process: Process,
+}
+
+const ADDRESS: &str = "KITH_TEST_ADDRESS";
+const CONFIG: &str = "KITH_TEST_CONFIG";
+const READY_FILE: &str = "KITH_TEST_READY";
+
+/// The body of the test `instance_process`: serves when it was started by [`Platform::process`], else does nothing.
+pub async fn serve_if_asked() {
+    let Ok(address) = std::env::var(ADDRESS) else { return };
+    kith_kit::telemetry::init_tracing();
+    let config = Config::load(std::env::var(CONFIG).unwrap()).unwrap();
+    let listener = TcpListener::bind(&address).await.unwrap();
+    let readiness = Readiness::default();
+    readiness.expect("start");
+    let shutdown = kith_kit::shutdown::on_signal().unwrap();
+    let instance = Instance { advertise: address.parse().unwrap() };
+    let run = tokio::spawn(kith_storage::run(config, instance, listener, readiness.clone(), shutdown));
+    readiness.ready("start");
+    eventually("readiness", READY, async || readiness.is_ready()).await.unwrap();
+    std::fs::write(std::env::var(READY_FILE).unwrap(), "").unwrap();
+    run.await.unwrap().unwrap();
+}
+
 impl Running {
     /// Ends it in order.
     pub async fn stop(self) {
@@ -104,6 +156,35 @@ impl Running {
         self.task.await.unwrap().unwrap();
     }
 }
+
+/// Every record of the event log until `done` says that all are there: kind and data by partition and version.
+pub async fn events(platform: &Platform, limit: Duration, done: impl Fn(&Events) -> bool) -> Events {
+    let consumer: StreamConsumer = client_config(&platform.kafka.config()).unwrap().set("group.id", "test").create().unwrap();
+    let mut list = TopicPartitionList::new();
+    for partition in 0..EVENT_PARTITIONS {
+        list.add_partition_offset("test.events", partition as i32, Offset::Beginning).unwrap();
+    }
+    consumer.assign(&list).unwrap();
+    let mut found = Events::new();
+    let end = tokio::time::Instant::now() + limit;
+    while !done(&found) {
+        let record = tokio::time::timeout_at(end, consumer.recv()).await.unwrap_or_else(|_| panic!("{} events came", found.len())).unwrap();
+        let text = |h: rdkafka::message::Header<'_, &[u8]>| (h.key.to_owned(), String::from_utf8(h.value.unwrap().to_vec()).unwrap());
+        let headers: BTreeMap<String, String> = record.headers().unwrap().iter().map(text).collect();
+        let (partition, ver) = (headers["ce_kithpartition"].parse::<u32>().unwrap(), headers["ce_kithver"].parse().unwrap());
+        assert_eq!(headers["ce_id"], format!("{partition}-{ver}"));
+        assert_eq!(partition, kith_kit::ids::partition_of(&headers["ce_partitionkey"], PARTITIONS));
+        assert_eq!(record.partition() as u32, partition % EVENT_PARTITIONS);
+        let data: serde_json::Value = serde_json::from_slice(record.payload().unwrap()).unwrap();
+        let event = (headers["ce_type"].clone(), data);
+        let before = found.insert((partition, ver), event.clone());
+        assert!(before.is_none_or(|b| b == event), "a version is told in two ways: {partition}-{ver}");
+    }
+    found
+}
+
+/// Events by partition and version.
+pub type Events = BTreeMap<(u32, u64), (String, serde_json::Value)>;
 
 pub fn user(id: &str) -> UserUpdate {
     UserUpdate { user_id: id.to_owned(), nickname: Some(id.to_uppercase()), ..UserUpdate::default() }
