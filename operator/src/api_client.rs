@@ -32,11 +32,16 @@ impl RequestCounts {
     /// Requests that could change something, leases left out.
     pub fn writes(&self) -> u64 {
         let reads = ["get", "list", "watch"];
-        self.snapshot().iter().filter(|((verb, what), _)| !reads.contains(verb) && what != "leases").map(|(_, n)| n).sum()
+        self.snapshot()
+            .iter()
+            .filter(|((verb, what), _)| !reads.contains(verb) && what != "leases")
+            .map(|(_, n)| n)
+            .sum()
     }
 
     fn count(&self, verb: &'static str, resource: String) {
-        metrics::counter!("kith_operator_api_requests_total", "verb" => verb, "resource" => resource.clone()).increment(1);
+        metrics::counter!("kith_operator_api_requests_total", "verb" => verb, "resource" => resource.clone())
+            .increment(1);
         *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry((verb, resource)).or_insert(0) += 1;
     }
 }
@@ -136,7 +141,12 @@ mod tests {
             (Method::GET, "/api/v1/namespaces/a/secrets/b", None, ("get", "secrets")),
             (Method::GET, "/api/v1/pods", Some("limit=5&watch=true"), ("watch", "pods")),
             (Method::GET, "/api/v1/namespaces/a", None, ("get", "namespaces")),
-            (Method::PATCH, "/apis/kith.dev/v1alpha1/namespaces/a/chatclusters/b/status", Some("force=true"), ("patch", "chatclusters/status")),
+            (
+                Method::PATCH,
+                "/apis/kith.dev/v1alpha1/namespaces/a/chatclusters/b/status",
+                Some("force=true"),
+                ("patch", "chatclusters/status"),
+            ),
             (Method::PUT, "/apis/coordination.k8s.io/v1/namespaces/a/leases/b", None, ("update", "leases")),
             (Method::POST, "/apis/apps/v1/namespaces/a/deployments", None, ("create", "deployments")),
             (Method::GET, "/version", None, ("get", "other")),

@@ -20,7 +20,14 @@ pub const ANNOTATION_APPLIED: &str = "kith.dev/applied";
 
 /// What can be applied: a namespaced object of a known kind.
 pub trait Object:
-    Resource<DynamicType = (), Scope = NamespaceResourceScope> + Serialize + DeserializeOwned + Clone + Debug + Send + Sync + 'static
+    Resource<DynamicType = (), Scope = NamespaceResourceScope>
+    + Serialize
+    + DeserializeOwned
+    + Clone
+    + Debug
+    + Send
+    + Sync
+    + 'static
 {
 }
 impl<K> Object for K where
@@ -114,7 +121,11 @@ pub async fn list<K: Object>(client: &Client, namespace: &str, selector: &str) -
 }
 
 /// Lists the objects of one kind that match `params`.
-pub async fn list_matching<K: Object>(client: &Client, namespace: &str, params: &ListParams) -> Result<Live<K>, ApplyError> {
+pub async fn list_matching<K: Object>(
+    client: &Client,
+    namespace: &str,
+    params: &ListParams,
+) -> Result<Live<K>, ApplyError> {
     let api: Api<K> = Api::namespaced(client.clone(), namespace);
     let list = api.list(params).await.map_err(|e| ApplyError::kube::<K>("*", e))?;
     Ok(list.items.into_iter().map(|object| (object.name_any(), object)).collect())
@@ -176,7 +187,8 @@ impl Applier {
     }
 
     fn may_write<K: Object>(&self, live: &K, name: &str) -> Result<(), ApplyError> {
-        let former = |o: &OwnerReference| o.kind == self.owner.kind && o.name == self.owner.name && o.uid != self.owner.uid;
+        let former =
+            |o: &OwnerReference| o.kind == self.owner.kind && o.name == self.owner.name && o.uid != self.owner.uid;
         if live.owner_references().iter().any(former) {
             // The garbage collector has not come to the objects of a deleted owner of the same name yet.
             return Err(ApplyError::Terminating { kind: kind::<K>(), name: name.to_owned() });
@@ -217,9 +229,9 @@ impl Applier {
     pub async fn delete<K: Object>(&self, object: &K) -> Result<(), ApplyError> {
         let name = object.name_any();
         let api: Api<K> = Api::namespaced(self.client.clone(), &self.namespace);
-        let mut params = DeleteParams { propagation_policy: Some(PropagationPolicy::Background), ..DeleteParams::default() };
-        params.preconditions =
-            Some(kube::api::Preconditions { uid: object.uid(), resource_version: None });
+        let mut params =
+            DeleteParams { propagation_policy: Some(PropagationPolicy::Background), ..DeleteParams::default() };
+        params.preconditions = Some(kube::api::Preconditions { uid: object.uid(), resource_version: None });
         tracing::info!(kind = %K::kind(&()), %name, namespace = %self.namespace, "deleting");
         match api.delete(&name, &params).await {
             Ok(_) => Ok(()),

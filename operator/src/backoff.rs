@@ -1,10 +1,6 @@
 //! Pauses after failures: they double up to a bound and are jittered, so that many objects do not come back at once.
 
-use std::{
-    collections::HashMap,
-    sync::Mutex,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Mutex, time::Duration};
 
 use rand::RngExt;
 

@@ -1,6 +1,11 @@
 //! The controllers: what each watches and how a watched change leads to a pass.
 
-use std::{fmt::Debug, hash::Hash, sync::Arc, time::{Duration, Instant}};
+use std::{
+    fmt::Debug,
+    hash::Hash,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures::{Stream, StreamExt, future::join_all};
 use k8s_openapi::api::{
@@ -228,10 +233,7 @@ where
 }
 
 /// Measures a pass.
-async fn timed(
-    kind: &'static str,
-    pass: impl Future<Output = Result<Action, PassError>>,
-) -> Result<Action, PassError> {
+async fn timed(kind: &'static str, pass: impl Future<Output = Result<Action, PassError>>) -> Result<Action, PassError> {
     let begun = Instant::now();
     let result = pass.await;
     metrics::histogram!("kith_operator_reconcile_seconds", "kind" => kind).record(begun.elapsed().as_secs_f64());

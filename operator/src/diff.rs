@@ -77,7 +77,8 @@ mod tests {
 
     #[test]
     fn defaults_of_the_api_server_are_no_difference() {
-        let wanted = json!({"spec": {"containers": [{"name": "a", "args": ["x"]}], "volumes": [{"emptyDir": {}}], "none": []}});
+        let wanted =
+            json!({"spec": {"containers": [{"name": "a", "args": ["x"]}], "volumes": [{"emptyDir": {}}], "none": []}});
         let live = json!({"spec": {"containers": [{"name": "a", "args": ["x"], "terminationMessagePath": "/dev/x"}],
             "volumes": [{"emptyDir": {}}], "dnsPolicy": "ClusterFirst"}});
         assert!(contains(&live, &wanted));
@@ -99,7 +100,13 @@ mod tests {
 
     #[test]
     fn equal_quantities_in_other_words_are_no_difference() {
-        for (a, b, same) in [("1000m", "1", true), ("1024Mi", "1Gi", true), ("0.5", "500m", true), ("1", "2", false), ("ab", "cd", false)] {
+        for (a, b, same) in [
+            ("1000m", "1", true),
+            ("1024Mi", "1Gi", true),
+            ("0.5", "500m", true),
+            ("1", "2", false),
+            ("ab", "cd", false),
+        ] {
             assert_eq!(contains(&json!(a), &json!(b)), same, "{a} {b}");
         }
     }

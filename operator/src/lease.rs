@@ -190,7 +190,9 @@ impl Election {
                 self.guard.set_until(asked + LEASE.saturating_sub(MARGIN));
                 Ok(true)
             }
-            Err(LeaseError::Kube(kube::Error::Api(status))) if status.is_conflict() || status.is_already_exists() => Ok(false),
+            Err(LeaseError::Kube(kube::Error::Api(status))) if status.is_conflict() || status.is_already_exists() => {
+                Ok(false)
+            }
             Err(error) => Err(error),
         }
     }

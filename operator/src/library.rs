@@ -5,7 +5,8 @@ use kith_crds::conditions::{self, Finding, reason};
 use crate::dataplane::types::Library;
 
 /// Libraries that this operator carries: the versions of Kith that use each, and its text.
-const LIBRARIES: [(&[&str], &str); 1] = [(&[env!("CARGO_PKG_VERSION")], include_str!("../../services/storage/lua/kith1.lua"))];
+const LIBRARIES: [(&[&str], &str); 1] =
+    [(&[env!("CARGO_PKG_VERSION")], include_str!("../../services/storage/lua/kith1.lua"))];
 
 /// The library of a version of Kith.
 pub fn of_version(version: &str) -> Result<Library, Finding> {

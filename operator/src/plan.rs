@@ -259,7 +259,9 @@ fn event_log(spec: &kith_crds::ChatClusterSpec) -> Result<EventLogPlan, Finding>
                 .heap_bytes(&pod.resources.clone().unwrap_or_default())
                 .ok_or_else(|| invalid("spec.eventLog.managed: give heapSize or pod.resources.limits.memory"))?;
             if heap < HEAP_MIN {
-                return Err(invalid("a broker needs a Java heap of 256Mi: raise spec.eventLog.managed.heapSize or the memory limit"));
+                return Err(invalid(
+                    "a broker needs a Java heap of 256Mi: raise spec.eventLog.managed.heapSize or the memory limit",
+                ));
             }
             KafkaPlan::Managed(Box::new(ManagedPlan { spec: managed, heap, pod }))
         }

@@ -18,7 +18,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     context::Wake,
-    dataplane::{self, Gate, Links, Prober, readiness::Readiness, types::{Desired, Problem}},
+    dataplane::{
+        self, Gate, Links, Prober,
+        readiness::Readiness,
+        types::{Desired, Problem},
+    },
     eventlog::EventLog,
     lease::LeaseGuard,
     pki::Leaf,
@@ -157,7 +161,12 @@ impl Clusters {
     }
 
     /// The tasks of this ChatCluster with this login; started when they do not run.
-    pub fn ensure(&self, who: &Identity<'_>, login: &Login, desired: &Arc<Desired>) -> Result<Arc<Runtime>, RuntimeError> {
+    pub fn ensure(
+        &self,
+        who: &Identity<'_>,
+        login: &Login,
+        desired: &Arc<Desired>,
+    ) -> Result<Arc<Runtime>, RuntimeError> {
         let key = format!("{}/{}", who.namespace, who.name);
         let running = self.lock().get(&key).cloned();
         if let Some((uid, runtime)) = running {
@@ -207,7 +216,8 @@ impl Clusters {
         let cancel = self.shutdown.child_token();
         let gate = Gate::default();
         let (desired_tx, desired_rx) = watch::channel(desired.clone());
-        let prober = Prober { links: links.clone(), guard: self.guard.clone(), desired: desired_rx, gate: gate.clone() };
+        let prober =
+            Prober { links: links.clone(), guard: self.guard.clone(), desired: desired_rx, gate: gate.clone() };
         let prober = prober.start(cancel.clone());
         self.forward(who, prober.clone(), cancel.clone());
         let (wake, namespace, name) = (self.wake.clone(), who.namespace.to_owned(), who.name.to_owned());

@@ -26,7 +26,8 @@ fn of_set<'a>(
 ) -> impl Iterator<Item = (&'a String, &'a PersistentVolumeClaim)> {
     let prefix = format!("{DATA}-{set}-");
     claims.iter().filter(move |(name, _)| {
-        name.strip_prefix(&prefix).is_some_and(|ordinal| !ordinal.is_empty() && ordinal.bytes().all(|b| b.is_ascii_digit()))
+        name.strip_prefix(&prefix)
+            .is_some_and(|ordinal| !ordinal.is_empty() && ordinal.bytes().all(|b| b.is_ascii_digit()))
     })
 }
 

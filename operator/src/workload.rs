@@ -45,8 +45,7 @@ fn trouble_of(name: &str, pod: &Pod) -> Option<(&'static str, String)> {
     let scheduled = status.conditions.iter().flatten().find(|c| c.type_ == "PodScheduled");
     if let Some(condition) = scheduled.filter(|c| c.status == "False") {
         let why = condition.message.clone().unwrap_or_default();
-        let reason =
-            if why.contains("PersistentVolumeClaim") { reason::VOLUME_PENDING } else { reason::UNSCHEDULABLE };
+        let reason = if why.contains("PersistentVolumeClaim") { reason::VOLUME_PENDING } else { reason::UNSCHEDULABLE };
         return Some((reason, format!("pod {name} cannot be scheduled: {why}")));
     }
     for container in status.container_statuses.iter().flatten() {
@@ -55,7 +54,10 @@ fn trouble_of(name: &str, pod: &Pod) -> Option<(&'static str, String)> {
         let why = waiting.message.as_deref().unwrap_or_default();
         match word {
             "ImagePullBackOff" | "ErrImagePull" | "InvalidImageName" | "ErrImageNeverPull" => {
-                return Some((reason::IMAGE_PULL_FAILED, format!("pod {name}: image {} cannot be pulled: {why}", container.image)));
+                return Some((
+                    reason::IMAGE_PULL_FAILED,
+                    format!("pod {name}: image {} cannot be pulled: {why}", container.image),
+                ));
             }
             "CrashLoopBackOff" => {
                 let last = container.last_state.as_ref().and_then(|s| s.terminated.as_ref());
@@ -63,7 +65,9 @@ fn trouble_of(name: &str, pod: &Pod) -> Option<(&'static str, String)> {
                 let said = last.and_then(|t| t.message.clone()).map(|m| format!(": {}", m.trim())).unwrap_or_default();
                 return Some((
                     reason::PODS_NOT_READY,
-                    format!("pod {name} ends again and again (exit code {code}{said}): see its log with kubectl logs {name} --previous"),
+                    format!(
+                        "pod {name} ends again and again (exit code {code}{said}): see its log with kubectl logs {name} --previous"
+                    ),
                 ));
             }
             "CreateContainerConfigError" | "CreateContainerError" => {

@@ -106,8 +106,7 @@ fn cluster_id(plan: &Plan) -> String {
 fn settings(plan: &Plan, managed: &ManagedPlan) -> String {
     let log = &plan.event_log;
     let brokers = managed.spec.brokers;
-    let voters: Vec<String> =
-        (0..brokers).map(|i| format!("{i}@{}:{CONTROLLER_PORT}", plan.broker_host(i))).collect();
+    let voters: Vec<String> = (0..brokers).map(|i| format!("{i}@{}:{CONTROLLER_PORT}", plan.broker_host(i))).collect();
     let external = managed.spec.external_access.as_ref();
     let (listener, protocol) = match external.map(|e| e.security) {
         None => (String::new(), ""),
@@ -246,7 +245,10 @@ fn container(plan: &Plan, managed: &ManagedPlan) -> Container {
         env: Some(vec![
             pod::env_field("POD_NAME", "metadata.name"),
             pod::env_field("HOST_IP", "status.hostIP"),
-            pod::env("BROKER_DOMAIN", format!("{}.{}.svc", meta::component_name(&plan.name, Component::Kafka), plan.namespace)),
+            pod::env(
+                "BROKER_DOMAIN",
+                format!("{}.{}.svc", meta::component_name(&plan.name, Component::Kafka), plan.namespace),
+            ),
             pod::env("CLUSTER_ID", cluster_id(plan)),
             pod::env("KAFKA_HEAP_OPTS", format!("-Xms{}m -Xmx{heap}m", heap.min(256))),
             pod::env("LOG_DIR", "/tmp/logs"),

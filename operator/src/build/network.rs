@@ -65,10 +65,9 @@ pub fn policies(plan: &Plan) -> Vec<NetworkPolicy> {
     for (component, port, from) in rules(plan) {
         by_component.entry(component).or_default().push(rule(plan, port, &from));
     }
-    let everyone: BTreeMap<String, String> =
-        [(names::LABEL_NAME, "kith"), (names::LABEL_INSTANCE, plan.name.as_str())]
-            .map(|(k, v)| (k.to_owned(), v.to_owned()))
-            .into();
+    let everyone: BTreeMap<String, String> = [(names::LABEL_NAME, "kith"), (names::LABEL_INSTANCE, plan.name.as_str())]
+        .map(|(k, v)| (k.to_owned(), v.to_owned()))
+        .into();
     let deny = policy(format!("{}-default-deny", plan.name), meta::cluster_labels(&plan.name), everyone, Vec::new());
     let allow = by_component.into_iter().map(|(component, rules)| {
         policy(

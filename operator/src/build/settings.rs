@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kith_crds::{Gateway as GatewayObject, chatcluster::ExternalEventLog};
 use kith_kit::config::{
-    Auth, Cluster, Config, Durability, Gateway, Kafka, KafkaSasl, KafkaTls, Limits, Service, Services, TLS_DIR, Tls, Valkey,
+    Auth, Cluster, Config, Durability, Gateway, Kafka, KafkaSasl, KafkaTls, Limits, Service, Services, TLS_DIR, Tls,
+    Valkey,
 };
 use xxhash_rust::xxh3::xxh3_64;
 

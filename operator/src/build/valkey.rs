@@ -140,7 +140,11 @@ pub fn shard(plan: &Plan, shard: &str, claim_size: Option<&Quantity>) -> ShardOb
         container: container(plan),
         volumes: vec![
             pod::config_volume("config", meta::valkey_config_map(&plan.name)),
-            pod::secret_volume("tls", meta::tls_secret(&plan.name, Component::Valkey), &["ca.crt", "tls.crt", "tls.key"]),
+            pod::secret_volume(
+                "tls",
+                meta::tls_secret(&plan.name, Component::Valkey),
+                &["ca.crt", "tls.crt", "tls.key"],
+            ),
             pod::secret_volume(
                 "users",
                 meta::engine_users_secret(&plan.name),
@@ -160,7 +164,10 @@ pub fn shard(plan: &Plan, shard: &str, claim_size: Option<&Quantity>) -> ShardOb
             service_name: Some(name.clone()),
             template,
             // A primary is restarted only after a switchover, so no pod is replaced by the StatefulSet on its own.
-            update_strategy: Some(StatefulSetUpdateStrategy { type_: Some("OnDelete".to_owned()), rolling_update: None }),
+            update_strategy: Some(StatefulSetUpdateStrategy {
+                type_: Some("OnDelete".to_owned()),
+                rolling_update: None,
+            }),
             volume_claim_templates: Some(vec![claim(plan, &plan.valkey.volume, claim_size, labels.clone())]),
             ..StatefulSetSpec::default()
         }),

@@ -28,8 +28,7 @@ pub(super) async fn apply(applier: &Applier, plan: &Plan, observed: &Observed) -
     applier.prune(&keep, &observed.policies).await?;
 
     let config = settings::config(plan);
-    let (map, hash) =
-        settings::config_map(meta::config_map(&plan.name), meta::cluster_labels(&plan.name), &config)?;
+    let (map, hash) = settings::config_map(meta::config_map(&plan.name), meta::cluster_labels(&plan.name), &config)?;
     applier.apply_all(vec![map, valkey::config_map(plan)], &observed.config_maps).await?;
     Ok(hash)
 }

@@ -17,10 +17,18 @@ use crate::{
 };
 
 /// The whole data plane.
-pub(super) fn desired(plan: &Plan, library: Library, shards: &Live<StorageShard>, pods: &Live<Pod>, formed: bool) -> Desired {
+pub(super) fn desired(
+    plan: &Plan,
+    library: Library,
+    shards: &Live<StorageShard>,
+    pods: &Live<Pod>,
+    formed: bool,
+) -> Desired {
     let shards = shards
         .values()
-        .filter(|shard| shard.metadata.deletion_timestamp.is_none() || shard.finalizers().iter().any(|f| f == names::FINALIZER))
+        .filter(|shard| {
+            shard.metadata.deletion_timestamp.is_none() || shard.finalizers().iter().any(|f| f == names::FINALIZER)
+        })
         .map(|shard| desired_shard(plan, shard, pods))
         .collect();
     Desired {
@@ -58,7 +66,9 @@ fn desired_shard(plan: &Plan, shard: &StorageShard, pods: &Live<Pod>) -> Desired
 
 /// Whether the pod is the StatefulSet's own: labels alone anyone can write.
 fn belongs(pod: &Pod, stateful_set: &str) -> bool {
-    pod.owner_references().iter().any(|o| o.controller == Some(true) && o.kind == "StatefulSet" && o.name == stateful_set)
+    pod.owner_references()
+        .iter()
+        .any(|o| o.controller == Some(true) && o.kind == "StatefulSet" && o.name == stateful_set)
 }
 
 fn member(name: String, pod: Option<&Pod>) -> Member {

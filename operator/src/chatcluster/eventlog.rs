@@ -33,11 +33,15 @@ pub(super) async fn apply(
     let kafka_services = observed
         .services
         .iter()
-        .filter(|(_, s)| s.labels().get(kith_crds::names::LABEL_COMPONENT).is_some_and(|c| c == Component::Kafka.name()))
+        .filter(|(_, s)| {
+            s.labels().get(kith_crds::names::LABEL_COMPONENT).is_some_and(|c| c == Component::Kafka.name())
+        })
         .map(|(name, service)| (name.clone(), service.clone()))
         .collect();
     applier.prune(&keep, &kafka_services).await?;
-    applier.apply(kafka::budget(plan), observed.budgets.get(&meta::component_name(&plan.name, Component::Kafka))).await?;
+    applier
+        .apply(kafka::budget(plan), observed.budgets.get(&meta::component_name(&plan.name, Component::Kafka)))
+        .await?;
     let Some(addresses) = addresses(plan, managed, &standing) else { return Ok(false) };
 
     let map = kafka::config_map(plan, managed, &addresses);
@@ -74,11 +78,7 @@ fn addresses(
 }
 
 /// What must be at the brokers and how to log in there; a missing or unusable Secret is said in words.
-pub(super) async fn target(
-    client: &Client,
-    plan: &Plan,
-    login: &Login,
-) -> Result<Result<Target, Trouble>, PassError> {
+pub(super) async fn target(client: &Client, plan: &Plan, login: &Login) -> Result<Result<Target, Trouble>, PassError> {
     let security = match &plan.event_log.kafka {
         KafkaPlan::Managed(_) => Ok(Security {
             tls: true,
@@ -149,7 +149,11 @@ async fn read(
 ) -> Result<Result<Vec<String>, Trouble>, PassError> {
     let api: Api<Secret> = Api::namespaced(client.clone(), &plan.namespace);
     let Some(secret) = api.get_opt(name).await.map_err(|e| ApplyError::kube::<Secret>(name, e))? else {
-        let message = format!("Secret {name}, which spec.eventLog.external names, does not exist in namespace {}: create it with the keys {}", plan.namespace, keys.join(", "));
+        let message = format!(
+            "Secret {name}, which spec.eventLog.external names, does not exist in namespace {}: create it with the keys {}",
+            plan.namespace,
+            keys.join(", ")
+        );
         return Ok(Err(Trouble { reason: reason::SECRET_NOT_FOUND, message }));
     };
     let mut texts = Vec::new();
@@ -158,7 +162,9 @@ async fn read(
         match text.filter(|t| !t.trim().is_empty()) {
             Some(text) => texts.push(text),
             None => {
-                let message = format!("Secret {name}, which spec.eventLog.external names, has no text under the key {key}: add it");
+                let message = format!(
+                    "Secret {name}, which spec.eventLog.external names, has no text under the key {key}: add it"
+                );
                 return Ok(Err(Trouble { reason: reason::SECRET_INVALID, message }));
             }
         }

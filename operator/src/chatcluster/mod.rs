@@ -191,8 +191,7 @@ async fn adopt(cluster: &ChatCluster, context: &Context, facts: &Facts) -> Resul
     }
     if cluster.annotations().contains_key(names::ANNOTATION_ADOPT_IMAGES) {
         let name = cluster.name_any();
-        let api: Api<ChatCluster> =
-            Api::namespaced(context.client.clone(), &cluster.namespace().unwrap_or_default());
+        let api: Api<ChatCluster> = Api::namespaced(context.client.clone(), &cluster.namespace().unwrap_or_default());
         let patch = serde_json::json!({"metadata": {"annotations": {names::ANNOTATION_ADOPT_IMAGES: null}}});
         api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch))
             .await

@@ -113,9 +113,17 @@ impl Builder<'_> {
         let way_out = "Restore it from a backup; without one, delete the Secret and all Valkey pods together: they come up with new passwords and their data";
         let users = match self.live.get(&name) {
             Some(secret) => {
-                let entries = secret.data.iter().flatten().filter_map(|(k, v)| Some((k.as_str(), std::str::from_utf8(&v.0).ok()?)));
+                let entries = secret
+                    .data
+                    .iter()
+                    .flatten()
+                    .filter_map(|(k, v)| Some((k.as_str(), std::str::from_utf8(&v.0).ok()?)));
                 EngineUsers::load(entries).map_err(|error| {
-                    Finding::fails(conditions::READY, reason::SECRET_INVALID, format!("Secret {name}: {error}. {way_out}"))
+                    Finding::fails(
+                        conditions::READY,
+                        reason::SECRET_INVALID,
+                        format!("Secret {name}: {error}. {way_out}"),
+                    )
                 })?
             }
             None if engine_runs => {
@@ -138,7 +146,11 @@ impl Builder<'_> {
         let name = meta::token_keys_secret(&self.plan.name);
         let mut keys = match self.live.get(&name) {
             Some(secret) => {
-                let entries = secret.data.iter().flatten().filter_map(|(k, v)| Some((k.as_str(), std::str::from_utf8(&v.0).ok()?)));
+                let entries = secret
+                    .data
+                    .iter()
+                    .flatten()
+                    .filter_map(|(k, v)| Some((k.as_str(), std::str::from_utf8(&v.0).ok()?)));
                 TokenKeys::load(entries).map_err(|error| {
                     Finding::fails(
                         conditions::READY,
@@ -222,7 +234,12 @@ pub fn request(plan: &Plan, component: Component) -> LeafRequest {
     match component {
         Component::Storage | Component::Sessions => add(&format!("{name}.{namespace}.svc")),
         Component::Business => {
-            for host in [name.clone(), format!("{name}.{namespace}"), format!("{name}.{namespace}.svc"), format!("{name}.{namespace}.svc.cluster.local")] {
+            for host in [
+                name.clone(),
+                format!("{name}.{namespace}"),
+                format!("{name}.{namespace}.svc"),
+                format!("{name}.{namespace}.svc.cluster.local"),
+            ] {
                 add(&host);
             }
             plan.spec.services.business.exposure.extra_hosts.iter().for_each(|host| add(host));

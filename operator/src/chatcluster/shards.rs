@@ -3,10 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use kith_crds::{
-    StorageShard, StorageShardSpec, names,
-    shared::LocalRef,
-};
+use kith_crds::{StorageShard, StorageShardSpec, names, shared::LocalRef};
 use kube::{
     Api, ResourceExt,
     api::{ObjectMeta, Patch, PatchParams, PostParams},

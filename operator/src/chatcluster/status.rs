@@ -324,7 +324,11 @@ fn access_ready(facts: &Facts) -> Option<Finding> {
         match ready {
             Some(condition) if condition.status == "True" => {}
             Some(condition) => {
-                return Some(Finding::fails(kind, reason::PODS_NOT_READY, format!("Gateway {name}: {}", condition.message)));
+                return Some(Finding::fails(
+                    kind,
+                    reason::PODS_NOT_READY,
+                    format!("Gateway {name}: {}", condition.message),
+                ));
             }
             None => return Some(Finding::fails(kind, reason::STARTING, format!("Gateway {name} is being made"))),
         }
@@ -342,7 +346,9 @@ fn ready(status: &ChatClusterStatus, facts: &Facts) -> Finding {
     if let Some(failure) = &facts.failure {
         return Finding { kind, ..failure.clone() };
     }
-    for layer in [conditions::STORAGE_READY, conditions::EVENT_LOG_READY, conditions::LOGIC_READY, conditions::ACCESS_READY] {
+    for layer in
+        [conditions::STORAGE_READY, conditions::EVENT_LOG_READY, conditions::LOGIC_READY, conditions::ACCESS_READY]
+    {
         match conditions::get(&status.conditions, layer) {
             Some(condition) if condition.status == "True" => {}
             Some(condition) => {
@@ -392,7 +398,8 @@ fn progressing(facts: &Facts) -> Finding {
     if let Some(storage) = &facts.storage {
         let wanted = facts.plan.as_ref().map_or(storage.shards, |p| p.valkey.shards);
         if storage.draining > 0 {
-            let message = format!("{} shards are being emptied; each is removed when nothing is left on it", storage.draining);
+            let message =
+                format!("{} shards are being emptied; each is removed when nothing is left on it", storage.draining);
             return Finding::holds(kind, reason::SCALING_IN, message);
         }
         if storage.shards < wanted {
@@ -420,9 +427,8 @@ fn degraded(facts: &Facts) -> Finding {
         gravest(problems).map(|problem| (storage_reason(problem), problem.to_string()))
     });
     let formed = facts.storage.as_ref().is_some_and(|s| s.readiness.slots_served > 0);
-    let service = || {
-        facts.workloads.iter().filter(|w| w.rollout.is_some_and(|r| r.ready > 0 || r.done)).find_map(unready)
-    };
+    let service =
+        || facts.workloads.iter().filter(|w| w.rollout.is_some_and(|r| r.ready > 0 || r.done)).find_map(unready);
     match storage.filter(|_| formed).or_else(service) {
         Some((word, sentence)) => Finding::holds(kind, word, sentence),
         None => Finding::fails(kind, reason::ALL_READY, "nothing serves with less than what was asked for"),

@@ -43,12 +43,8 @@ pub(super) async fn step(
     let library = library::of_version(&plan.version)?;
     let library_name = library.name.clone();
     let desired = Arc::new(desired::desired(plan, library, &observed.shards, &observed.pods, formed));
-    let who = Identity {
-        namespace: &plan.namespace,
-        name: &plan.name,
-        uid: &plan.uid,
-        cluster_name: &plan.cluster_name,
-    };
+    let who =
+        Identity { namespace: &plan.namespace, name: &plan.name, uid: &plan.uid, cluster_name: &plan.cluster_name };
     let runtime = context.clusters.ensure(&who, login, &desired)?;
     runtime.desire(&desired);
     let outcome = dataplane::converge(&runtime.links, &context.guard, &desired, BUDGET).await;
@@ -59,7 +55,8 @@ pub(super) async fn step(
     let prober = runtime.prober();
     let mut problems = outcome.problems;
     problems.extend(prober.problems);
-    problems.extend(prober.failures.into_iter().map(|words| Problem::new(dataplane::types::Reason::CommandFailed, words)));
+    problems
+        .extend(prober.failures.into_iter().map(|words| Problem::new(dataplane::types::Reason::CommandFailed, words)));
     problems.dedup();
     let empty =
         outcome.readiness.shards.iter().filter(|s| s.is_empty(&outcome.seen)).map(|s| s.shard.clone()).collect();

@@ -45,8 +45,14 @@ impl Words {
     /// The sentence that says most about why there is no connection.
     fn best(&self) -> Option<String> {
         let words = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let telling = |w: &&String| ["SSL", "ssl", "SASL", "Authentication", "certificate"].iter().any(|t| w.contains(t));
-        words.iter().find(telling).or_else(|| words.iter().find(|w| !w.contains("brokers are down"))).or(words.first()).cloned()
+        let telling =
+            |w: &&String| ["SSL", "ssl", "SASL", "Authentication", "certificate"].iter().any(|t| w.contains(t));
+        words
+            .iter()
+            .find(telling)
+            .or_else(|| words.iter().find(|w| !w.contains("brokers are down")))
+            .or(words.first())
+            .cloned()
     }
 }
 
@@ -120,9 +126,8 @@ fn topics(target: &Target) -> [Topic; 3] {
     let name = &target.cluster_name;
     let partitions = i32::try_from(target.partitions).unwrap_or(i32::MAX);
     let min_insync = ("min.insync.replicas", target.min_insync.to_string());
-    let deleted = |ms: u64| {
-        vec![("cleanup.policy", "delete".to_owned()), ("retention.ms", ms.to_string()), min_insync.clone()]
-    };
+    let deleted =
+        |ms: u64| vec![("cleanup.policy", "delete".to_owned()), ("retention.ms", ms.to_string()), min_insync.clone()];
     [
         Topic { name: format!("{name}.events"), partitions, config: deleted(target.retention_ms) },
         Topic {
@@ -251,7 +256,10 @@ fn read_marker(target: &Target, words: &Words, config: &ClientConfig) -> Result<
     let topic = marker_topic(target);
     let failed = |what: &'static str| move |error: KafkaError| trouble(target, words, what, &error);
     let mut config = config.clone();
-    config.set("group.id", "kith-operator-unused").set("enable.auto.commit", "false").set("enable.partition.eof", "false");
+    config
+        .set("group.id", "kith-operator-unused")
+        .set("enable.auto.commit", "false")
+        .set("enable.partition.eof", "false");
     let consumer: BaseConsumer<Words> =
         config.create_with_context(words.clone()).map_err(failed("setting up the connection"))?;
     let end = Instant::now() + READ_MARKER;
@@ -267,9 +275,7 @@ fn read_marker(target: &Target, words: &Words, config: &ClientConfig) -> Result<
         return Ok(None);
     }
     let mut assignment = TopicPartitionList::new();
-    assignment
-        .add_partition_offset(&topic, 0, Offset::Offset(low))
-        .map_err(failed("reading the marker"))?;
+    assignment.add_partition_offset(&topic, 0, Offset::Offset(low)).map_err(failed("reading the marker"))?;
     consumer.assign(&assignment).map_err(failed("reading the marker"))?;
     let mut found = None;
     loop {
@@ -281,7 +287,8 @@ fn read_marker(target: &Target, words: &Words, config: &ClientConfig) -> Result<
         }
         let Some(record) = consumer.poll(Duration::from_millis(200)) else {
             // Compaction and transaction marks leave offsets without a record; the position tells the end.
-            let position = consumer.position().ok().and_then(|p| p.find_partition(&topic, 0).and_then(|e| e.offset().to_raw()));
+            let position =
+                consumer.position().ok().and_then(|p| p.find_partition(&topic, 0).and_then(|e| e.offset().to_raw()));
             if position.is_some_and(|p| p >= high) {
                 return Ok(found);
             }

@@ -135,8 +135,9 @@ fn replace(last: &mut Outcome, found: Outcome) -> bool {
 async fn look(target: Arc<Target>) -> Result<(), Trouble> {
     match tokio::task::spawn_blocking(move || admin::ensure(&target)).await {
         Ok(found) => found,
-        Err(error) => {
-            Err(Trouble { reason: reason::RECONCILE_FAILED, message: format!("looking at the event log failed: {error}") })
-        }
+        Err(error) => Err(Trouble {
+            reason: reason::RECONCILE_FAILED,
+            message: format!("looking at the event log failed: {error}"),
+        }),
     }
 }

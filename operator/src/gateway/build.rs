@@ -10,8 +10,8 @@ use k8s_openapi::api::{
     },
     core::v1::{ConfigMap, Service},
     networking::v1::{
-        HTTPIngressPath, HTTPIngressRuleValue, Ingress, IngressBackend, IngressRule, IngressServiceBackend, IngressSpec,
-        IngressTLS, ServiceBackendPort,
+        HTTPIngressPath, HTTPIngressRuleValue, Ingress, IngressBackend, IngressRule, IngressServiceBackend,
+        IngressSpec, IngressTLS, ServiceBackendPort,
     },
     policy::v1::PodDisruptionBudget,
 };

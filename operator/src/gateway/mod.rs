@@ -52,7 +52,9 @@ pub async fn reconcile(gateway: Arc<Gateway>, context: Arc<Context>) -> Result<A
             facts.failure = Some(Finding::fails(
                 conditions::READY,
                 reason::CLUSTER_NOT_FOUND,
-                format!("ChatCluster {cluster_name} does not exist in namespace {namespace}: create it, or delete this Gateway"),
+                format!(
+                    "ChatCluster {cluster_name} does not exist in namespace {namespace}: create it, or delete this Gateway"
+                ),
             ));
             Ok(Action::requeue(QUIET))
         }
@@ -139,7 +141,11 @@ async fn pass(
         list::<Pod>(client, namespace, s),
     )?;
     let owner = gateway.controller_owner_ref(&()).ok_or_else(|| {
-        Finding::fails(conditions::READY, reason::INVALID_SPEC, "the object has no uid; it did not come from an API server")
+        Finding::fails(
+            conditions::READY,
+            reason::INVALID_SPEC,
+            "the object has no uid; it did not come from an API server",
+        )
     })?;
     let applier = Applier { client: client.clone(), namespace: plan.namespace.clone(), owner };
     // apply
@@ -162,7 +168,8 @@ async fn pass(
             scaled.push(name.clone());
             applier.apply(autoscaler, autoscalers.get(&name)).await?;
         }
-        facts.trouble = facts.trouble.take().or_else(|| trouble(&pods, listener.component.name(), Some(&gateway.name_any())));
+        facts.trouble =
+            facts.trouble.take().or_else(|| trouble(&pods, listener.component.name(), Some(&gateway.name_any())));
         keep.push(name);
     }
     applier.prune(&keep, &deployments).await?;

@@ -11,7 +11,10 @@ use super::{PkiError, hex};
 /// `storage` may do what data needs and may read the topology, but changes neither nodes nor functions. `replication` is the engine's
 /// own: besides the replication stream, a slot move between primaries may hold any write command.
 pub const USERS: [(&str, &str); 4] = [
-    ("storage", "~* &* +@all -@admin -@dangerous -@scripting +fcall +fcall_ro +function|list +info +cluster|info +cluster|myid +cluster|myshardid +cluster|nodes +cluster|shards +cluster|slots +cluster|keyslot +role"),
+    (
+        "storage",
+        "~* &* +@all -@admin -@dangerous -@scripting +fcall +fcall_ro +function|list +info +cluster|info +cluster|myid +cluster|myshardid +cluster|nodes +cluster|shards +cluster|slots +cluster|keyslot +role",
+    ),
     ("operator", "~* &* +@all"),
     ("probe", "resetkeys resetchannels -@all +ping +info +role +cluster|info +hello +client|setinfo"),
     ("replication", "~* &* +@all"),
@@ -37,7 +40,12 @@ impl EngineUsers {
                 Some(password) if !password.is_empty() && !password.contains(char::is_whitespace) => {
                     passwords.insert(user.to_owned(), (*password).to_owned());
                 }
-                Some(_) => return Err(PkiError::read("engine users", format!("the password of {user} is empty or holds spaces"))),
+                Some(_) => {
+                    return Err(PkiError::read(
+                        "engine users",
+                        format!("the password of {user} is empty or holds spaces"),
+                    ));
+                }
                 None => return Err(PkiError::read("engine users", format!("the password of {user} is missing"))),
             }
         }

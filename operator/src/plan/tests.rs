@@ -68,7 +68,10 @@ fn what_cannot_work_is_refused_in_words() {
         (json!({"storage": {"pod": {"resources": {"limits": {"memory": "40Mi"}}}}}), "less than 32Mi"),
         (json!({"storage": {"partitions": 1000}}), "power of two"),
         (json!({"storage": {"replicas": 1, "durability": {"ackReplicas": 2}}}), "ackReplicas"),
-        (json!({"eventLog": {"managed": {"pod": {"resources": {"limits": {"memory": "256Mi"}}}}}}), "Java heap of 256Mi"),
+        (
+            json!({"eventLog": {"managed": {"pod": {"resources": {"limits": {"memory": "256Mi"}}}}}}),
+            "Java heap of 256Mi",
+        ),
         (json!({"eventLog": {"retention": "soon"}}), "spec.eventLog.retention"),
         (json!({"auth": {"tokenTtl": "1d"}}), "spec.auth.tokenTtl"),
     ];

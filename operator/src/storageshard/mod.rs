@@ -58,7 +58,9 @@ pub async fn reconcile(shard: Arc<StorageShard>, context: Arc<Context>) -> Resul
             facts.failure = Some(Finding::fails(
                 conditions::READY,
                 reason::CLUSTER_NOT_FOUND,
-                format!("ChatCluster {cluster_name} does not exist in namespace {namespace}: create it, or delete this StorageShard"),
+                format!(
+                    "ChatCluster {cluster_name} does not exist in namespace {namespace}: create it, or delete this StorageShard"
+                ),
             ));
             Ok(Action::requeue(QUIET))
         }
@@ -122,7 +124,11 @@ async fn pass(
     let objects = valkey::shard(&plan, &name, made_with.as_ref());
     // apply
     let owner = shard.controller_owner_ref(&()).ok_or_else(|| {
-        Finding::fails(conditions::READY, reason::INVALID_SPEC, "the object has no uid; it did not come from an API server")
+        Finding::fails(
+            conditions::READY,
+            reason::INVALID_SPEC,
+            "the object has no uid; it did not come from an API server",
+        )
     })?;
     let applier = Applier { client: client.clone(), namespace: plan.namespace.clone(), owner };
     applier.apply(objects.service, services.get(&set_name)).await?;
@@ -189,7 +195,8 @@ async fn announce(context: &Context, shard: &StorageShard, status: &kith_crds::S
         let note = format!("{} is the primary now, instead of {from}", failover.to);
         context.event(shard, true, "PrimaryChanged", &note).await;
     }
-    let ready = |conditions| conditions::get(conditions, conditions::READY).map(|c| (c.status.clone(), c.reason.clone()));
+    let ready =
+        |conditions| conditions::get(conditions, conditions::READY).map(|c| (c.status.clone(), c.reason.clone()));
     let (was, is) = (ready(&before.conditions), ready(&status.conditions));
     if was != is
         && let Some(now) = conditions::get(&status.conditions, conditions::READY)

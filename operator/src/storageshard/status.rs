@@ -88,7 +88,8 @@ fn take_failover(status: &mut StorageShardStatus, shard: &StorageShard, facts: &
     if before.is_none() {
         return;
     }
-    let made = facts.prober.as_ref().and_then(|p| p.failovers.iter().find(|f| f.shard == shard.name_any() && f.pod == *to));
+    let made =
+        facts.prober.as_ref().and_then(|p| p.failovers.iter().find(|f| f.shard == shard.name_any() && f.pod == *to));
     let forced = shard.annotations().get(names::ANNOTATION_FORCE_PROMOTE) == Some(to);
     let reason = match made {
         _ if forced => FailoverReason::Forced,
@@ -115,7 +116,12 @@ fn findings(shard: &StorageShard, health: Option<&ShardHealth>, facts: &Facts) -
         .collect();
     let mut findings = vec![
         ready(health, facts, &problems),
-        flagged(conditions::FAILOVER_BLOCKED, Reason::FailoverBlocked, &problems, "a primary that dies can be replaced"),
+        flagged(
+            conditions::FAILOVER_BLOCKED,
+            Reason::FailoverBlocked,
+            &problems,
+            "a primary that dies can be replaced",
+        ),
         foreign(facts, &problems),
         draining(shard, health, facts),
     ];
@@ -131,7 +137,11 @@ fn ready(health: Option<&ShardHealth>, facts: &Facts, problems: &[&Problem]) -> 
         return Finding { kind, ..failure.clone() };
     }
     if let Some(health) = health.filter(|h| h.whole) {
-        let message = format!("the primary serves {} slots, {} replicas are in step", health.slots.len(), health.members.len() - 1);
+        let message = format!(
+            "the primary serves {} slots, {} replicas are in step",
+            health.slots.len(),
+            health.members.len() - 1
+        );
         return Finding::holds(kind, reason::ALL_READY, message);
     }
     let pods = facts.pods.as_ref().and_then(|pods| workload::trouble(pods, Component::Valkey.name(), None));
