@@ -5,10 +5,18 @@ use std::{fs, path::Path};
 #[test]
 fn generated_code_matches_the_proto_files() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let protos: Vec<_> = ["chat/v1/message", "storage/v1/messages", "storage/v1/conversations", "storage/v1/users", "storage/v1/peer", "sessions/v1/sessions", "business/v1/business"]
-        .iter()
-        .map(|p| root.join(format!("kith/{p}.proto")))
-        .collect();
+    let protos: Vec<_> = [
+        "chat/v1/message",
+        "storage/v1/messages",
+        "storage/v1/conversations",
+        "storage/v1/users",
+        "storage/v1/peer",
+        "sessions/v1/sessions",
+        "business/v1/business",
+    ]
+    .iter()
+    .map(|p| root.join(format!("kith/{p}.proto")))
+    .collect();
     let files = protox::compile(&protos, [root]).expect("the .proto files compile");
     let out = tempfile::tempdir().expect("a temporary folder");
     let descriptors = out.path().join("descriptors.bin");

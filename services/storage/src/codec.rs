@@ -229,7 +229,13 @@ mod tests {
 
     #[test]
     fn a_sixty_byte_message_takes_little_more_than_its_content() {
-        let draft = Draft { client_msg_id: "c-123456".into(), sender_id: "alice".into(), r#type: 1, content: vec![b'x'; 60].into(), ..Draft::default() };
+        let draft = Draft {
+            client_msg_id: "c-123456".into(),
+            sender_id: "alice".into(),
+            r#type: 1,
+            content: vec![b'x'; 60].into(),
+            ..Draft::default()
+        };
         assert!(pack(Ulid::from(1_u128), &draft).len() <= 60 + 34);
     }
 }

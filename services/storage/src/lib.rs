@@ -40,7 +40,19 @@ use crate::{
 pub const LIBRARY: &str = include_str!("../lua/kith1.lua");
 
 /// Who may call storage: the layers above, the operator, and storage itself.
-const CALLERS: &[&str] = &["storage", "sessions", "tasks", "api", "gateway", "business", "groups", "profile-sync", "push", "antispam", "operator"];
+const CALLERS: &[&str] = &[
+    "storage",
+    "sessions",
+    "tasks",
+    "api",
+    "gateway",
+    "business",
+    "groups",
+    "profile-sync",
+    "push",
+    "antispam",
+    "operator",
+];
 /// How long peers may take to hear that this instance leaves.
 const LEAVE_DEADLINE: Duration = Duration::from_secs(1);
 /// How long peers may take to claim what this instance holds.
@@ -91,7 +103,8 @@ pub async fn run(
     let view = Arc::new(View::new(router.discovery().clone(), me));
     let connector = Connector::new(&config, &valkey)?;
     let outbox = Outbox::new(&kafka, &config.cluster, config.events_topic(), config.limits.outbox_bytes, end.clone())?;
-    let engine = ValkeyEngine::start(&config, connector, valkey.seeds, view.clone(), outbox, readiness.clone(), end.clone());
+    let engine =
+        ValkeyEngine::start(&config, connector, valkey.seeds, view.clone(), outbox, readiness.clone(), end.clone());
     let hub = engine.hub().clone();
     let core = Core::new(Arc::new(engine), config.cluster.partitions, config.limits.clone(), Some(router.clone()));
     let routes = grpc::routes(&core, &hub, &view);

@@ -59,7 +59,13 @@ pub(crate) struct Outbox {
 
 impl Outbox {
     /// Kafka may be down: storage serves, and publishes when it comes.
-    pub(crate) fn new(kafka: &Kafka, cluster: &Cluster, topic: String, bound: u64, end: CancellationToken) -> Result<Self, ProduceError> {
+    pub(crate) fn new(
+        kafka: &Kafka,
+        cluster: &Cluster,
+        topic: String,
+        bound: u64,
+        end: CancellationToken,
+    ) -> Result<Self, ProduceError> {
         let producer = Producer::new(kafka, "kith-storage")?;
         let ready = watch::Sender::new(false);
         let wanted = Topic { name: topic.clone(), partitions: cluster.event_partitions, retention: Some(RETENTION) };
@@ -83,7 +89,14 @@ impl Outbox {
     }
 
     /// A claim stands at `ver`, with so many entries of earlier holders.
-    pub(crate) fn opened(&self, hub: &Arc<Hub>, partition: &Arc<Partition>, claim: &Arc<Claim>, ver: u64, entries: u64) {
+    pub(crate) fn opened(
+        &self,
+        hub: &Arc<Hub>,
+        partition: &Arc<Partition>,
+        claim: &Arc<Claim>,
+        ver: u64,
+        entries: u64,
+    ) {
         let mut backlog = partition.backlog.lock();
         let running = backlog.running;
         *backlog = Backlog { running, ..Backlog::default() };
@@ -109,7 +122,13 @@ impl Outbox {
     }
 
     /// Events are committed, in version order.
-    pub(crate) fn committed(&self, hub: &Arc<Hub>, partition: &Arc<Partition>, claim: &Arc<Claim>, events: Vec<Pending>) {
+    pub(crate) fn committed(
+        &self,
+        hub: &Arc<Hub>,
+        partition: &Arc<Partition>,
+        claim: &Arc<Claim>,
+        events: Vec<Pending>,
+    ) {
         let mut backlog = partition.backlog.lock();
         if claim.is_over() {
             return;
@@ -158,7 +177,12 @@ impl Outbox {
     }
 
     /// The next events in order, from memory or from the engine; and the version up to which there are no others, if there are none.
-    async fn next(&self, hub: &Arc<Hub>, partition: &Arc<Partition>, claim: &Arc<Claim>) -> Result<(u64, Vec<Pending>), String> {
+    async fn next(
+        &self,
+        hub: &Arc<Hub>,
+        partition: &Arc<Partition>,
+        claim: &Arc<Claim>,
+    ) -> Result<(u64, Vec<Pending>), String> {
         let published = {
             let backlog = partition.backlog.lock();
             if backlog.queue.front().is_some_and(|e| e.ver == backlog.published + 1) {
@@ -206,7 +230,11 @@ impl Outbox {
         (delivered, failure)
     }
 
-    fn hand_over(&self, partition: u32, pending: &Pending) -> Result<kith_kit::kafka::producer::Delivery, ProduceError> {
+    fn hand_over(
+        &self,
+        partition: u32,
+        pending: &Pending,
+    ) -> Result<kith_kit::kafka::producer::Delivery, ProduceError> {
         let event = match event::read(&pending.body, pending.row.clone()) {
             Ok(event) => event,
             Err(problem) => {
@@ -216,7 +244,8 @@ impl Outbox {
                 event::Event { kind: "corrupt".to_owned(), key: String::new(), at_ms: 0, data: b"{}".to_vec() }
             }
         };
-        let (id, number, ver) = (format!("{partition}-{}", pending.ver), partition.to_string(), pending.ver.to_string());
+        let (id, number, ver) =
+            (format!("{partition}-{}", pending.ver), partition.to_string(), pending.ver.to_string());
         let (kind, time) = (format!("dev.kith.{}.v1", event.kind), event::rfc3339(event.at_ms));
         let headers = [
             ("ce_specversion", "1.0"),

@@ -53,7 +53,8 @@ impl Load {
                         break;
                     }
                     Err(error) => {
-                        let known = matches!(error.code, Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted);
+                        let known =
+                            matches!(error.code, Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted);
                         assert!(known, "a fault shows itself as {error}");
                         assert!(began.elapsed() < PATIENCE, "not acknowledged for {PATIENCE:?}: {error}");
                         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -69,7 +70,11 @@ impl Load {
     /// Waits until every sender was acknowledged since.
     async fn recovered(&self) {
         let at = self.acknowledged.load(Ordering::Relaxed);
-        eventually("sends to go on", PATIENCE, async || self.acknowledged.load(Ordering::Relaxed) > at + 4 * PAIRS as u64).await.unwrap();
+        eventually("sends to go on", PATIENCE, async || {
+            self.acknowledged.load(Ordering::Relaxed) > at + 4 * PAIRS as u64
+        })
+        .await
+        .unwrap();
     }
 }
 
@@ -137,7 +142,8 @@ async fn history(client: &Storage, id: &str) -> Vec<(u64, String)> {
     let mut found = Vec::new();
     loop {
         let after_seq = found.last().map_or(0, |(seq, _)| *seq);
-        let request = ListMessagesRequest { conversation_id: id.to_owned(), after_seq, limit: 200, ..Default::default() };
+        let request =
+            ListMessagesRequest { conversation_id: id.to_owned(), after_seq, limit: 200, ..Default::default() };
         // At the very start there is no "after": the first page is read before seq 201.
         let request = if after_seq == 0 { ListMessagesRequest { before_seq: 201, ..request } } else { request };
         let page = client.list_messages(request).await.unwrap();
@@ -160,7 +166,11 @@ async fn check(platform: &Platform, client: &Storage, load: &Load) -> usize {
         let by_id: HashMap<&str, u64> = found.iter().map(|(seq, id)| (id.as_str(), *seq)).collect();
         assert_eq!(by_id.len(), found.len(), "{id}: nothing is stored twice");
         for (client_msg_id, seq) in promises {
-            assert_eq!(by_id.get(client_msg_id.as_str()), Some(seq), "{id} {client_msg_id}: stands where it was promised");
+            assert_eq!(
+                by_id.get(client_msg_id.as_str()),
+                Some(seq),
+                "{id} {client_msg_id}: stands where it was promised"
+            );
         }
         stored.extend(found.into_iter().map(|(seq, client_msg_id)| (id.clone(), seq, client_msg_id)));
     }
@@ -173,7 +183,9 @@ async fn check(platform: &Platform, client: &Storage, load: &Load) -> usize {
         created.map(|(_, data)| place(data)).collect::<BTreeSet<_>>()
     };
     let enough = stored.len();
-    let replay = events(platform, Duration::from_secs(60), |found| found.len() >= enough && messages(found).len() >= enough).await;
+    let replay =
+        events(platform, Duration::from_secs(60), |found| found.len() >= enough && messages(found).len() >= enough)
+            .await;
     assert_eq!(messages(&replay), stored, "the event log replays to what is stored");
     enough
 }
@@ -188,15 +200,32 @@ async fn what_was_acknowledged_survives_every_single_fault() {
     for made in client.upsert_users(users.iter().map(|u| user(u)).collect()).await.unwrap() {
         assert!(made.error.is_none(), "{made:?}");
     }
-    let load = Arc::new(Load { promised: Mutex::default(), acknowledged: AtomicU64::new(0), longest: Mutex::default(), end: AtomicBool::new(false) });
+    let load = Arc::new(Load {
+        promised: Mutex::default(),
+        acknowledged: AtomicU64::new(0),
+        longest: Mutex::default(),
+        end: AtomicBool::new(false),
+    });
     let mut senders = Vec::new();
     for i in 0..PAIRS {
         let (a, b) = (format!("a{i}"), format!("b{i}"));
-        let id = client.open_direct(OpenDirectRequest { user_a: a.clone(), user_b: b.clone() }).await.unwrap().conversation_id;
+        let id = client
+            .open_direct(OpenDirectRequest { user_a: a.clone(), user_b: b.clone() })
+            .await
+            .unwrap()
+            .conversation_id;
         senders.push(tokio::spawn(load.clone().send_on(client.clone(), id.clone(), a)));
         senders.push(tokio::spawn(load.clone().send_on(client.clone(), id, b)));
     }
-    let faults = ["kill instance", "stop instance", "pause instance", "kill primary", "pause primary", "pause replica", "restart Kafka"];
+    let faults = [
+        "kill instance",
+        "stop instance",
+        "pause instance",
+        "kill primary",
+        "pause primary",
+        "pause replica",
+        "restart Kafka",
+    ];
     for round in 1..=rounds {
         for fault in faults {
             tokio::time::sleep(CALM).await;
@@ -213,7 +242,12 @@ async fn what_was_acknowledged_survives_every_single_fault() {
             }
             load.recovered().await;
             let (after, longest) = (load.acknowledged.load(Ordering::Relaxed), *load.longest.lock());
-            println!("round {round}: {fault:<16} {:>6} acknowledged in {:>5.1} s, longest wait {:>5.2} s", after - before, began.elapsed().as_secs_f64(), longest.as_secs_f64());
+            println!(
+                "round {round}: {fault:<16} {:>6} acknowledged in {:>5.1} s, longest wait {:>5.2} s",
+                after - before,
+                began.elapsed().as_secs_f64(),
+                longest.as_secs_f64()
+            );
         }
     }
     load.end.store(true, Ordering::Relaxed);
@@ -221,5 +255,8 @@ async fn what_was_acknowledged_survives_every_single_fault() {
         sender.await.unwrap();
     }
     let stored = check(&platform, &client, &load).await;
-    println!("{} acknowledged, {stored} stored, 0 lost, 0 doubled, 0 reordered", load.acknowledged.load(Ordering::Relaxed));
+    println!(
+        "{} acknowledged, {stored} stored, 0 lost, 0 doubled, 0 reordered",
+        load.acknowledged.load(Ordering::Relaxed)
+    );
 }

@@ -10,14 +10,20 @@ use kith_proto::{
     chat::v1::Position,
     storage::v1::{
         ClearRequest, CreateConversationRequest, Device, GetReceiptsRequest, GetRevocationRequest, ListBehindRequest,
-        ListConversationsRequest, ListMembersRequest, ListMessagesRequest, MarkReadRequest, OpenDirectRequest, PutDeviceRequest,
-        ReactRequest, RecallRequest, RemoveMembersRequest, RevokeTokensRequest, SetBlockRequest, SetListEntryRequest,
+        ListConversationsRequest, ListMembersRequest, ListMessagesRequest, MarkReadRequest, OpenDirectRequest,
+        PutDeviceRequest, ReactRequest, RecallRequest, RemoveMembersRequest, RevokeTokensRequest, SetBlockRequest,
+        SetListEntryRequest,
     },
 };
 use tonic::Code;
 
 async fn history(client: &kith_kit::storage::Storage, id: &str, user: &str) -> Vec<(u64, String)> {
-    let request = ListMessagesRequest { conversation_id: id.to_owned(), user_id: user.to_owned(), limit: 200, ..Default::default() };
+    let request = ListMessagesRequest {
+        conversation_id: id.to_owned(),
+        user_id: user.to_owned(),
+        limit: 200,
+        ..Default::default()
+    };
     let page = client.list_messages(request).await.unwrap();
     page.messages.into_iter().map(|m| (m.seq, m.client_msg_id)).collect()
 }
@@ -42,9 +48,15 @@ async fn what_is_sent_is_stored_once_listed_counted_and_on_the_event_log() {
     let first = client.append(text(&id, "alice", "c-1", "hi")).await.unwrap().receipt.unwrap();
     assert_eq!((first.seq, first.duplicate), (1, false));
     let again = client.append(text(&id, "alice", "c-1", "hi")).await.unwrap().receipt.unwrap();
-    assert_eq!((again.seq, again.duplicate, again.message_id, again.sent_at), (1, true, first.message_id, first.sent_at));
+    assert_eq!(
+        (again.seq, again.duplicate, again.message_id, again.sent_at),
+        (1, true, first.message_id, first.sent_at)
+    );
     assert_eq!(client.append(text(&id, "alice", "c-1", "other")).await.unwrap_err().code, Code::AlreadyExists);
-    assert_eq!(client.append(text(&id, "carol", "c-1", "hi")).await.unwrap_err().reason.as_deref(), Some(reason::NOT_MEMBER));
+    assert_eq!(
+        client.append(text(&id, "carol", "c-1", "hi")).await.unwrap_err().reason.as_deref(),
+        Some(reason::NOT_MEMBER)
+    );
     assert_eq!(client.append(text("d:alice:carol", "alice", "c-1", "hi")).await.unwrap_err().code, Code::NotFound);
     assert_eq!(client.append(text(&id, "bob", "c-1", "hello")).await.unwrap().receipt.unwrap().seq, 2);
     assert_eq!(history(&client, &id, "alice").await, [(1, "c-1".to_owned()), (2, "c-1".to_owned())]);
@@ -98,26 +110,47 @@ async fn groups_blocks_recalls_and_settings_do_what_they_say() {
     assert_eq!((made.created, made.conversation.unwrap().member_count), (true, 3));
     assert!(!client.create_conversation(create).await.unwrap().created);
     client.append(text(&group, "bob", "c-1", "to all")).await.unwrap();
-    assert_eq!(client.append(text(&group, "dave", "c-1", "let me in")).await.unwrap_err().reason.as_deref(), Some(reason::NOT_MEMBER));
+    assert_eq!(
+        client.append(text(&group, "dave", "c-1", "let me in")).await.unwrap_err().reason.as_deref(),
+        Some(reason::NOT_MEMBER)
+    );
     let members = ListMembersRequest { conversation_id: group.clone(), limit: 2, ..Default::default() };
     let page = client.list_members(members.clone()).await.unwrap();
     assert_eq!(page.members.iter().map(|m| m.user_id.as_str()).collect::<Vec<_>>(), ["alice", "bob"]);
     let rest = client.list_members(ListMembersRequest { cursor: page.next_cursor, ..members }).await.unwrap();
     assert_eq!(rest.members[0].user_id, "carol");
-    let remove = RemoveMembersRequest { conversation_id: group.clone(), user_ids: vec!["carol".to_owned()], actor_id: "alice".to_owned() };
+    let remove = RemoveMembersRequest {
+        conversation_id: group.clone(),
+        user_ids: vec!["carol".to_owned()],
+        actor_id: "alice".to_owned(),
+    };
     assert_eq!(client.remove_members(remove).await.unwrap().removed, ["carol"]);
     let list = |user: &str| ListConversationsRequest { user_id: user.to_owned(), limit: 0, cursor: String::new() };
     assert!(client.list_conversations(list("carol")).await.unwrap().conversations.is_empty());
-    let unseen = ListMessagesRequest { conversation_id: group.clone(), user_id: "carol".to_owned(), ..Default::default() };
+    let unseen =
+        ListMessagesRequest { conversation_id: group.clone(), user_id: "carol".to_owned(), ..Default::default() };
     assert_eq!(client.list_messages(unseen).await.unwrap_err().code, Code::NotFound);
 
-    let react = ReactRequest { conversation_id: group.clone(), seq: 1, user_id: "alice".to_owned(), emoji: "👍".to_owned(), add: true };
+    let react = ReactRequest {
+        conversation_id: group.clone(),
+        seq: 1,
+        user_id: "alice".to_owned(),
+        emoji: "👍".to_owned(),
+        add: true,
+    };
     assert!(client.react(react.clone()).await.unwrap().changed);
     assert!(!client.react(react).await.unwrap().changed);
-    let recall = RecallRequest { conversation_id: group.clone(), seq: 1, user_id: "bob".to_owned(), limit_ms: 60_000, privileged: false };
+    let recall = RecallRequest {
+        conversation_id: group.clone(),
+        seq: 1,
+        user_id: "bob".to_owned(),
+        limit_ms: 60_000,
+        privileged: false,
+    };
     assert!(client.recall(recall.clone()).await.unwrap().changed);
     assert!(!client.recall(recall).await.unwrap().changed);
-    let page = ListMessagesRequest { conversation_id: group.clone(), user_id: "alice".to_owned(), ..Default::default() };
+    let page =
+        ListMessagesRequest { conversation_id: group.clone(), user_id: "alice".to_owned(), ..Default::default() };
     let page = client.list_messages(page).await.unwrap();
     assert!(page.messages[0].recalled && page.messages[0].content.is_empty());
 
@@ -125,10 +158,18 @@ async fn groups_blocks_recalls_and_settings_do_what_they_say() {
     assert!(client.set_block(block).await.unwrap().changed);
     let open = OpenDirectRequest { user_a: "alice".to_owned(), user_b: "bob".to_owned() };
     let direct = client.open_direct(open).await.unwrap().conversation_id;
-    assert_eq!(client.append(text(&direct, "alice", "c-9", "hey")).await.unwrap_err().reason.as_deref(), Some(reason::BLOCKED));
+    assert_eq!(
+        client.append(text(&direct, "alice", "c-9", "hey")).await.unwrap_err().reason.as_deref(),
+        Some(reason::BLOCKED)
+    );
     client.append(text(&direct, "bob", "c-9", "one way")).await.unwrap();
 
-    let entry = SetListEntryRequest { user_id: "alice".to_owned(), conversation_id: direct.clone(), pinned: Some(true), muted: None };
+    let entry = SetListEntryRequest {
+        user_id: "alice".to_owned(),
+        conversation_id: direct.clone(),
+        pinned: Some(true),
+        muted: None,
+    };
     client.set_list_entry(entry).await.unwrap();
     let seen = client.get_conversations("alice", vec![direct.clone()], true).await.unwrap();
     assert!(seen[0].pinned && seen[0].last_message.is_some());
@@ -136,9 +177,16 @@ async fn groups_blocks_recalls_and_settings_do_what_they_say() {
     assert!(history(&client, &direct, "alice").await.is_empty());
     assert_eq!(history(&client, &direct, "bob").await.len(), 1);
 
-    let device = Device { device_id: "d1".to_owned(), platform: 1, push_provider: "apns".to_owned(), push_token: "t".to_owned(), last_seen: 5 };
+    let device = Device {
+        device_id: "d1".to_owned(),
+        platform: 1,
+        push_provider: "apns".to_owned(),
+        push_token: "t".to_owned(),
+        last_seen: 5,
+    };
     client.put_device(PutDeviceRequest { user_id: "alice".to_owned(), device: Some(device) }).await.unwrap();
-    let revoke = RevokeTokensRequest { user_id: "alice".to_owned(), device_id: "d1".to_owned(), issued_at_or_before: 7 };
+    let revoke =
+        RevokeTokensRequest { user_id: "alice".to_owned(), device_id: "d1".to_owned(), issued_at_or_before: 7 };
     client.revoke_tokens(revoke).await.unwrap();
     let revoked = client.get_revocation(GetRevocationRequest { user_id: "alice".to_owned() }).await.unwrap();
     assert_eq!(revoked.device_issued_at_or_before["d1"], 7);

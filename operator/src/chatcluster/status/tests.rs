@@ -1,1 +1,129 @@
 //! What status says of a ChatCluster.
+
+use serde_json::json;
+
+use super::*;
+use crate::dataplane::{readiness::ShardHealth, slots::SlotSet, types::Reason};
+
+fn cluster() -> ChatCluster {
+    serde_json::from_value(json!({
+        "apiVersion": kith_crds::API_VERSION, "kind": "ChatCluster",
+        "metadata": {"name": "demo", "namespace": "ns", "uid": "u-1", "generation": 3}, "spec": {}
+    }))
+    .unwrap()
+}
+
+fn facts(problems: Vec<Problem>) -> Facts {
+    let plan = Plan::resolve(&cluster(), &crate::plan::tests::release("0.1.0")).unwrap();
+    let whole = problems.is_empty();
+    let shard = ShardHealth {
+        shard: "demo-0".to_owned(),
+        primary: Some("demo-0-valkey-0".to_owned()),
+        primary_id: None,
+        slots: SlotSet::all(),
+        keys: 0,
+        memory: 0,
+        members: Vec::new(),
+        whole,
+    };
+    let readiness = Readiness { shards: vec![shard], slots_served: 16_384, agreed: true, problems };
+    let serving = |component| Workload {
+        component,
+        rollout: Some(Rollout { wanted: 2, ready: 2, done: true }),
+        waiting: false,
+        trouble: None,
+    };
+    Facts {
+        adopted: Some((plan.version.clone(), plan.images.clone())),
+        plan: Some(plan),
+        storage: Some(StorageFacts {
+            readiness,
+            problems: Vec::new(),
+            unfinished: false,
+            trouble: None,
+            shards: 1,
+            extra: 0,
+            draining: 0,
+            library: "kith1".to_owned(),
+        }),
+        event_log: Some(Some(Ok(()))),
+        workloads: [Component::Storage, Component::Sessions, Component::Tasks, Component::Business]
+            .map(serving)
+            .to_vec(),
+        gateways: Some(Live::new()),
+        ..Facts::default()
+    }
+}
+
+fn now() -> Timestamp {
+    Timestamp::from_second(1_790_000_000).unwrap()
+}
+
+fn said<'a>(status: &'a ChatClusterStatus, kind: &str) -> (&'a str, &'a str, &'a str) {
+    let condition = conditions::get(&status.conditions, kind).unwrap();
+    assert_eq!(condition.observed_generation, Some(3));
+    (&condition.status, &condition.reason, &condition.message)
+}
+
+#[test]
+fn a_platform_that_serves_is_ready_and_its_status_does_not_change() {
+    let mut cluster = cluster();
+    let first = status(&cluster, &facts(Vec::new()), now());
+    assert_eq!(said(&first, conditions::READY).0, "True");
+    assert_eq!(said(&first, conditions::PROGRESSING), ("False", "Idle", "nothing is under way"));
+    cluster.status = Some(first.clone());
+    let later = Timestamp::from_second(1_790_000_999).unwrap();
+    assert_eq!(status(&cluster, &facts(Vec::new()), later), first);
+}
+
+#[test]
+fn a_lagging_replica_is_not_ready_and_degraded() {
+    let problem = Problem::new(Reason::ReplicaLagging, "not in step with the primary: demo-0-valkey-2").of("demo-0");
+    let status = status(&cluster(), &facts(vec![problem]), now());
+    assert_eq!(said(&status, conditions::STORAGE_READY).1, reason::REPLICA_LAGGING);
+    assert_eq!(said(&status, conditions::READY).0, "False");
+    assert_eq!(said(&status, conditions::DEGRADED).0, "True");
+}
+
+#[test]
+fn ready_pods_alone_never_make_storage_ready() {
+    let mut facts = facts(vec![Problem::new(Reason::SlotsUncovered, "0 of 16384 slots are served")]);
+    if let Some(storage) = &mut facts.storage {
+        storage.readiness.slots_served = 0;
+    }
+    assert_eq!(said(&status(&cluster(), &facts, now()), conditions::STORAGE_READY).0, "False");
+}
+
+#[test]
+fn a_pass_that_failed_early_keeps_what_was_known_of_the_layers() {
+    let mut cluster = cluster();
+    cluster.status = Some(status(&cluster, &facts(Vec::new()), now()));
+    let failure = Finding::fails(conditions::READY, reason::INVALID_SPEC, "spec.x is wrong");
+    let failed = status(&cluster, &Facts { failure: Some(failure), ..Facts::default() }, now());
+    assert_eq!(said(&failed, conditions::READY), ("False", reason::INVALID_SPEC, "spec.x is wrong"));
+    assert_eq!(said(&failed, conditions::STORAGE_READY).0, "True");
+    assert_eq!(failed.version.as_deref(), Some("0.1.0"));
+}
+
+#[test]
+fn a_layer_that_waits_says_for_what() {
+    let mut facts = facts(Vec::new());
+    for workload in &mut facts.workloads[1..] {
+        (workload.rollout, workload.waiting) = (None, true);
+    }
+    let status = status(&cluster(), &facts, now());
+    assert_eq!(said(&status, conditions::LOGIC_READY).1, reason::WAITING_FOR_LAYER_BELOW);
+    assert_eq!(said(&status, conditions::PROGRESSING).0, "True");
+    assert!(said(&status, conditions::READY).2.starts_with("LogicReady: "));
+}
+
+#[test]
+fn slots_owned_once_are_remembered_for_good() {
+    let mut cluster = cluster();
+    cluster.status = Some(status(&cluster, &facts(Vec::new()), now()));
+    let mut lost = facts(vec![Problem::new(Reason::SlotsUncovered, "gone")]);
+    if let Some(storage) = &mut lost.storage {
+        storage.readiness.slots_served = 0;
+    }
+    assert_eq!(status(&cluster, &lost, now()).storage.unwrap().partitions, Some(1024));
+}

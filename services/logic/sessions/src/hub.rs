@@ -76,7 +76,9 @@ impl Hub {
                     return Err(error);
                 }
                 Owner::Unknown => {
-                    return Err(Error::unavailable("this instance does not know the others yet").with_reason("STARTING"));
+                    return Err(
+                        Error::unavailable("this instance does not know the others yet").with_reason("STARTING")
+                    );
                 }
             }
         }

@@ -35,7 +35,11 @@ pub(super) fn count(field: &str, given: usize, most: usize) -> Result<(), Error>
 }
 
 pub(super) fn text(field: &str, given: &str) -> Result<(), Error> {
-    if given.len() > TEXT_BYTES { Err(Error::invalid(format!("{field}: {} bytes, at most {TEXT_BYTES}", given.len()))) } else { Ok(()) }
+    if given.len() > TEXT_BYTES {
+        Err(Error::invalid(format!("{field}: {} bytes, at most {TEXT_BYTES}", given.len())))
+    } else {
+        Ok(())
+    }
 }
 
 pub(super) fn emoji(given: &str) -> Result<(), Error> {

@@ -8,9 +8,9 @@ use kith_kit::error::{Error, reason};
 use kith_proto::{
     chat::v1::{ConversationKind, Position},
     storage::v1::{
-        AckError, AckRequest, AckResponse, Conversation, CreateConversationRequest, CreateConversationResponse, DissolveRequest,
-        GetConversationsRequest, GetReceiptsRequest, GetReceiptsResponse, Group, MarkReadRequest, MarkReadResponse, OpenDirectRequest,
-        OpenDirectResponse, Role, UpdateConversationRequest,
+        AckError, AckRequest, AckResponse, Conversation, CreateConversationRequest, CreateConversationResponse,
+        DissolveRequest, GetConversationsRequest, GetReceiptsRequest, GetReceiptsResponse, Group, MarkReadRequest,
+        MarkReadResponse, OpenDirectRequest, OpenDirectResponse, Role, UpdateConversationRequest,
     },
 };
 use serde_json::{Value, json};
@@ -44,7 +44,11 @@ fn check_group(group: &Group) -> Result<(), Error> {
     check::text("group.name", &group.name)?;
     check::text("group.avatar_url", &group.avatar_url)?;
     check::text("group.announcement", &group.announcement)?;
-    if JOINS.contains(&group.join.as_str()) { Ok(()) } else { Err(Error::invalid("group.join: open, approval or invite")) }
+    if JOINS.contains(&group.join.as_str()) {
+        Ok(())
+    } else {
+        Err(Error::invalid("group.join: open, approval or invite"))
+    }
 }
 
 fn group_ops(id: &str, group: &Group) -> Vec<Op> {
@@ -102,8 +106,18 @@ impl Core {
                 let created = values[0].is_none();
                 if created {
                     let set = |name: &str, value: String| Op::Set(Field::new(c.clone(), name), value.into());
-                    ops.extend([set("k", "1".to_owned()), set("s", "0".to_owned()), set("a", now.to_string()), set("n", "2".to_owned())]);
-                    ops.extend([set("mv", "1".to_owned()), set("jn", "2".to_owned()), set("v", "1".to_owned()), set("ca", now.to_string())]);
+                    ops.extend([
+                        set("k", "1".to_owned()),
+                        set("s", "0".to_owned()),
+                        set("a", now.to_string()),
+                        set("n", "2".to_owned()),
+                    ]);
+                    ops.extend([
+                        set("mv", "1".to_owned()),
+                        set("jn", "2".to_owned()),
+                        set("v", "1".to_owned()),
+                        set("ca", now.to_string()),
+                    ]);
                     let data = json!({"conversation_id": id, "kind": "direct", "member_ids": [user_a, user_b]});
                     ops.push(Op::Emit(event::body("conversation.created", &id, now, &data)));
                 }
@@ -113,8 +127,12 @@ impl Core {
         Ok(OpenDirectResponse { conversation_id: id, created })
     }
 
-    pub(crate) async fn create_conversation(&self, request: CreateConversationRequest) -> Result<CreateConversationResponse, Error> {
-        let CreateConversationRequest { conversation_id: id, kind, owner_id, member_ids, group, idempotency_key } = request;
+    pub(crate) async fn create_conversation(
+        &self,
+        request: CreateConversationRequest,
+    ) -> Result<CreateConversationResponse, Error> {
+        let CreateConversationRequest { conversation_id: id, kind, owner_id, member_ids, group, idempotency_key } =
+            request;
         let shape = check::conversation(&id)?;
         let group = group.unwrap_or_default();
         check_group(&group)?;
@@ -138,7 +156,8 @@ impl Core {
         let created = self
             .update(self.partition(&id), fields, |values| {
                 if values[0].is_some() {
-                    let same = !idempotency_key.is_empty() && values[1].as_ref().is_some_and(|k| *k == idempotency_key.as_bytes());
+                    let same = !idempotency_key.is_empty()
+                        && values[1].as_ref().is_some_and(|k| *k == idempotency_key.as_bytes());
                     return if same {
                         Ok(Plan::nothing(false))
                     } else {
@@ -170,7 +189,10 @@ impl Core {
                 return Err(EngineError::Refused(Refusal::Dissolved).into());
             }
             if request.if_version != 0 && request.if_version != head.version {
-                return Err(Error::new(Code::Aborted, format!("if_version: the conversation is at version {}", head.version)));
+                return Err(Error::new(
+                    Code::Aborted,
+                    format!("if_version: the conversation is at version {}", head.version),
+                ));
             }
             let group = changed_group(&head.group, &request);
             check_group(&group)?;
@@ -185,7 +207,14 @@ impl Core {
         Err(EngineError::Conflict.into())
     }
 
-    async fn write_update(&self, id: &str, head: &Head, group: &Group, request: &UpdateConversationRequest, now: i64) -> Result<(), Error> {
+    async fn write_update(
+        &self,
+        id: &str,
+        head: &Head,
+        group: &Group,
+        request: &UpdateConversationRequest,
+        now: i64,
+    ) -> Result<(), Error> {
         let c = key::conversation(id);
         let mut conditions = vec![condition(Field::new(c.clone(), "v"), Some(head.version.to_string().into()))];
         let mut ops = vec![Op::Set(Field::new(c.clone(), "v"), (head.version + 1).to_string().into())];
@@ -205,7 +234,8 @@ impl Core {
                     }
                     continue;
                 };
-                let mut member = MemberData::unpack(&row).ok_or_else(|| model::corrupt(&members, "not a member row"))?;
+                let mut member =
+                    MemberData::unpack(&row).ok_or_else(|| model::corrupt(&members, "not a member row"))?;
                 member.role = role as u8;
                 conditions.push(condition(field.clone(), Some(row)));
                 ops.push(Op::Set(field, member.pack()));
@@ -303,10 +333,19 @@ impl Core {
         Ok(MarkReadResponse { read_seq: moved, unread })
     }
 
-    async fn move_cursor(&self, id: &str, user_id: &str, kind: CursorKind, seq: u64, event: &str, data: Value) -> Result<u64, Error> {
+    async fn move_cursor(
+        &self,
+        id: &str,
+        user_id: &str,
+        kind: CursorKind,
+        seq: u64,
+        event: &str,
+        data: Value,
+    ) -> Result<u64, Error> {
         // JSON text spells the byte as an escape; the function looks for the byte itself.
         let body = String::from_utf8_lossy(&event::body(event, id, Self::now(), &data)).replace("\\u0001", "\u{1}");
-        let cursor = Cursor { conversation_id: id.to_owned(), user_id: user_id.to_owned(), kind, seq, event: body.into() };
+        let cursor =
+            Cursor { conversation_id: id.to_owned(), user_id: user_id.to_owned(), kind, seq, event: body.into() };
         match self.engine().cursor(self.partition(id), cursor, Self::end()).await {
             Ok(moved) => Ok(moved.seq),
             Err(EngineError::Refused(Refusal::NotMember)) => Err(no_conversation()),
@@ -352,7 +391,8 @@ impl Core {
             return Err(Error::not_found("no such message"));
         }
         let partition = self.partition(&id);
-        let (members, cursors) = tokio::try_join!(self.hash(partition, key::members(&id)), self.hash(partition, key::cursors(&id)))?;
+        let (members, cursors) =
+            tokio::try_join!(self.hash(partition, key::members(&id)), self.hash(partition, key::cursors(&id)))?;
         let mut response = GetReceiptsResponse::default();
         for (user, _) in members {
             let passed = |wanted: &dyn Fn(&str) -> bool| {
@@ -372,7 +412,10 @@ impl Core {
 }
 
 pub(super) fn condition(field: Field, value: Option<Bytes>) -> crate::engine::Condition {
-    crate::engine::Condition { field, expect: value.map_or(crate::engine::Expect::Absent, crate::engine::Expect::Value) }
+    crate::engine::Condition {
+        field,
+        expect: value.map_or(crate::engine::Expect::Absent, crate::engine::Expect::Value),
+    }
 }
 
 fn create_ops(id: &str, kind: i32, owner_id: &str, group: &Group, idempotency_key: &str, now: i64) -> Vec<Op> {

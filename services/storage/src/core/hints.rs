@@ -5,10 +5,7 @@
 //! truth: a conversation that is active now stands among those active within the last minute, and pages are sorted by the true activity
 //! within themselves. A hint that is lost with a crash comes with the next message.
 
-use std::{
-    collections::HashMap,
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 
 use kith_kit::ids;
 use kith_proto::storage::v1::Step;

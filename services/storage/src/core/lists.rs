@@ -6,8 +6,9 @@ use kith_kit::error::Error;
 use kith_proto::{
     chat::v1::Position,
     storage::v1::{
-        Behind, ClearAt, ClearRequest, ClearResponse, Conversation, EntrySettings, Head, ListBehindRequest, ListBehindResponse,
-        ListConversationsRequest, ListConversationsResponse, SetListEntryRequest, Settings, SettingsResult, Step, step, step_result,
+        Behind, ClearAt, ClearRequest, ClearResponse, Conversation, EntrySettings, Head, ListBehindRequest,
+        ListBehindResponse, ListConversationsRequest, ListConversationsResponse, SetListEntryRequest, Settings,
+        SettingsResult, Step, step, step_result,
     },
 };
 
@@ -37,7 +38,11 @@ impl Place {
         }
         let parse = || {
             let mut parts = cursor.split('.');
-            let place = Self { activity: parts.next()?.parse().ok()?, offset: parts.next()?.parse().ok()?, walked: parts.next()?.parse().ok()? };
+            let place = Self {
+                activity: parts.next()?.parse().ok()?,
+                offset: parts.next()?.parse().ok()?,
+                walked: parts.next()?.parse().ok()?,
+            };
             parts.next().is_none().then_some(place)
         };
         parse().map(Some).ok_or_else(|| Error::invalid("cursor: not one that was given out"))
@@ -88,14 +93,23 @@ impl Core {
         Ok(true)
     }
 
-    async fn list_rows(&self, user_id: &str, walk: impl Fn(Option<i64>) -> Walk, place: Option<&Place>, limit: u32) -> Result<Vec<ListRow>, Error> {
+    async fn list_rows(
+        &self,
+        user_id: &str,
+        walk: impl Fn(Option<i64>) -> Walk,
+        place: Option<&Place>,
+        limit: u32,
+    ) -> Result<Vec<ListRow>, Error> {
         let offset = place.map_or(0, |p| p.offset);
         let walk = walk(place.map(|p| p.activity));
         Ok(self.engine().list(self.partition(user_id), user_id, walk, offset, limit, Self::end()).await?)
     }
 
     /// One page of a user's list, newest first.
-    pub(crate) async fn list_conversations(&self, request: ListConversationsRequest) -> Result<ListConversationsResponse, Error> {
+    pub(crate) async fn list_conversations(
+        &self,
+        request: ListConversationsRequest,
+    ) -> Result<ListConversationsResponse, Error> {
         let ListConversationsRequest { user_id, limit, cursor } = request;
         check::user("user_id", &user_id)?;
         let limit = check::limit(limit, 50, 200)?;
@@ -127,9 +141,12 @@ impl Core {
         let outcomes = self.apply(steps).await?;
         let mut page = Vec::with_capacity(rows.len());
         for (row, outcome) in rows.into_iter().zip(outcomes) {
-            let step_result::Result::Head(head) = outcome? else { return Err(Error::internal("a head step without a head")) };
+            let step_result::Result::Head(head) = outcome? else {
+                return Err(Error::internal("a head step without a head"));
+            };
             let Some(mut conversation) = head.conversation else { continue };
-            let entry = EntryData::unpack(row.settings.as_ref()).ok_or_else(|| corrupt(&key::settings(user_id), "not settings"))?;
+            let entry = EntryData::unpack(row.settings.as_ref())
+                .ok_or_else(|| corrupt(&key::settings(user_id), "not settings"))?;
             if entry.cleared > 0 && entry.cleared >= conversation.seq {
                 continue;
             }
@@ -147,7 +164,8 @@ impl Core {
         check::user("device_id", &device_id)?;
         check::count("cursors", cursors.len(), MOST_WALKED as usize)?;
         let limit = check::limit(limit, 100, 200)?;
-        let given: HashMap<String, u64> = cursors.into_iter().map(|Position { conversation_id, seq }| (conversation_id, seq)).collect();
+        let given: HashMap<String, u64> =
+            cursors.into_iter().map(|Position { conversation_id, seq }| (conversation_id, seq)).collect();
         let mut place = Place::read(&cursor)?;
         let mut behind = Vec::new();
         for _ in 0..ROUNDS {
@@ -169,18 +187,30 @@ impl Core {
         Ok(ListBehindResponse { behind, next_cursor: place.map(|p| p.write()).unwrap_or_default() })
     }
 
-    async fn page_behind(&self, user_id: &str, device_id: &str, given: &HashMap<String, u64>, rows: &[ListRow]) -> Result<Vec<Behind>, Error> {
+    async fn page_behind(
+        &self,
+        user_id: &str,
+        device_id: &str,
+        given: &HashMap<String, u64>,
+        rows: &[ListRow],
+    ) -> Result<Vec<Behind>, Error> {
         let steps = rows.iter().map(|r| head_step(&r.conversation_id, user_id, device_id, false)).collect();
         let outcomes = self.apply(steps).await?;
         let mut behind = Vec::new();
         for (row, outcome) in rows.iter().zip(outcomes) {
-            let step_result::Result::Head(head) = outcome? else { return Err(Error::internal("a head step without a head")) };
+            let step_result::Result::Head(head) = outcome? else {
+                return Err(Error::internal("a head step without a head"));
+            };
             let Some(conversation) = head.conversation else { continue };
             let stored = head.delivered_seq.max(head.visible_seq.saturating_sub(1));
             let known = given.get(&row.conversation_id).copied().unwrap_or(0).min(conversation.seq);
             let delivered_seq = stored.max(known);
             if delivered_seq < conversation.seq {
-                behind.push(Behind { conversation_id: row.conversation_id.clone(), delivered_seq, seq: conversation.seq });
+                behind.push(Behind {
+                    conversation_id: row.conversation_id.clone(),
+                    delivered_seq,
+                    seq: conversation.seq,
+                });
             }
         }
         Ok(behind)
@@ -206,17 +236,30 @@ impl Core {
         let mut entries = Vec::new();
         for (conversation_id, got) in ids.into_iter().zip(got) {
             let Got::Field(Some(bytes)) = got else { continue };
-            let entry = EntryData::unpack(Some(&bytes)).ok_or_else(|| corrupt(&key::settings(user_id), "not settings"))?;
-            entries.push(EntrySettings { conversation_id, pinned: entry.pinned, muted: entry.muted, cleared_seq: entry.cleared });
+            let entry =
+                EntryData::unpack(Some(&bytes)).ok_or_else(|| corrupt(&key::settings(user_id), "not settings"))?;
+            entries.push(EntrySettings {
+                conversation_id,
+                pinned: entry.pinned,
+                muted: entry.muted,
+                cleared_seq: entry.cleared,
+            });
         }
         Ok(SettingsResult { entries })
     }
 
     /// Settings by conversation, from wherever the user's partition is.
-    pub(super) async fn settings_of(&self, user_id: &str, ids: Vec<String>) -> Result<HashMap<String, EntrySettings>, Error> {
-        let step = Step { id: user_id.to_owned(), step: Some(step::Step::Settings(Settings { conversation_ids: ids })) };
+    pub(super) async fn settings_of(
+        &self,
+        user_id: &str,
+        ids: Vec<String>,
+    ) -> Result<HashMap<String, EntrySettings>, Error> {
+        let step =
+            Step { id: user_id.to_owned(), step: Some(step::Step::Settings(Settings { conversation_ids: ids })) };
         match self.apply(vec![step]).await?.into_iter().next() {
-            Some(Ok(step_result::Result::Settings(found))) => Ok(found.entries.into_iter().map(|e| (e.conversation_id.clone(), e)).collect()),
+            Some(Ok(step_result::Result::Settings(found))) => {
+                Ok(found.entries.into_iter().map(|e| (e.conversation_id.clone(), e)).collect())
+            }
             Some(Err(error)) => Err(error),
             _ => Err(Error::internal("a settings step without settings")),
         }
@@ -242,7 +285,12 @@ impl Core {
         }
     }
 
-    async fn change_entry(&self, user_id: &str, conversation_id: &str, change: impl Fn(&mut EntryData) + Send + Sync) -> Result<(), Error> {
+    async fn change_entry(
+        &self,
+        user_id: &str,
+        conversation_id: &str,
+        change: impl Fn(&mut EntryData) + Send + Sync,
+    ) -> Result<(), Error> {
         let field = Field::new(key::settings(user_id), conversation_id);
         self.update(self.partition(user_id), vec![field.clone()], |values| {
             let mut entry = EntryData::unpack(values[0].as_ref()).ok_or_else(|| corrupt(&field.key, "not settings"))?;
@@ -251,7 +299,11 @@ impl Core {
             if entry == before {
                 return Ok(Plan::nothing(()));
             }
-            let op = if entry == EntryData::default() { Op::Delete(field.clone()) } else { Op::Set(field.clone(), entry.pack()) };
+            let op = if entry == EntryData::default() {
+                Op::Delete(field.clone())
+            } else {
+                Op::Set(field.clone(), entry.pack())
+            };
             Ok(Plan::new(vec![op], ()))
         })
         .await
@@ -262,7 +314,8 @@ impl Core {
         let ClearRequest { user_id, conversation_id } = request;
         check::user("user_id", &user_id)?;
         check::conversation(&conversation_id)?;
-        let step = Step { id: conversation_id.clone(), step: Some(step::Step::ClearAt(ClearAt { user_id: user_id.clone() })) };
+        let step =
+            Step { id: conversation_id.clone(), step: Some(step::Step::ClearAt(ClearAt { user_id: user_id.clone() })) };
         let cleared_seq = match self.apply(vec![step]).await?.into_iter().next() {
             Some(Ok(step_result::Result::Seq(seq))) => seq,
             Some(Err(error)) => return Err(error),

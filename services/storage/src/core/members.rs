@@ -2,8 +2,8 @@
 
 use kith_kit::error::Error;
 use kith_proto::storage::v1::{
-    AddMembersRequest, AddMembersResponse, LeaveList, ListMembersRequest, ListMembersResponse, Member, RemoveMembersRequest,
-    RemoveMembersResponse, Role, Step, UpdateMemberRequest, step,
+    AddMembersRequest, AddMembersResponse, LeaveList, ListMembersRequest, ListMembersResponse, Member,
+    RemoveMembersRequest, RemoveMembersResponse, Role, Step, UpdateMemberRequest, step,
 };
 use serde_json::json;
 use tonic::Code;
@@ -41,7 +41,13 @@ impl Core {
     }
 
     /// Adds those who are not in yet. First their lists hold the conversation (unknown users are refused by it), then their rows stand.
-    pub(super) async fn add_chunk(&self, id: &str, user_ids: &[String], role: Role, actor_id: &str) -> Result<AddMembersResponse, Error> {
+    pub(super) async fn add_chunk(
+        &self,
+        id: &str,
+        user_ids: &[String],
+        role: Role,
+        actor_id: &str,
+    ) -> Result<AddMembersResponse, Error> {
         for user in user_ids {
             check::user("user_ids", user)?;
         }
@@ -51,7 +57,9 @@ impl Core {
         for (user, outcome) in user_ids.iter().zip(entered) {
             match outcome {
                 Ok(_) => known.push(user.clone()),
-                Err(error) if error.code == Code::NotFound => return Err(Error::not_found(format!("user_ids: there is no user {user}"))),
+                Err(error) if error.code == Code::NotFound => {
+                    return Err(Error::not_found(format!("user_ids: there is no user {user}")));
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -66,7 +74,14 @@ impl Core {
         Err(EngineError::Conflict.into())
     }
 
-    async fn try_add(&self, id: &str, users: &[String], role: Role, actor_id: &str, now: i64) -> Result<AddMembersResponse, Error> {
+    async fn try_add(
+        &self,
+        id: &str,
+        users: &[String],
+        role: Role,
+        actor_id: &str,
+        now: i64,
+    ) -> Result<AddMembersResponse, Error> {
         let seen = self.seen("", id).await?;
         let head = seen.head;
         if head.dissolved {
@@ -74,14 +89,18 @@ impl Core {
         }
         let wants = users.iter().map(|u| Want::Field(Field::new(key::members(id), u.clone()))).collect();
         let rows = self.engine().get(self.partition(id), wants, Self::end()).await?;
-        let added: Vec<String> = users.iter().zip(rows).filter(|(_, row)| *row == Got::Field(None)).map(|(u, _)| u.clone()).collect();
+        let added: Vec<String> =
+            users.iter().zip(rows).filter(|(_, row)| *row == Got::Field(None)).map(|(u, _)| u.clone()).collect();
         if added.is_empty() {
             return Ok(AddMembersResponse { added, member_version: head.member_version });
         }
         let count = head.members + added.len() as u32;
         if count > self.0.limits.members_per_conversation {
             let most = self.0.limits.members_per_conversation;
-            return Err(Error::new(Code::FailedPrecondition, format!("user_ids: at most {most} members a conversation")));
+            return Err(Error::new(
+                Code::FailedPrecondition,
+                format!("user_ids: at most {most} members a conversation"),
+            ));
         }
         let c = key::conversation(id);
         let version = head.member_version + 1;
@@ -92,7 +111,11 @@ impl Core {
             ops.push(Op::Score { key: key::joins(id), score: order, member: user.clone() });
         }
         let set = |name: &str, value: String| Op::Set(Field::new(c.clone(), name), value.into());
-        ops.extend([set("n", count.to_string()), set("mv", version.to_string()), set("jn", (head.joins + added.len() as i64).to_string())]);
+        ops.extend([
+            set("n", count.to_string()),
+            set("mv", version.to_string()),
+            set("jn", (head.joins + added.len() as i64).to_string()),
+        ]);
         let data = json!({"conversation_id": id, "user_ids": added, "role": role_name(role as i32), "joined_at": now.to_string(), "actor_id": actor_id});
         ops.push(Op::Emit(event::body("member.added", id, now, &data)));
         let conditions = vec![condition(Field::new(c, "mv"), Some(head.member_version.to_string().into()))];
@@ -110,7 +133,12 @@ impl Core {
         self.remove_chunk(&id, user_ids, &actor_id).await
     }
 
-    async fn remove_chunk(&self, id: &str, mut users: Vec<String>, actor_id: &str) -> Result<RemoveMembersResponse, Error> {
+    async fn remove_chunk(
+        &self,
+        id: &str,
+        mut users: Vec<String>,
+        actor_id: &str,
+    ) -> Result<RemoveMembersResponse, Error> {
         users.sort_unstable();
         users.dedup();
         let mut attempt = 0;
@@ -132,7 +160,8 @@ impl Core {
         let head = self.seen("", id).await?.head;
         let wants = users.iter().map(|u| Want::Field(Field::new(key::members(id), u.clone()))).collect();
         let rows = self.engine().get(self.partition(id), wants, Self::end()).await?;
-        let removed: Vec<String> = users.iter().zip(rows).filter(|(_, row)| *row != Got::Field(None)).map(|(u, _)| u.clone()).collect();
+        let removed: Vec<String> =
+            users.iter().zip(rows).filter(|(_, row)| *row != Got::Field(None)).map(|(u, _)| u.clone()).collect();
         if removed.is_empty() {
             return Ok(RemoveMembersResponse { removed, member_version: head.member_version });
         }
@@ -214,8 +243,16 @@ impl Core {
             check::user("user_id", &user_id)?;
             self.seen(&user_id, &id).await?;
         }
-        let after = if cursor.is_empty() { -1 } else { cursor.parse().map_err(|_| Error::invalid("cursor: not one that was given out"))? };
-        let page = self.engine().members(self.partition(&id), &id, after, limit, Self::end()).await?.ok_or_else(no_conversation)?;
+        let after = if cursor.is_empty() {
+            -1
+        } else {
+            cursor.parse().map_err(|_| Error::invalid("cursor: not one that was given out"))?
+        };
+        let page = self
+            .engine()
+            .members(self.partition(&id), &id, after, limit, Self::end())
+            .await?
+            .ok_or_else(no_conversation)?;
         let next_cursor = match page.members.last() {
             Some(last) if page.members.len() == limit as usize => last.order.to_string(),
             _ => String::new(),
@@ -223,7 +260,8 @@ impl Core {
         let mut members = Vec::with_capacity(page.members.len());
         for member in page.members {
             let Some(row) = member.row else { continue };
-            let data = MemberData::unpack(&row).ok_or_else(|| model::corrupt(&key::members(&id), "not a member row"))?;
+            let data =
+                MemberData::unpack(&row).ok_or_else(|| model::corrupt(&key::members(&id), "not a member row"))?;
             members.push(data.into_member(member.user_id));
         }
         Ok(ListMembersResponse { members, next_cursor, member_version: page.version, member_count: page.count as u32 })
@@ -238,7 +276,9 @@ impl Core {
         self.update(self.partition(id), vec![field.clone()], |values| {
             let stored = match &values[0] {
                 None => None,
-                Some(row) => Some(MemberData::unpack(row).ok_or_else(|| model::corrupt(&field.key, "not a member row"))?),
+                Some(row) => {
+                    Some(MemberData::unpack(row).ok_or_else(|| model::corrupt(&field.key, "not a member row"))?)
+                }
             };
             if stored.map_or(false, |m| m.blocked) == blocked {
                 return Ok(Plan::nothing(false));

@@ -6,8 +6,8 @@ use kith_kit::error::{Error, reason};
 use kith_proto::{
     chat::v1::{Message, Receipt},
     storage::v1::{
-        AppendRequest, ConversationMessages, EditRequest, EditResponse, ListAfterRequest, ListAfterResponse, ListMessagesRequest,
-        ListMessagesResponse, ReactRequest, ReactResponse, RecallRequest, RecallResponse,
+        AppendRequest, ConversationMessages, EditRequest, EditResponse, ListAfterRequest, ListAfterResponse,
+        ListMessagesRequest, ListMessagesResponse, ReactRequest, ReactResponse, RecallRequest, RecallResponse,
     },
 };
 use rand::RngExt;
@@ -52,7 +52,8 @@ impl Core {
             privileged,
             hot_limit: self.0.limits.messages_per_conversation,
         };
-        let Appended { seq, earlier } = self.engine().append(self.partition(&conversation_id), append, Self::end()).await?;
+        let Appended { seq, earlier } =
+            self.engine().append(self.partition(&conversation_id), append, Self::end()).await?;
         let duplicate = earlier.is_some();
         let (id, sent_at) = match earlier {
             None => {
@@ -60,7 +61,8 @@ impl Core {
                 (id, now_ms)
             }
             Some(row) => {
-                let row = codec::unpack(row).map_err(|e| model::corrupt(&format!("m:{conversation_id} {seq}"), &e.to_string()))?;
+                let row = codec::unpack(row)
+                    .map_err(|e| model::corrupt(&format!("m:{conversation_id} {seq}"), &e.to_string()))?;
                 (row.id, row.sent_at())
             }
         };
@@ -86,7 +88,13 @@ impl Core {
         self.list_window(&conversation_id, &user_id, window, check::limit(limit, 50, 200)?).await
     }
 
-    async fn list_window(&self, id: &str, user_id: &str, window: Window, limit: u32) -> Result<ListMessagesResponse, Error> {
+    async fn list_window(
+        &self,
+        id: &str,
+        user_id: &str,
+        window: Window,
+        limit: u32,
+    ) -> Result<ListMessagesResponse, Error> {
         check::conversation(id)?;
         let (history, hidden) = if user_id.is_empty() {
             let history = self.page(id, window, limit).await?;
@@ -99,7 +107,9 @@ impl Core {
         };
         let (window, history) = match window {
             // The page began among messages that the user may not see.
-            Window::After(after) if after < hidden => (Window::After(hidden), self.page(id, Window::After(hidden), limit).await?),
+            Window::After(after) if after < hidden => {
+                (Window::After(hidden), self.page(id, Window::After(hidden), limit).await?)
+            }
             _ => (window, history),
         };
         let seq = history.seq;
@@ -120,7 +130,13 @@ impl Core {
     pub(crate) async fn list_after(&self, request: ListAfterRequest) -> Result<ListAfterResponse, Error> {
         check::count("after", request.after.len(), POSITIONS)?;
         let limit = check::limit(request.limit, 50, 200)?;
-        let pages = join_all(request.after.iter().map(|p| self.list_window(&p.conversation_id, &request.user_id, Window::After(p.seq), limit))).await;
+        let pages = join_all(
+            request
+                .after
+                .iter()
+                .map(|p| self.list_window(&p.conversation_id, &request.user_id, Window::After(p.seq), limit)),
+        )
+        .await;
         let mut bytes = 0;
         let conversations = request.after.iter().zip(pages).map(|(position, page)| {
             let conversation_id = position.conversation_id.clone();
@@ -146,7 +162,8 @@ impl Core {
         if !user_id.is_empty() {
             check::user("user_id", user_id)?;
         }
-        let (page, seen) = tokio::try_join!(self.page(id, Window::Before(seq.saturating_add(1)), 1), self.seen(user_id, id))?;
+        let (page, seen) =
+            tokio::try_join!(self.page(id, Window::Before(seq.saturating_add(1)), 1), self.seen(user_id, id))?;
         let found = page.messages.into_iter().find(|m| m.seq == seq && seq > seen.hidden());
         let found = found.ok_or_else(|| Error::not_found("no such message"))?;
         Ok((model::message(id, found.seq, found.row, found.overlay)?, seen))
@@ -167,7 +184,8 @@ impl Core {
         let field = Self::overlay_field(id, seq);
         self.update(self.partition(id), vec![field.clone()], |values| {
             let stored = values.first().and_then(Option::as_ref);
-            let mut overlay = Overlay::read(stored).ok_or_else(|| model::corrupt(&field.key, "an overlay that cannot be read"))?;
+            let mut overlay =
+                Overlay::read(stored).ok_or_else(|| model::corrupt(&field.key, "an overlay that cannot be read"))?;
             if !change(&mut overlay)? {
                 return Ok(Plan::nothing(false));
             }
@@ -188,7 +206,10 @@ impl Core {
         let by_admin = seen.member.is_some_and(|m| m.is_admin());
         if !privileged && !by_admin {
             if message.sender_id != user_id {
-                return Err(Error::denied(reason::NOT_ALLOWED, "only the sender or a group's admin may recall a message"));
+                return Err(Error::denied(
+                    reason::NOT_ALLOWED,
+                    "only the sender or a group's admin may recall a message",
+                ));
             }
             if limit_ms > 0 && now - message.sent_at > limit_ms {
                 return Err(Error::denied(reason::NOT_ALLOWED, "too late: the time for recalling is over"));
@@ -196,13 +217,18 @@ impl Core {
         }
         let data = json!({"conversation_id": id, "seq": seq.to_string(), "message_id": message.message_id, "user_id": user_id, "recalled_at": now.to_string()});
         let changed = self
-            .change_overlay(&id, seq, || event::body("message.recalled", &id, now, &data), |overlay| {
-                let fresh = overlay.recalled_at == 0;
-                if fresh {
-                    *overlay = Overlay { recalled_at: now, ..Overlay::default() };
-                }
-                Ok(fresh)
-            })
+            .change_overlay(
+                &id,
+                seq,
+                || event::body("message.recalled", &id, now, &data),
+                |overlay| {
+                    let fresh = overlay.recalled_at == 0;
+                    if fresh {
+                        *overlay = Overlay { recalled_at: now, ..Overlay::default() };
+                    }
+                    Ok(fresh)
+                },
+            )
             .await?;
         Ok(RecallResponse { changed })
     }
@@ -220,16 +246,22 @@ impl Core {
             return Err(Error::denied(reason::NOT_ALLOWED, "too late: the time for editing is over"));
         }
         let text = String::from_utf8_lossy(&content).into_owned();
-        let value: serde_json::Value = serde_json::from_slice(&content).map_err(|_| Error::invalid("content: must be a JSON object"))?;
+        let value: serde_json::Value =
+            serde_json::from_slice(&content).map_err(|_| Error::invalid("content: must be a JSON object"))?;
         let data = json!({"conversation_id": id, "seq": seq.to_string(), "message_id": message.message_id, "user_id": user_id, "content": value, "edited_at": now.to_string()});
-        self.change_overlay(&id, seq, || event::body("message.edited", &id, now, &data), |overlay| {
-            if overlay.recalled_at != 0 {
-                return Err(Error::not_found("this message has been recalled"));
-            }
-            overlay.edited_at = now;
-            overlay.content = Some(text.clone());
-            Ok(true)
-        })
+        self.change_overlay(
+            &id,
+            seq,
+            || event::body("message.edited", &id, now, &data),
+            |overlay| {
+                if overlay.recalled_at != 0 {
+                    return Err(Error::not_found("this message has been recalled"));
+                }
+                overlay.edited_at = now;
+                overlay.content = Some(text.clone());
+                Ok(true)
+            },
+        )
         .await?;
         Ok(EditResponse { edited_at: now })
     }
@@ -242,12 +274,17 @@ impl Core {
         let now = Self::now();
         let data = json!({"conversation_id": id, "seq": seq.to_string(), "message_id": message.message_id, "user_id": user_id, "emoji": emoji, "added": add});
         let changed = self
-            .change_overlay(&id, seq, || event::body("message.reaction", &id, now, &data), |overlay| {
-                if overlay.recalled_at != 0 {
-                    return Err(Error::not_found("this message has been recalled"));
-                }
-                set_reaction(overlay, &emoji, &user_id, add)
-            })
+            .change_overlay(
+                &id,
+                seq,
+                || event::body("message.reaction", &id, now, &data),
+                |overlay| {
+                    if overlay.recalled_at != 0 {
+                        return Err(Error::not_found("this message has been recalled"));
+                    }
+                    set_reaction(overlay, &emoji, &user_id, add)
+                },
+            )
             .await?;
         Ok(ReactResponse { changed })
     }

@@ -119,7 +119,13 @@ impl Core {
     }
 
     /// The head of one conversation of this instance.
-    async fn head_row(&self, user_id: &str, device_id: &str, conversation_id: &str, with_last: bool) -> Result<HeadRow, Error> {
+    async fn head_row(
+        &self,
+        user_id: &str,
+        device_id: &str,
+        conversation_id: &str,
+        with_last: bool,
+    ) -> Result<HeadRow, Error> {
         let partition = self.partition(conversation_id);
         let ids = vec![conversation_id.to_owned()];
         let rows = self.engine().heads(partition, user_id, device_id, with_last, ids, Self::end()).await?;

@@ -176,11 +176,17 @@ impl Seen {
     /// None: no such conversation.
     pub(crate) fn read(id: &str, row: HeadRow) -> Result<Option<Self>, Error> {
         let Some(head) = Head::read(&row.fields) else {
-            return if row.fields.is_empty() { Ok(None) } else { Err(corrupt(&key::conversation(id), "not a conversation")) };
+            return if row.fields.is_empty() {
+                Ok(None)
+            } else {
+                Err(corrupt(&key::conversation(id), "not a conversation"))
+            };
         };
         let member = match &row.member {
             None => None,
-            Some(bytes) => Some(MemberData::unpack(bytes).ok_or_else(|| corrupt(&key::members(id), "not a member row"))?),
+            Some(bytes) => {
+                Some(MemberData::unpack(bytes).ok_or_else(|| corrupt(&key::members(id), "not a member row"))?)
+            }
         };
         Ok(Some(Self {
             head,
@@ -266,7 +272,8 @@ pub(crate) fn message(conversation_id: &str, seq: u64, row: Bytes, overlay: Opti
             message.content = content.into();
         }
         message.edited_at = overlay.edited_at;
-        message.reactions = overlay.reactions.into_iter().map(|(emoji, user_ids)| Reaction { emoji, user_ids }).collect();
+        message.reactions =
+            overlay.reactions.into_iter().map(|(emoji, user_ids)| Reaction { emoji, user_ids }).collect();
         if overlay.recalled_at != 0 {
             message.recalled = true;
             message.content = Bytes::new();

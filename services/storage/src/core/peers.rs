@@ -43,7 +43,11 @@ impl Core {
         let mut outcomes: Vec<Option<Outcome>> = std::iter::repeat_with(|| None).take(steps.len()).collect();
         let here = join_all(steps.iter().map(|step| async {
             let partition = self.partition(&step.id);
-            if self.0.router.is_some() && !self.engine().holds(partition) { None } else { Some(self.step(step.clone()).await) }
+            if self.0.router.is_some() && !self.engine().holds(partition) {
+                None
+            } else {
+                Some(self.step(step.clone()).await)
+            }
         }))
         .await;
         let mut elsewhere = Vec::new();
@@ -63,7 +67,9 @@ impl Core {
                 let mut client = PeerClient::new(transport).max_decoding_message_size(MAX_MESSAGE_BYTES);
                 let results = client.apply(timed(ApplyRequest { steps })).await?.into_inner().results;
                 if results.len() != items.len() {
-                    return Err(Error::internal("a storage instance answered another number of steps than asked").into());
+                    return Err(
+                        Error::internal("a storage instance answered another number of steps than asked").into()
+                    );
                 }
                 let settle = |(item, result): ((usize, Step), StepResult)| match result.result {
                     Some(step_result::Result::Error(error)) => Settled::Failed(item, error.into()),
@@ -79,14 +85,19 @@ impl Core {
                 }
             }
         }
-        Ok(outcomes.into_iter().map(|o| o.unwrap_or_else(|| Err(Error::unavailable("a part of the call was not done: try again")))).collect())
+        Ok(outcomes
+            .into_iter()
+            .map(|o| o.unwrap_or_else(|| Err(Error::unavailable("a part of the call was not done: try again"))))
+            .collect())
     }
 
     /// One step of a partition that this instance holds.
     pub(crate) async fn step(&self, step: Step) -> Outcome {
         let id = step.id;
         match step.step.ok_or_else(|| Error::invalid("step: must be set"))? {
-            step::Step::EnterList(entry) => self.enter_list(&id, &entry.conversation_id, entry.activity).await.map(done),
+            step::Step::EnterList(entry) => {
+                self.enter_list(&id, &entry.conversation_id, entry.activity).await.map(done)
+            }
             step::Step::LeaveList(entry) => self.leave_list(&id, &entry.conversation_id).await.map(done),
             step::Step::Hint(hint) => {
                 let hints = vec![(hint.conversation_id, hint.activity)];

@@ -3,9 +3,9 @@
 use bytes::Bytes;
 use kith_kit::{error::Error, ids};
 use kith_proto::storage::v1::{
-    AnswerFriendRequestRequest, DeleteFriendRequest, DirectBlock, Friend, FriendRequest, ListBlocksRequest, ListBlocksResponse,
-    ListFriendRequestsRequest, ListFriendRequestsResponse, ListFriendsRequest, ListFriendsResponse, PutFriendRequest, Relate,
-    RequestFriendRequest, SetBlockRequest, Step, relate, step,
+    AnswerFriendRequestRequest, DeleteFriendRequest, DirectBlock, Friend, FriendRequest, ListBlocksRequest,
+    ListBlocksResponse, ListFriendRequestsRequest, ListFriendRequestsResponse, ListFriendsRequest, ListFriendsResponse,
+    PutFriendRequest, Relate, RequestFriendRequest, SetBlockRequest, Step, relate, step,
 };
 use serde_json::json;
 
@@ -37,7 +37,11 @@ impl FriendRow {
     fn unpack(key: &str, bytes: &Bytes) -> Result<Self, Error> {
         let read = || {
             let mut parts = std::str::from_utf8(bytes).ok()?.splitn(3, '|');
-            Some(Self { since: parts.next()?.parse().ok()?, version: parts.next()?.parse().ok()?, alias: parts.next()?.to_owned() })
+            Some(Self {
+                since: parts.next()?.parse().ok()?,
+                version: parts.next()?.parse().ok()?,
+                alias: parts.next()?.to_owned(),
+            })
         };
         read().ok_or_else(|| model::corrupt(key, "not a friend"))
     }
@@ -77,7 +81,10 @@ impl Core {
     }
 
     fn request_fields(user_id: &str, peer_id: &str) -> [Field; 2] {
-        [Field::new(key::friends(user_id), format!("i{peer_id}")), Field::new(key::friends(user_id), format!("o{peer_id}"))]
+        [
+            Field::new(key::friends(user_id), format!("i{peer_id}")),
+            Field::new(key::friends(user_id), format!("o{peer_id}")),
+        ]
     }
 
     /// One side of a change between two users.
@@ -93,7 +100,14 @@ impl Core {
         }
     }
 
-    async fn add_friend(&self, user_id: &str, peer_id: &str, alias: Option<&str>, version: u64, at: i64) -> Result<bool, Error> {
+    async fn add_friend(
+        &self,
+        user_id: &str,
+        peer_id: &str,
+        alias: Option<&str>,
+        version: u64,
+        at: i64,
+    ) -> Result<bool, Error> {
         let friend = Self::friend_field(user_id, peer_id);
         let fields = vec![Field::new(key::profile(user_id), "v"), friend.clone()];
         self.update(self.partition(user_id), fields, |values| {
@@ -131,14 +145,18 @@ impl Core {
                 return Ok(Plan::nothing(false));
             }
             let data = json!({"user_id": user_id, "friend_id": peer_id});
-            Ok(Plan::new(vec![Op::Delete(friend.clone()), Op::Emit(event::body("friend.removed", user_id, at, &data))], true))
+            Ok(Plan::new(
+                vec![Op::Delete(friend.clone()), Op::Emit(event::body("friend.removed", user_id, at, &data))],
+                true,
+            ))
         })
         .await
     }
 
     async fn requested(&self, user_id: &str, peer_id: &str, words: &str, at: i64) -> Result<bool, Error> {
         let [incoming, _] = Self::request_fields(user_id, peer_id);
-        let fields = vec![Field::new(key::profile(user_id), "v"), incoming.clone(), Field::new(key::blocks(user_id), peer_id)];
+        let fields =
+            vec![Field::new(key::profile(user_id), "v"), incoming.clone(), Field::new(key::blocks(user_id), peer_id)];
         self.update(self.partition(user_id), fields, |values| {
             if values[0].is_none() {
                 return Err(no_user());
@@ -147,7 +165,8 @@ impl Core {
             if values[2].is_some() {
                 return Ok(Plan::nothing(false));
             }
-            let data = json!({"user_id": user_id, "requester_id": peer_id, "text": words, "requested_at": at.to_string()});
+            let data =
+                json!({"user_id": user_id, "requester_id": peer_id, "text": words, "requested_at": at.to_string()});
             let event = Op::Emit(event::body("friend.requested", user_id, at, &data));
             Ok(Plan::new(vec![Op::Set(incoming.clone(), format!("{at}|{words}").into()), event], true))
         })
@@ -157,7 +176,8 @@ impl Core {
     async fn settled(&self, user_id: &str, peer_id: &str) -> Result<bool, Error> {
         let fields = Self::request_fields(user_id, peer_id);
         self.update(self.partition(user_id), fields.to_vec(), |values| {
-            let ops: Vec<Op> = fields.iter().zip(values).filter(|(_, v)| v.is_some()).map(|(f, _)| Op::Delete(f.clone())).collect();
+            let ops: Vec<Op> =
+                fields.iter().zip(values).filter(|(_, v)| v.is_some()).map(|(f, _)| Op::Delete(f.clone())).collect();
             let changed = !ops.is_empty();
             Ok(Plan::new(ops, changed))
         })
@@ -206,7 +226,8 @@ impl Core {
         let limit = check::limit(request.limit, 200, 1_000)?;
         let key = key::friends(&request.user_id);
         let fields = self.hash(self.partition(&request.user_id), key.clone()).await?;
-        let friends = fields.into_iter().filter_map(|(name, value)| name.strip_prefix('f').map(|id| (id.to_owned(), value)));
+        let friends =
+            fields.into_iter().filter_map(|(name, value)| name.strip_prefix('f').map(|id| (id.to_owned(), value)));
         let (page, next_cursor) = page(friends.collect(), limit, &request.cursor);
         let friends = page.into_iter().map(|(user_id, value)| {
             let row = FriendRow::unpack(&key, &value)?;
@@ -233,7 +254,10 @@ impl Core {
         .await
     }
 
-    pub(crate) async fn list_friend_requests(&self, request: ListFriendRequestsRequest) -> Result<ListFriendRequestsResponse, Error> {
+    pub(crate) async fn list_friend_requests(
+        &self,
+        request: ListFriendRequestsRequest,
+    ) -> Result<ListFriendRequestsResponse, Error> {
         check::user("user_id", &request.user_id)?;
         let limit = check::limit(request.limit, 200, 1_000)?;
         let fields = self.hash(self.partition(&request.user_id), key::friends(&request.user_id)).await?;

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use futures::future::join_all;
 use kith_kit::error::Error;
 use kith_proto::storage::v1::{
-    DeleteDeviceRequest, Device, GetRevocationResponse, GetUsersRequest, GetUsersResponse, PutDeviceRequest, RevokeTokensRequest,
-    UpsertResult, UpsertUsersRequest, UpsertUsersResponse, User, UserUpdate,
+    DeleteDeviceRequest, Device, GetRevocationResponse, GetUsersRequest, GetUsersResponse, PutDeviceRequest,
+    RevokeTokensRequest, UpsertResult, UpsertUsersRequest, UpsertUsersResponse, User, UserUpdate,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -72,7 +72,9 @@ impl Core {
     pub(crate) async fn upsert_users(&self, request: UpsertUsersRequest) -> Result<UpsertUsersResponse, Error> {
         check::count("users", request.users.len(), USERS)?;
         let results = join_all(request.users.into_iter().map(|update| async {
-            self.upsert_user(update).await.unwrap_or_else(|error| UpsertResult { error: Some(error.into()), ..Default::default() })
+            self.upsert_user(update)
+                .await
+                .unwrap_or_else(|error| UpsertResult { error: Some(error.into()), ..Default::default() })
         }))
         .await;
         Ok(UpsertUsersResponse { results })
@@ -89,7 +91,12 @@ impl Core {
             let created = stored.is_none();
             let mut user = stored.clone().unwrap_or_else(|| User { user_id: id.clone(), ..User::default() });
             if update.version != 0 && update.version <= user.version && !created {
-                return Ok(Plan::nothing(UpsertResult { user: Some(user), created: false, changed: false, error: None }));
+                return Ok(Plan::nothing(UpsertResult {
+                    user: Some(user),
+                    created: false,
+                    changed: false,
+                    error: None,
+                }));
             }
             if let Some(nickname) = &update.nickname {
                 user.nickname.clone_from(nickname);
@@ -110,7 +117,12 @@ impl Core {
                 return Err(Error::invalid(format!("attrs: at most {ATTRS_BYTES} bytes in all")));
             }
             if update.version == 0 && stored.as_ref() == Some(&user) {
-                return Ok(Plan::nothing(UpsertResult { user: Some(user), created: false, changed: false, error: None }));
+                return Ok(Plan::nothing(UpsertResult {
+                    user: Some(user),
+                    created: false,
+                    changed: false,
+                    error: None,
+                }));
             }
             user.version = if update.version == 0 { user.version + 1 } else { update.version };
             let ops = write_profile(&user)?;
@@ -150,7 +162,12 @@ impl Core {
         }
         self.update(self.partition(&user_id), vec![field.clone(), seen.clone()], |values| {
             let stored: Option<DeviceRow> = values[0].as_ref().and_then(|b| serde_json::from_slice(b).ok());
-            let mut row = stored.unwrap_or(DeviceRow { platform: 0, provider: String::new(), token: String::new(), last_seen: 0 });
+            let mut row = stored.unwrap_or(DeviceRow {
+                platform: 0,
+                provider: String::new(),
+                token: String::new(),
+                last_seen: 0,
+            });
             if device.platform != 0 {
                 row.platform = device.platform;
             }
@@ -176,8 +193,8 @@ impl Core {
         let mut devices = Vec::new();
         for (name, value) in fields {
             let Some(device_id) = name.strip_prefix('d') else { continue };
-            let row: DeviceRow =
-                serde_json::from_slice(&value).map_err(|_| model::corrupt(&key::devices(user_id), "a device that cannot be read"))?;
+            let row: DeviceRow = serde_json::from_slice(&value)
+                .map_err(|_| model::corrupt(&key::devices(user_id), "a device that cannot be read"))?;
             devices.push(Device {
                 device_id: device_id.to_owned(),
                 platform: row.platform,
@@ -195,7 +212,11 @@ impl Core {
         check::user("device_id", &request.device_id)?;
         let field = Field::new(key::devices(&request.user_id), format!("d{}", request.device_id));
         self.update(self.partition(&request.user_id), vec![field.clone()], |values| {
-            Ok(if values[0].is_some() { Plan::new(vec![Op::Delete(field.clone())], true) } else { Plan::nothing(false) })
+            Ok(if values[0].is_some() {
+                Plan::new(vec![Op::Delete(field.clone())], true)
+            } else {
+                Plan::nothing(false)
+            })
         })
         .await
     }

@@ -98,8 +98,15 @@ impl Field {
 pub(crate) enum Op {
     Set(Field, Bytes),
     Delete(Field),
-    Score { key: String, score: i64, member: String },
-    Unscore { key: String, member: String },
+    Score {
+        key: String,
+        score: i64,
+        member: String,
+    },
+    Unscore {
+        key: String,
+        member: String,
+    },
     /// An outbox body.
     Emit(Bytes),
 }
@@ -270,7 +277,13 @@ pub(crate) trait Engine: Send + Sync + 'static {
     async fn append(&self, partition: u32, append: Append, end: Instant) -> Result<Appended, EngineError>;
     async fn cursor(&self, partition: u32, cursor: Cursor, end: Instant) -> Result<Moved, EngineError>;
     /// Raises activity hints of entries that the list holds.
-    async fn hints(&self, partition: u32, user_id: &str, hints: Vec<(String, i64)>, end: Instant) -> Result<(), EngineError>;
+    async fn hints(
+        &self,
+        partition: u32,
+        user_id: &str,
+        hints: Vec<(String, i64)>,
+        end: Instant,
+    ) -> Result<(), EngineError>;
     async fn swap(&self, partition: u32, swap: Swap, end: Instant) -> Result<(), EngineError>;
     async fn get(&self, partition: u32, wants: Vec<Want>, end: Instant) -> Result<Vec<Got>, EngineError>;
     /// None: no such conversation.

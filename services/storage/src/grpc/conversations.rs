@@ -1,13 +1,13 @@
 //! `kith.storage.v1.Conversations`.
 
 use kith_proto::storage::v1::{
-    AckRequest, AckResponse, AddMembersRequest, AddMembersResponse, ClearRequest, ClearResponse, CreateConversationRequest,
-    CreateConversationResponse, DissolveRequest, DissolveResponse, GetConversationsRequest, GetConversationsResponse,
-    GetReceiptsRequest, GetReceiptsResponse, ListBehindRequest, ListBehindResponse, ListConversationsRequest,
-    ListConversationsResponse, ListMembersRequest, ListMembersResponse, MarkReadRequest, MarkReadResponse, OpenDirectRequest,
-    OpenDirectResponse, RemoveMembersRequest, RemoveMembersResponse, SetListEntryRequest, SetListEntryResponse,
-    UpdateConversationRequest, UpdateConversationResponse, UpdateMemberRequest, UpdateMemberResponse,
-    conversations_server::Conversations,
+    AckRequest, AckResponse, AddMembersRequest, AddMembersResponse, ClearRequest, ClearResponse,
+    CreateConversationRequest, CreateConversationResponse, DissolveRequest, DissolveResponse, GetConversationsRequest,
+    GetConversationsResponse, GetReceiptsRequest, GetReceiptsResponse, ListBehindRequest, ListBehindResponse,
+    ListConversationsRequest, ListConversationsResponse, ListMembersRequest, ListMembersResponse, MarkReadRequest,
+    MarkReadResponse, OpenDirectRequest, OpenDirectResponse, RemoveMembersRequest, RemoveMembersResponse,
+    SetListEntryRequest, SetListEntryResponse, UpdateConversationRequest, UpdateConversationResponse,
+    UpdateMemberRequest, UpdateMemberResponse, conversations_server::Conversations,
 };
 
 use super::service;

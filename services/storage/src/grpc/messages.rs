@@ -5,9 +5,9 @@ use std::{pin::Pin, time::Duration};
 use futures::{FutureExt, Stream, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use kith_kit::error::Error;
 use kith_proto::storage::v1::{
-    AppendRequest, AppendResponse, AppendStreamRequest, AppendStreamResponse, EditRequest, EditResponse, ListAfterRequest,
-    ListAfterResponse, ListMessagesRequest, ListMessagesResponse, ReactRequest, ReactResponse, RecallRequest, RecallResponse,
-    append_stream_response::Result as Outcome, messages_server::Messages,
+    AppendRequest, AppendResponse, AppendStreamRequest, AppendStreamResponse, EditRequest, EditResponse,
+    ListAfterRequest, ListAfterResponse, ListMessagesRequest, ListMessagesResponse, ReactRequest, ReactResponse,
+    RecallRequest, RecallResponse, append_stream_response::Result as Outcome, messages_server::Messages,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -47,7 +47,11 @@ service! {
 }
 
 /// Reads a stream and answers each item as it commits. Items are queued in the order in which they came.
-async fn serve(core: Core, mut items: Streaming<AppendStreamRequest>, answers: mpsc::Sender<Result<AppendStreamResponse, Status>>) {
+async fn serve(
+    core: Core,
+    mut items: Streaming<AppendStreamRequest>,
+    answers: mpsc::Sender<Result<AppendStreamResponse, Status>>,
+) {
     let mut under_way: FuturesUnordered<BoxFuture<'static, AppendStreamResponse>> = FuturesUnordered::new();
     let mut open = true;
     while open || !under_way.is_empty() {
@@ -76,7 +80,9 @@ async fn one(core: Core, item: AppendStreamRequest) -> AppendStreamResponse {
     let append = item.append.unwrap_or_default();
     let outcome = match tokio::time::timeout(limit, core.append(append)).await {
         Ok(outcome) => outcome,
-        Err(_) => Err(Error::new(Code::DeadlineExceeded, "not stored in time, or not known to be: retry with the same ids")),
+        Err(_) => {
+            Err(Error::new(Code::DeadlineExceeded, "not stored in time, or not known to be: retry with the same ids"))
+        }
     };
     let code = outcome.as_ref().map_or_else(Error::code_name, |_| "OK");
     metrics::counter!("kith_storage_calls_total", "call" => "append_stream", "code" => code).increment(1);

@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use kith_kit::{client::MAX_MESSAGE_BYTES, error::Error};
 use kith_proto::storage::v1::{
-    conversations_server::ConversationsServer, messages_server::MessagesServer, peer_server::PeerServer, users_server::UsersServer,
+    conversations_server::ConversationsServer, messages_server::MessagesServer, peer_server::PeerServer,
+    users_server::UsersServer,
 };
 use tonic::{Code, Response, Status, service::Routes};
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use futures::future::join_all;
 use kith_kit::error::Error;
 use kith_proto::storage::v1::{
-    ApplyRequest, ApplyResponse, LeavingRequest, LeavingResponse, PartitionsRequest, PartitionsResponse, StepResult, peer_server::Peer,
-    step_result,
+    ApplyRequest, ApplyResponse, LeavingRequest, LeavingResponse, PartitionsRequest, PartitionsResponse, StepResult,
+    peer_server::Peer, step_result,
 };
 use tonic::{Request, Response, Status};
 
@@ -44,7 +44,10 @@ impl Peer for Service {
     async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<ApplyResponse>, Status> {
         let steps = request.into_inner().steps;
         if steps.len() > MOST_STEPS {
-            return respond("apply", Err(Error::invalid(format!("steps: {} items, at most {MOST_STEPS}", steps.len()))));
+            return respond(
+                "apply",
+                Err(Error::invalid(format!("steps: {} items, at most {MOST_STEPS}", steps.len()))),
+            );
         }
         let outcomes = join_all(steps.into_iter().map(|step| self.core.step(step))).await;
         let results = outcomes.into_iter().map(|outcome| StepResult {

@@ -1,12 +1,13 @@
 //! `kith.storage.v1.Users`.
 
 use kith_proto::storage::v1::{
-    AnswerFriendRequestRequest, AnswerFriendRequestResponse, DeleteDeviceRequest, DeleteDeviceResponse, DeleteFriendRequest,
-    DeleteFriendResponse, GetRevocationRequest, GetRevocationResponse, GetUsersRequest, GetUsersResponse, ListBlocksRequest,
-    ListBlocksResponse, ListDevicesRequest, ListDevicesResponse, ListFriendRequestsRequest, ListFriendRequestsResponse,
-    ListFriendsRequest, ListFriendsResponse, PutDeviceRequest, PutDeviceResponse, PutFriendRequest, PutFriendResponse,
-    RequestFriendRequest, RequestFriendResponse, RevokeTokensRequest, RevokeTokensResponse, SetBlockRequest, SetBlockResponse,
-    UpsertUsersRequest, UpsertUsersResponse, users_server::Users,
+    AnswerFriendRequestRequest, AnswerFriendRequestResponse, DeleteDeviceRequest, DeleteDeviceResponse,
+    DeleteFriendRequest, DeleteFriendResponse, GetRevocationRequest, GetRevocationResponse, GetUsersRequest,
+    GetUsersResponse, ListBlocksRequest, ListBlocksResponse, ListDevicesRequest, ListDevicesResponse,
+    ListFriendRequestsRequest, ListFriendRequestsResponse, ListFriendsRequest, ListFriendsResponse, PutDeviceRequest,
+    PutDeviceResponse, PutFriendRequest, PutFriendResponse, RequestFriendRequest, RequestFriendResponse,
+    RevokeTokensRequest, RevokeTokensResponse, SetBlockRequest, SetBlockResponse, UpsertUsersRequest,
+    UpsertUsersResponse, users_server::Users,
 };
 use tonic::{Request, Response, Status};
 

@@ -4,6 +4,7 @@
 
 use std::{collections::BTreeMap, io::Write, net::SocketAddr, path::PathBuf, process::Command, time::Duration};
 
+use kith_kit::kafka::client_config;
 use kith_kit::{
     admin::Readiness,
     config::{Auth, Cluster, Config, Durability, Instance, Limits, Service, Services},
@@ -14,7 +15,6 @@ use kith_proto::{
     chat::v1::{Draft, MessageType},
     storage::v1::{AppendRequest, UserUpdate},
 };
-use kith_kit::kafka::client_config;
 use rdkafka::{
     Message as _, Offset, TopicPartitionList,
     consumer::{Consumer as _, StreamConsumer},
@@ -45,7 +45,12 @@ pub struct Running {
 
 impl Platform {
     pub async fn start(shards: usize, replicas: usize) -> Self {
-        let options = ValkeyOptions { shards, replicas, library: Some(kith_storage::LIBRARY.to_owned()), ..ValkeyOptions::default() };
+        let options = ValkeyOptions {
+            shards,
+            replicas,
+            library: Some(kith_storage::LIBRARY.to_owned()),
+            ..ValkeyOptions::default()
+        };
         let (valkey, kafka) = tokio::join!(ValkeyCluster::start(options), KafkaBroker::start());
         let (valkey, kafka) = (valkey.unwrap(), kafka.unwrap());
         let dir = TempDir::new().unwrap();
@@ -53,7 +58,12 @@ impl Platform {
         std::fs::write(dir.path().join("storage"), "").unwrap();
         let service = |endpoints: &str| Service { endpoints: endpoints.to_owned() };
         let config = Config {
-            cluster: Cluster { name: "test".to_owned(), uid: "uid-1".to_owned(), partitions: PARTITIONS, event_partitions: EVENT_PARTITIONS },
+            cluster: Cluster {
+                name: "test".to_owned(),
+                uid: "uid-1".to_owned(),
+                partitions: PARTITIONS,
+                event_partitions: EVENT_PARTITIONS,
+            },
             services: Services { storage: service(&endpoints), sessions: service("static:127.0.0.1:1") },
             tls: None,
             valkey: Some(valkey.config()),
@@ -72,7 +82,13 @@ impl Platform {
         let advertise: SocketAddr = listener.local_addr().unwrap();
         let (readiness, shutdown) = (Readiness::default(), CancellationToken::new());
         readiness.expect("start");
-        let run = kith_storage::run(self.config.clone(), Instance { advertise }, listener, readiness.clone(), shutdown.clone());
+        let run = kith_storage::run(
+            self.config.clone(),
+            Instance { advertise },
+            listener,
+            readiness.clone(),
+            shutdown.clone(),
+        );
         let task = tokio::spawn(run);
         readiness.ready("start");
         eventually("the instance to be ready", READY, async || readiness.is_ready()).await.unwrap();
@@ -85,11 +101,17 @@ impl Platform {
     pub async fn process(&self) -> InstanceProcess {
         let port = free_port();
         let address = format!("127.0.0.1:{port}");
-        let (config, ready) = (self.dir.path().join(format!("{port}.json")), self.dir.path().join(format!("{port}.ready")));
+        let (config, ready) =
+            (self.dir.path().join(format!("{port}.json")), self.dir.path().join(format!("{port}.ready")));
         std::fs::write(&config, serde_json::to_vec(&self.config).unwrap()).unwrap();
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "instance_process", "--nocapture"]).env(ADDRESS, &address).env(CONFIG, &config).env(READY_FILE, &ready);
-        let process = Process::spawn(format!("storage:{port}"), command, &self.dir.path().join(format!("{port}.log"))).unwrap();
+        command
+            .args(["--exact", "instance_process", "--nocapture"])
+            .env(ADDRESS, &address)
+            .env(CONFIG, &config)
+            .env(READY_FILE, &ready);
+        let process =
+            Process::spawn(format!("storage:{port}"), command, &self.dir.path().join(format!("{port}.log"))).unwrap();
         eventually("the instance process to be ready", READY, async || ready.exists()).await.unwrap();
         self.list(|lines| lines.push(address.clone()));
         InstanceProcess { address, process }
@@ -159,7 +181,8 @@ impl Running {
 
 /// Every record of the event log until `done` says that all are there: kind and data by partition and version.
 pub async fn events(platform: &Platform, limit: Duration, done: impl Fn(&Events) -> bool) -> Events {
-    let consumer: StreamConsumer = client_config(&platform.kafka.config()).unwrap().set("group.id", "test").create().unwrap();
+    let consumer: StreamConsumer =
+        client_config(&platform.kafka.config()).unwrap().set("group.id", "test").create().unwrap();
     let mut list = TopicPartitionList::new();
     for partition in 0..EVENT_PARTITIONS {
         list.add_partition_offset("test.events", partition as i32, Offset::Beginning).unwrap();
@@ -168,10 +191,16 @@ pub async fn events(platform: &Platform, limit: Duration, done: impl Fn(&Events)
     let mut found = Events::new();
     let end = tokio::time::Instant::now() + limit;
     while !done(&found) {
-        let record = tokio::time::timeout_at(end, consumer.recv()).await.unwrap_or_else(|_| panic!("{} events came", found.len())).unwrap();
-        let text = |h: rdkafka::message::Header<'_, &[u8]>| (h.key.to_owned(), String::from_utf8(h.value.unwrap().to_vec()).unwrap());
+        let record = tokio::time::timeout_at(end, consumer.recv())
+            .await
+            .unwrap_or_else(|_| panic!("{} events came", found.len()))
+            .unwrap();
+        let text = |h: rdkafka::message::Header<'_, &[u8]>| {
+            (h.key.to_owned(), String::from_utf8(h.value.unwrap().to_vec()).unwrap())
+        };
         let headers: BTreeMap<String, String> = record.headers().unwrap().iter().map(text).collect();
-        let (partition, ver) = (headers["ce_kithpartition"].parse::<u32>().unwrap(), headers["ce_kithver"].parse().unwrap());
+        let (partition, ver) =
+            (headers["ce_kithpartition"].parse::<u32>().unwrap(), headers["ce_kithver"].parse().unwrap());
         assert_eq!(headers["ce_id"], format!("{partition}-{ver}"));
         assert_eq!(partition, kith_kit::ids::partition_of(&headers["ce_partitionkey"], PARTITIONS));
         assert_eq!(record.partition() as u32, partition % EVENT_PARTITIONS);

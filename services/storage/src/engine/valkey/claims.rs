@@ -5,7 +5,10 @@ use std::{sync::Arc, time::Duration};
 use kith_kit::admin::Readiness;
 use rand::RngExt;
 use redis::Value;
-use tokio::{sync::{mpsc, oneshot}, time::Instant};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -29,7 +32,12 @@ const READY: Duration = Duration::from_millis(50);
 pub(super) const PART: &str = "engine";
 
 /// Claims what the view gives to this instance, as long as it lives.
-pub(super) async fn run(hub: Arc<Hub>, mut wanted: mpsc::UnboundedReceiver<u32>, readiness: Readiness, end: CancellationToken) {
+pub(super) async fn run(
+    hub: Arc<Hub>,
+    mut wanted: mpsc::UnboundedReceiver<u32>,
+    readiness: Readiness,
+    end: CancellationToken,
+) {
     let mut topology = hub.watcher.changes();
     let (mut discovered, mut told) = hub.view.changes();
     tokio::spawn(report(hub.clone(), readiness, end.clone()));
@@ -64,7 +72,10 @@ pub(super) async fn run(hub: Arc<Hub>, mut wanted: mpsc::UnboundedReceiver<u32>,
 async fn report(hub: Arc<Hub>, readiness: Readiness, end: CancellationToken) {
     loop {
         let mine = hub.view.mine(hub.partitions.len() as u32);
-        let waiting = mine.iter().filter(|p| matches!(&*hub.partitions[**p as usize].state.borrow(), State::Closed(_) | State::Claiming)).count();
+        let waiting = mine
+            .iter()
+            .filter(|p| matches!(&*hub.partitions[**p as usize].state.borrow(), State::Closed(_) | State::Claiming))
+            .count();
         if waiting == 0 {
             readiness.ready(PART);
             tracing::info!(partitions = mine.len(), "the first claims are done");
@@ -124,20 +135,32 @@ async fn attempt(hub: &Arc<Hub>, partition: &Arc<Partition>) -> Result<(), Engin
     let call = Call::mutation("k1_claim", &partition.key, &token, 0).arg(hub.view.me()).arg(&hub.meta);
     let (done, answer) = oneshot::channel();
     let end = Instant::now() + ATTEMPT;
-    let item = Item { partition: partition.clone(), claim: None, command: call.command, bytes: call.bytes, emits: Emits::Nothing, end, done };
+    let item = Item {
+        partition: partition.clone(),
+        claim: None,
+        command: call.command,
+        bytes: call.bytes,
+        emits: Emits::Nothing,
+        end,
+        done,
+    };
     node.submit_patiently(item).await?;
     let values = match tokio::time::timeout_at(end, answer).await {
         Ok(Ok(outcome)) => outcome?,
         Ok(Err(_)) => return Err(EngineError::Unavailable("the storage engine's node is gone".into())),
         Err(_) => return Err(EngineError::Deadline),
     };
-    let (Some(ver), Some(entries)) = (values.first().and_then(wire::number), values.get(1).and_then(wire::number)) else {
+    let (Some(ver), Some(entries)) = (values.first().and_then(wire::number), values.get(1).and_then(wire::number))
+    else {
         return Err(EngineError::DataLoss(format!("{}: the claim's answer cannot be read", partition.key)));
     };
     let high = partition.high.load(std::sync::atomic::Ordering::Acquire);
     if ver < high {
         metrics::counter!("kith_storage_data_loss_total").increment(1);
-        return Err(EngineError::DataLoss(format!("partition {}: version {ver} is stored, {high} was acknowledged", partition.number)));
+        return Err(EngineError::DataLoss(format!(
+            "partition {}: version {ver} is stored, {high} was acknowledged",
+            partition.number
+        )));
     }
     let before = values.into_iter().nth(2).and_then(text_of).unwrap_or_default();
     tracing::debug!(partition = partition.number, ver, entries, %before, "claimed");

@@ -107,7 +107,13 @@ impl Hub {
     }
 
     /// A write is committed: reads may show it, the event log gets its events.
-    pub(super) fn committed(self: &Arc<Self>, partition: &Arc<Partition>, claim: &Arc<Claim>, ver: u64, events: Vec<Pending>) {
+    pub(super) fn committed(
+        self: &Arc<Self>,
+        partition: &Arc<Partition>,
+        claim: &Arc<Claim>,
+        ver: u64,
+        events: Vec<Pending>,
+    ) {
         partition.commit(claim, ver);
         if !events.is_empty() {
             self.outbox.committed(self, partition, claim, events);
@@ -166,7 +172,8 @@ impl Hub {
         let problem = match asked {
             Ok(Value::BulkString(version)) => {
                 let text = String::from_utf8_lossy(&version).into_owned();
-                let parts = text.split_once('.').and_then(|(a, b)| Some((a.parse::<u32>().ok()?, b.parse::<u32>().ok()?)));
+                let parts =
+                    text.split_once('.').and_then(|(a, b)| Some((a.parse::<u32>().ok()?, b.parse::<u32>().ok()?)));
                 match parts {
                     Some((major, minor)) if major == LIBRARY.0 && minor >= LIBRARY.1 => None,
                     _ => Some(format!("function library kith1 is version {text}")),

@@ -21,13 +21,14 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use hub::Hub;
 use node::Item;
-pub(crate) use partition::{Backlog, Claim, Partition, Pending};
 use partition::State;
+pub(crate) use partition::{Backlog, Claim, Partition, Pending};
 pub(crate) use view::View;
 use wire::{Call, Emits, Verdict};
 
 use super::{
-    Append, Appended, Cursor, Engine, EngineError, Got, HeadRow, History, ListRow, MemberPage, Moved, Swap, Walk, Want, Window,
+    Append, Appended, Cursor, Engine, EngineError, Got, HeadRow, History, ListRow, MemberPage, Moved, Swap, Walk, Want,
+    Window,
 };
 use crate::outbox::Outbox;
 
@@ -116,7 +117,9 @@ impl ValkeyEngine {
         }
         let claim = self.claim(number, end).await?;
         let partition = &self.hub.partitions[number as usize];
-        self.submit(partition, claim, function, build, end)?.await.map_err(|_| EngineError::Unavailable("the storage engine's node is gone".into()))?
+        self.submit(partition, claim, function, build, end)?
+            .await
+            .map_err(|_| EngineError::Unavailable("the storage engine's node is gone".into()))?
     }
 
     /// Queues a call; its answer comes when it is committed. Calls of one partition keep the order of these.
@@ -131,12 +134,26 @@ impl ValkeyEngine {
         let (call, emits) = build(Call::mutation(function, &partition.key, &claim.token, Outbox::trim(partition)));
         let (done, answer) = oneshot::channel();
         let node = claim.node.clone();
-        let item = Item { partition: partition.clone(), claim: Some(claim), command: call.command, bytes: call.bytes, emits, end, done };
+        let item = Item {
+            partition: partition.clone(),
+            claim: Some(claim),
+            command: call.command,
+            bytes: call.bytes,
+            emits,
+            end,
+            done,
+        };
         node.submit(item)?;
         Ok(answer)
     }
 
-    async fn read(&self, number: u32, function: &str, build: impl FnOnce(Call) -> Call + Send, end: Instant) -> Result<Vec<Value>, EngineError> {
+    async fn read(
+        &self,
+        number: u32,
+        function: &str,
+        build: impl FnOnce(Call) -> Call + Send,
+        end: Instant,
+    ) -> Result<Vec<Value>, EngineError> {
         let claim = self.claim(number, end).await?;
         self.hub.read(&self.hub.partitions[number as usize], &claim, function, build, end).await
     }
@@ -249,7 +266,15 @@ async fn trim_quiet(hub: Arc<Hub>, end: CancellationToken) {
             let (done, answer) = oneshot::channel();
             let node = claim.node.clone();
             let end = Instant::now() + QUIET;
-            let item = Item { partition: partition.clone(), claim: Some(claim), command: call.command, bytes: call.bytes, emits: Emits::Nothing, end, done };
+            let item = Item {
+                partition: partition.clone(),
+                claim: Some(claim),
+                command: call.command,
+                bytes: call.bytes,
+                emits: Emits::Nothing,
+                end,
+                done,
+            };
             if node.submit(item).is_ok() && matches!(answer.await, Ok(Ok(_))) {
                 let mut backlog = partition.backlog.lock();
                 backlog.trimmed = backlog.trimmed.max(published.min(backlog.published));
@@ -286,7 +311,13 @@ impl Engine for ValkeyEngine {
         Ok(Moved { seq, moved: values.get(2).and_then(wire::number) == Some(1) })
     }
 
-    async fn hints(&self, partition: u32, user_id: &str, hints: Vec<(String, i64)>, end: Instant) -> Result<(), EngineError> {
+    async fn hints(
+        &self,
+        partition: u32,
+        user_id: &str,
+        hints: Vec<(String, i64)>,
+        end: Instant,
+    ) -> Result<(), EngineError> {
         let build = |mut call: Call| {
             call = call.arg(user_id);
             for (conversation_id, activity) in &hints {
@@ -310,8 +341,16 @@ impl Engine for ValkeyEngine {
         wire::read_get(&wants, values)
     }
 
-    async fn history(&self, partition: u32, conversation_id: &str, window: Window, limit: u32, end: Instant) -> Result<Option<History>, EngineError> {
-        let values = self.read(partition, "k1_history", |call| wire::history(call, conversation_id, window, limit), end).await?;
+    async fn history(
+        &self,
+        partition: u32,
+        conversation_id: &str,
+        window: Window,
+        limit: u32,
+        end: Instant,
+    ) -> Result<Option<History>, EngineError> {
+        let values =
+            self.read(partition, "k1_history", |call| wire::history(call, conversation_id, window, limit), end).await?;
         wire::read_history(window, values)
     }
 
@@ -334,13 +373,29 @@ impl Engine for ValkeyEngine {
         wire::read_heads(self.read(partition, "k1_heads", build, end).await?)
     }
 
-    async fn members(&self, partition: u32, conversation_id: &str, after: i64, limit: u32, end: Instant) -> Result<Option<MemberPage>, EngineError> {
+    async fn members(
+        &self,
+        partition: u32,
+        conversation_id: &str,
+        after: i64,
+        limit: u32,
+        end: Instant,
+    ) -> Result<Option<MemberPage>, EngineError> {
         let build = |call: Call| call.arg(conversation_id).arg(after.to_string()).arg(limit.to_string());
         wire::read_members(self.read(partition, "k1_members", build, end).await?)
     }
 
-    async fn list(&self, partition: u32, user_id: &str, walk: Walk, offset: u32, limit: u32, end: Instant) -> Result<Vec<ListRow>, EngineError> {
-        wire::read_list(self.read(partition, "k1_list", |call| wire::list(call, user_id, walk, offset, limit), end).await?)
+    async fn list(
+        &self,
+        partition: u32,
+        user_id: &str,
+        walk: Walk,
+        offset: u32,
+        limit: u32,
+        end: Instant,
+    ) -> Result<Vec<ListRow>, EngineError> {
+        wire::read_list(
+            self.read(partition, "k1_list", |call| wire::list(call, user_id, walk, offset, limit), end).await?,
+        )
     }
 }
-

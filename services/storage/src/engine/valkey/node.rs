@@ -61,7 +61,8 @@ impl Node {
     pub(super) fn start(primary: Primary, hub: &Arc<Hub>) -> Arc<Self> {
         let (queue, items) = mpsc::channel(QUEUE);
         let connector = hub.connector.clone();
-        let writer = Writer { primary: primary.clone(), connector: connector.clone(), connection: None, hub: hub.clone() };
+        let writer =
+            Writer { primary: primary.clone(), connector: connector.clone(), connection: None, hub: hub.clone() };
         tokio::spawn(writer.run(items));
         Arc::new(Self { primary, queue, reader: Mutex::new(None), connector })
     }
@@ -70,7 +71,9 @@ impl Node {
     pub(super) fn submit(&self, item: Item) -> Result<(), EngineError> {
         self.queue.try_send(item).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => FULL,
-            mpsc::error::TrySendError::Closed(_) => EngineError::Unavailable("the storage engine's node is gone".into()),
+            mpsc::error::TrySendError::Closed(_) => {
+                EngineError::Unavailable("the storage engine's node is gone".into())
+            }
         })
     }
 
@@ -233,7 +236,10 @@ impl Writer {
         if let Some(claim) = &item.claim {
             if claim.is_void() {
                 // Deposed while the group was on its way: whether the successor has it is for the next claim to see.
-                return answer(item, Err(EngineError::Unavailable("the outcome is not known: retry with the same ids".into())));
+                return answer(
+                    item,
+                    Err(EngineError::Unavailable("the outcome is not known: retry with the same ids".into())),
+                );
             }
             let ver = values.first().and_then(wire::number).unwrap_or(0);
             let pending = wire::emitted(&item.emits, ver, &values);

@@ -62,7 +62,9 @@ impl Claim {
                 return Ok(());
             }
             if self.is_void() {
-                return Err(EngineError::Unavailable("the storage engine changed hands during the call: try again".into()));
+                return Err(EngineError::Unavailable(
+                    "the storage engine changed hands during the call: try again".into(),
+                ));
             }
             if tokio::time::timeout_at(end, moved).await.is_err() {
                 return Err(EngineError::Deadline);

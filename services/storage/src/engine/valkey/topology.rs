@@ -90,7 +90,8 @@ fn parse(text: &str, asked: &str) -> Word {
 }
 
 fn merge(words: Vec<Word>) -> Topology {
-    let mut claims: Vec<_> = words.into_iter().filter_map(|w| w.own).filter(|(_, _, slots)| !slots.is_empty()).collect();
+    let mut claims: Vec<_> =
+        words.into_iter().filter_map(|w| w.own).filter(|(_, _, slots)| !slots.is_empty()).collect();
     claims.sort_by(|a, b| (a.1, &a.0.id).cmp(&(b.1, &b.0.id)));
     let mut topology = Topology { primaries: Vec::new(), owners: vec![0; SLOTS as usize] };
     for (primary, _, ranges) in claims {

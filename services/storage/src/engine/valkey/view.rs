@@ -58,7 +58,9 @@ impl View {
     /// The partitions that this instance should hold.
     pub(crate) fn mine(&self, partitions: u32) -> Vec<u32> {
         let instances = self.instances();
-        (0..partitions).filter(|p| rendezvous::owner(&instances, u64::from(*p)).is_some_and(|o| *o == self.me)).collect()
+        (0..partitions)
+            .filter(|p| rendezvous::owner(&instances, u64::from(*p)).is_some_and(|o| *o == self.me))
+            .collect()
     }
 
     /// An instance has claimed a partition: it is there, whatever discovery says yet.

@@ -9,8 +9,8 @@ use xxhash_rust::xxh3::Xxh3;
 use super::partition::Pending;
 use crate::{
     engine::{
-        Append, Cursor, CursorKind, EngineError, Expect, Got, HeadRow, History, ListRow, MemberPage, MemberRow, Op, Refusal,
-        Stored, Swap, Walk, Want, Window,
+        Append, Cursor, CursorKind, EngineError, Expect, Got, HeadRow, History, ListRow, MemberPage, MemberRow, Op,
+        Refusal, Stored, Swap, Walk, Want, Window,
     },
     event::{self, FOUND},
 };
@@ -45,10 +45,12 @@ pub(super) fn verdict(value: Value) -> Verdict {
         "NOREPLICAS" => Verdict::Refused(EngineError::Unavailable(
             "too few replicas of the storage engine are in sync: nothing was stored, try again".into(),
         )),
-        "LOADING" | "BUSY" | "MISCONF" => {
-            Verdict::Refused(EngineError::Unavailable("the storage engine is not ready: nothing was stored, try again".into()))
+        "LOADING" | "BUSY" | "MISCONF" => Verdict::Refused(EngineError::Unavailable(
+            "the storage engine is not ready: nothing was stored, try again".into(),
+        )),
+        "OOM" => {
+            Verdict::Refused(EngineError::Exhausted("the storage engine's memory is full", Duration::from_secs(10)))
         }
-        "OOM" => Verdict::Refused(EngineError::Exhausted("the storage engine's memory is full", Duration::from_secs(10))),
         "K1REFUSE" => Verdict::Refused(refusal(detail)),
         "K1CONFLICT" => Verdict::Refused(EngineError::Conflict),
         "K1FOREIGN" => {
@@ -265,7 +267,10 @@ fn hash(value: Value) -> Result<Vec<(String, Bytes)>, EngineError> {
     let mut fields = Vec::with_capacity(words.len() / 2);
     let mut words = words.into_iter();
     while let (Some(name), Some(value)) = (words.next(), words.next()) {
-        fields.push((text(name).ok_or_else(|| odd("a field's name"))?, bytes(value).ok_or_else(|| odd("a field's value"))?));
+        fields.push((
+            text(name).ok_or_else(|| odd("a field's name"))?,
+            bytes(value).ok_or_else(|| odd("a field's value"))?,
+        ));
     }
     Ok(fields)
 }

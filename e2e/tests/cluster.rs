@@ -1,0 +1,84 @@
+//! The platform on the local Kubernetes cluster that `make up` starts: every behaviour through real sockets, what platform teams see,
+//! and what happens when things die. Tests that break something run alone; all others share the cluster.
+#![cfg(feature = "cluster")]
+#![allow(missing_docs, unreachable_pub)]
+
+#[macro_use]
+mod behaviour;
+
+#[path = "cluster/admit.rs"]
+mod admit;
+#[path = "cluster/chaos_operator.rs"]
+mod chaos_operator;
+#[path = "cluster/chaos_pods.rs"]
+mod chaos_pods;
+#[path = "cluster/operator_lifecycle.rs"]
+mod operator_lifecycle;
+#[path = "cluster/operator_quiet.rs"]
+mod operator_quiet;
+#[path = "cluster/operator_views.rs"]
+mod operator_views;
+
+use std::time::Duration;
+
+use behaviour::Failure;
+use kith_e2e::{
+    cluster::Cluster,
+    env::Env,
+    ledger::Report,
+    load::{Load, LoadOptions},
+    target::Target,
+};
+use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+/// Who only uses the platform holds it for reading, who breaks something for writing.
+static PLATFORM: RwLock<()> = RwLock::const_new(());
+/// From a fault to conditions that are all healthy.
+pub const HEAL: Duration = Duration::from_secs(120);
+
+/// The platform and the cluster beneath, shared with other tests.
+pub async fn shared() -> Result<(RwLockReadGuard<'static, ()>, Cluster, Target), Failure> {
+    let guard = PLATFORM.read().await;
+    let cluster = Cluster::connect(&Env::load()?).await?;
+    Ok((guard, cluster, Target::of_env().await?))
+}
+
+/// The platform for this test alone, healthy at the beginning.
+pub async fn alone() -> Result<(RwLockWriteGuard<'static, ()>, Cluster, Target), Failure> {
+    let guard = PLATFORM.write().await;
+    let cluster = Cluster::connect(&Env::load()?).await?;
+    cluster.await_healthy(HEAL).await?;
+    Ok((guard, cluster, Target::of_env().await?))
+}
+
+/// Load while `break_it` runs; afterwards the platform heals and every promise was kept.
+pub async fn under_load(
+    cluster: &Cluster,
+    target: &Target,
+    name: &str,
+    break_it: impl AsyncFnOnce(&Load) -> Result<(), Failure>,
+) -> Result<Report, Failure> {
+    let load = Load::start(target, LoadOptions { pairs: 8, rate: 40.0, ..LoadOptions::default() }).await?;
+    load.all_serve(HEAL).await?;
+    load.ledger().injected(name);
+    break_it(&load).await?;
+    load.all_serve(HEAL).await?;
+    cluster.await_healthy(HEAL).await?;
+    load.progress(100, HEAL).await?;
+    let report = load.finish(HEAL).await?;
+    println!("{name}\n{report}");
+    if report.is_clean() && report.given_up == 0 {
+        Ok(report)
+    } else {
+        Err(format!("promises were broken\n{report}").into())
+    }
+}
+
+pub async fn on_the_cluster(proof: impl AsyncFnOnce(&Target) -> behaviour::Proof) {
+    let (_guard, _, target) = shared().await.expect("the platform of make up");
+    if let Err(failure) = proof(&target).await {
+        panic!("{failure}");
+    }
+}
+
+every_behaviour!(crate::on_the_cluster);

@@ -1,0 +1,102 @@
+//! Pods of every service, the Valkey primary and a replica die under load: no acknowledged message is lost and the platform heals.
+
+use kith_e2e::{client::DeviceOptions, wait::await_until};
+use kube::ResourceExt;
+
+use crate::{
+    HEAL, alone,
+    behaviour::{Failure, Proof, SOON, say, two},
+    under_load,
+};
+
+/// Deletes one pod of a component without grace and waits until the component has another.
+async fn kill_one(cluster: &kith_e2e::cluster::Cluster, component: &str) -> Result<(), Failure> {
+    let pods = cluster.pods(component).await?;
+    let victim = pods.first().ok_or_else(|| format!("no pod of {component}"))?;
+    cluster.delete_pod(&victim.name_any(), 0).await?;
+    let (uid, count) = (victim.uid(), pods.len());
+    await_until(&format!("another pod of {component}"), HEAL, || async {
+        let now = cluster.pods(component).await.map_err(|e| e.to_string())?;
+        let ready = now.iter().filter(|p| p.uid() != uid && kith_e2e::cluster::is_ready(p)).count();
+        if ready >= count { Ok(()) } else { Err(format!("{ready} of {count}")) }
+    })
+    .await?;
+    Ok(())
+}
+
+macro_rules! killed_pod {
+    ($($name:ident: $component:literal,)*) => {$(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $name() -> Proof {
+            let (_guard, cluster, target) = alone().await?;
+            under_load(&cluster, &target, concat!($component, " pod killed"), async |_| kill_one(&cluster, $component).await)
+                .await?;
+            Ok(())
+        }
+    )*};
+}
+
+killed_pod! {
+    a_killed_storage_pod_loses_nothing: "storage",
+    a_killed_sessions_pod_loses_nothing: "sessions",
+    a_killed_tasks_pod_loses_nothing: "tasks",
+    a_killed_api_pod_loses_nothing: "api",
+    a_killed_gateway_pod_loses_nothing: "gateway",
+    a_killed_business_pod_loses_nothing: "business",
+    a_killed_broker_loses_nothing: "kafka",
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_primary_is_replaced_and_loses_nothing() -> Proof {
+    let (_guard, cluster, target) = alone().await?;
+    let shard = cluster.shards().await?.first().map(ResourceExt::name_any).ok_or("no shard")?;
+    let report = under_load(&cluster, &target, "Valkey primary killed", async |_| {
+        let primary = cluster.primary_of(&shard).await?;
+        cluster.delete_pod(&primary, 0).await?;
+        await_until("another primary", HEAL, || async {
+            let now = cluster.primary_of(&shard).await.map_err(|e| e.to_string())?;
+            if now == primary { Err(format!("still {now}")) } else { Ok(()) }
+        })
+        .await?;
+        Ok(())
+    })
+    .await?;
+    assert!(report.longest_refusal.as_secs() < 30, "refused for {:?}", report.longest_refusal);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_replica_loses_nothing() -> Proof {
+    let (_guard, cluster, target) = alone().await?;
+    let shard = cluster.shards().await?.first().map(ResourceExt::name_any).ok_or("no shard")?;
+    under_load(&cluster, &target, "Valkey replica killed", async |_| {
+        let primary = cluster.primary_of(&shard).await?;
+        let pods = cluster.pods("valkey").await?;
+        let replica = pods.iter().map(ResourceExt::name_any).find(|name| *name != primary).ok_or("no replica")?;
+        cluster.delete_pod(&replica, 0).await?;
+        Ok(())
+    })
+    .await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_that_is_asked_to_end_sends_its_clients_to_another() -> Proof {
+    let (_guard, cluster, target) = alone().await?;
+    let (alice, bob) = two(&target).await?;
+    let device = target.device(&bob, DeviceOptions { pull: false, ..DeviceOptions::default() }).await?;
+    let id = say(&alice, &bob, &["before"]).await?[0].conversation_id.clone();
+    for pod in cluster.pods("gateway").await? {
+        cluster.delete_pod(&pod.name_any(), 60).await?;
+    }
+    device.until("a second hello", HEAL, |inbox| (inbox.hellos.len() > 1).then_some(())).await?;
+    say(&alice, &bob, &["after"]).await?;
+    device.until("both messages", SOON, |inbox| (inbox.contiguous(&id) == 2).then_some(())).await?;
+    device.inbox(|inbox| {
+        let drained = inbox.closes.iter().any(|c| c.code == Some(kith_e2e::client::frame::close::DRAINED));
+        assert!(drained, "closed as drained: {:?}", inbox.closes);
+        assert!(!inbox.reconnect_hints.is_empty(), "told when to come back before the close");
+    });
+    cluster.await_healthy(HEAL).await?;
+    Ok(())
+}

@@ -1,0 +1,142 @@
+//! Whole objects, as they are rendered from a manifest. A difference means that pods of running platforms would be replaced by a new
+//! operator: that must be a decision, not an accident. `KITH_BLESS=1 cargo test` writes the files anew.
+
+use std::{fs, path::PathBuf};
+
+use kith_crds::{ChatCluster, Gateway, chatcluster::Images};
+use kith_operator::{
+    build::{
+        kafka::{self, ExternalAddress},
+        meta, network, services, settings, valkey,
+    },
+    gateway,
+    plan::{KafkaPlan, Plan, Release},
+};
+use serde::Serialize;
+use serde_json::Value;
+
+const UID: &str = "0b5ff6c1-6ee2-4a6e-8c5f-5a0d3c9b7a11";
+
+fn release() -> Release {
+    let image = |name: &str| format!("registry.example/{name}:1");
+    Release {
+        version: "0.1.0".to_owned(),
+        images: Images { kith: image("kith"), valkey: image("valkey"), kafka: image("kafka") },
+    }
+}
+
+/// The objects of one kind among the documents of a manifest, as the API server would hand them out.
+fn read<K: serde::de::DeserializeOwned>(manifest: &str, kind: &str) -> Option<K> {
+    let documents = serde_yaml_ng::Deserializer::from_str(manifest);
+    for document in documents {
+        let mut value: Value = serde::Deserialize::deserialize(document).expect("YAML");
+        if value["kind"] == kind {
+            value["metadata"]["uid"] = UID.into();
+            return Some(serde_json::from_value(value).expect("the object"));
+        }
+    }
+    None
+}
+
+#[derive(Default)]
+struct Rendered(String);
+
+impl Rendered {
+    fn add(&mut self, object: &impl Serialize) {
+        let value = serde_json::to_value(object).expect("JSON");
+        self.0.push_str("---\n");
+        self.0.push_str(&serde_yaml_ng::to_string(&value).expect("YAML"));
+    }
+}
+
+fn render(manifest: &str) -> String {
+    let cluster: ChatCluster = read(manifest, "ChatCluster").expect("a ChatCluster");
+    let plan = Plan::resolve(&cluster, &release()).expect("a valid spec");
+    let mut all = Rendered::default();
+    all.add(&valkey::config_map(&plan));
+    let shard = valkey::shard(&plan, &format!("{}-0", plan.name), None);
+    all.add(&shard.stateful_set);
+    all.add(&shard.service);
+    all.add(&shard.budget);
+    if let KafkaPlan::Managed(managed) = &plan.event_log.kafka {
+        let external = kafka::external_services(&plan, managed);
+        let address = ExternalAddress { host: None, port: 30_094 };
+        let addresses: Vec<_> = external.iter().map(|_| address.clone()).collect();
+        let map = kafka::config_map(&plan, managed, &addresses);
+        all.add(&map);
+        all.add(&kafka::stateful_set(&plan, managed, &map, "certificate", None));
+        all.add(&kafka::headless(&plan));
+        all.add(&kafka::budget(&plan));
+        external.iter().for_each(|service| all.add(service));
+    }
+    let config = settings::config(&plan);
+    let (map, hash) =
+        settings::config_map(meta::config_map(&plan.name), meta::cluster_labels(&plan.name), &config).expect("JSON");
+    all.add(&map);
+    for service in &plan.services {
+        let objects = services::service(&plan, service, &hash);
+        all.add(&objects.deployment);
+        objects.service.iter().for_each(|service| all.add(service));
+        all.add(&objects.budget);
+    }
+    network::policies(&plan).iter().for_each(|policy| all.add(policy));
+    if let Some(object) = read::<Gateway>(manifest, "Gateway") {
+        let objects = gateway::build::objects(&plan, &object).expect("JSON");
+        all.add(&objects.config_map);
+        for listener in &objects.listeners {
+            all.add(&listener.deployment);
+            all.add(&listener.service);
+            all.add(&listener.budget);
+            listener.autoscaler.iter().for_each(|scaler| all.add(scaler));
+        }
+        objects.ingress.iter().for_each(|ingress| all.add(ingress));
+        objects.route.iter().for_each(|route| all.add(route));
+    }
+    all.0
+}
+
+fn compare(name: &str, manifest: &str) {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    let rendered = render(manifest);
+    if std::env::var_os("KITH_BLESS").is_some() {
+        fs::write(&path, &rendered).expect("the golden file is written");
+    }
+    let golden = fs::read_to_string(&path).unwrap_or_default();
+    let difference = golden.lines().zip(rendered.lines()).enumerate().find(|(_, (a, b))| a != b);
+    assert!(golden == rendered, "{} differs, first at {difference:?}; KITH_BLESS=1 takes it over", path.display());
+}
+
+#[test]
+fn the_objects_of_an_empty_spec_stay_as_they_are() {
+    let manifest =
+        "apiVersion: kith.dev/v1alpha1\nkind: ChatCluster\nmetadata: {name: chat, namespace: ns}\nspec: {}\n";
+    compare("empty.yaml", manifest);
+}
+
+#[test]
+fn the_objects_of_the_sample_stay_as_they_are() {
+    compare("demo.yaml", include_str!("../../examples/demo.yaml"));
+}
+
+#[test]
+fn rendering_twice_gives_the_same_bytes_and_every_pod_is_restricted() {
+    let manifest = include_str!("../../examples/demo.yaml");
+    assert_eq!(render(manifest), render(manifest));
+    for document in serde_yaml_ng::Deserializer::from_str(&render(manifest)) {
+        let object: Value = serde::Deserialize::deserialize(document).expect("YAML");
+        let pod = &object["spec"]["template"]["spec"];
+        if pod.is_null() {
+            continue;
+        }
+        let name = &object["metadata"]["name"];
+        assert_eq!(pod["securityContext"]["runAsNonRoot"], true, "{name}");
+        assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault", "{name}");
+        assert_eq!(pod["automountServiceAccountToken"], false, "{name}");
+        for container in pod["containers"].as_array().expect("containers") {
+            let security = &container["securityContext"];
+            assert_eq!(security["allowPrivilegeEscalation"], false, "{name}");
+            assert_eq!(security["readOnlyRootFilesystem"], true, "{name}");
+            assert_eq!(security["capabilities"]["drop"][0], "ALL", "{name}");
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! Passes of the controllers against a real API server (etcd and kube-apiserver, no nodes, no other controllers).
+//!
+//! What needs pods is tested on the local cluster (`e2e`); here it is what the operator writes, what it does not write, and what it says.
+
+#[allow(dead_code, reason = "the admission tests use more of it")]
+#[path = "../../../crds/tests/admission/server.rs"]
+mod server;
+mod world;
+
+use k8s_openapi::api::{
+    apps::v1::{Deployment, StatefulSet},
+    core::v1::{ConfigMap, Secret, Service},
+    networking::v1::NetworkPolicy,
+    policy::v1::PodDisruptionBudget,
+};
+use kith_crds::{ChatCluster, StorageShard, conditions, names};
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, Patch, PatchParams},
+};
+use serde_json::json;
+use server::ApiServer;
+use world::World;
+
+/// One server for all, since it takes seconds to start.
+#[test]
+fn the_operator_writes_what_is_needed_and_says_what_is_wrong() {
+    let server = ApiServer::start();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let world = World::new(&server, "0.1.0", "first").await;
+        an_empty_spec_becomes_a_platform(&world).await;
+        an_unchanged_platform_is_left_alone(&world).await;
+        what_others_change_is_put_right(&world).await;
+        a_new_operator_restarts_nothing(&server, &world).await;
+        somebody_elses_object_is_left_alone(&world).await;
+        a_missing_secret_is_named(&world).await;
+        an_invalid_spec_is_said_and_touches_nothing(&world).await;
+        a_damaged_authority_is_not_replaced(&world).await;
+        what_is_being_deleted_is_not_made_again(&world).await;
+    });
+}
+
+async fn an_empty_spec_becomes_a_platform(world: &World) {
+    world.create_cluster("empty", "demo", json!({})).await;
+    world.pass("empty", "demo").await;
+    let secrets: Vec<String> = world.names::<Secret>("empty").await;
+    for name in [
+        "demo-ca",
+        "demo-storage-tls",
+        "demo-kafka-tls",
+        "demo-operator-tls",
+        "demo-business-client",
+        "demo-token-keys",
+        "demo-valkey-users",
+    ] {
+        assert!(secrets.iter().any(|s| s == name), "{name} is missing: {secrets:?}");
+    }
+    assert_eq!(world.names::<ConfigMap>("empty").await, ["demo-config", "demo-kafka-config", "demo-valkey-config"]);
+    assert_eq!(
+        world.names::<Service>("empty").await,
+        ["demo-0-valkey", "demo-business", "demo-kafka", "demo-sessions", "demo-storage"]
+    );
+    assert_eq!(world.names::<StatefulSet>("empty").await, ["demo-0-valkey", "demo-kafka"]);
+    assert_eq!(world.names::<StorageShard>("empty").await, ["demo-0"]);
+    assert!(world.names::<NetworkPolicy>("empty").await.contains(&"demo-default-deny".to_owned()));
+    assert!(world.names::<PodDisruptionBudget>("empty").await.contains(&"demo-0-valkey".to_owned()));
+    // Nothing serves, so the layers above wait.
+    assert!(world.names::<Deployment>("empty").await.is_empty());
+    let status = world.cluster("empty", "demo").await.status.expect("a status");
+    assert_eq!(status.version.as_deref(), Some("0.1.0"));
+    assert_eq!(status.images.expect("images").kith, "kith:first");
+    assert!(!conditions::is_true(&status.conditions, conditions::READY));
+    assert!(!conditions::is_true(&status.conditions, conditions::STORAGE_READY), "no engine answers");
+}
+
+async fn an_unchanged_platform_is_left_alone(world: &World) {
+    // The first passes may still say what the ones before them changed.
+    for _ in 0..3 {
+        world.pass("empty", "demo").await;
+    }
+    let (before, writes) = (world.counts.snapshot(), world.counts.writes());
+    for _ in 0..3 {
+        world.pass("empty", "demo").await;
+    }
+    let more: Vec<_> = world.counts.snapshot().into_iter().filter(|(k, n)| before.get(k) != Some(n)).collect();
+    assert_eq!(world.counts.writes(), writes, "written without a reason: {more:?}");
+}
+
+async fn what_others_change_is_put_right(world: &World) {
+    let api: Api<StatefulSet> = world.api("empty");
+    let patch = json!({"spec": {"replicas": 7}});
+    api.patch("demo-0-valkey", &PatchParams::default(), &Patch::Merge(&patch)).await.expect("a patch");
+    let maps: Api<ConfigMap> = world.api("empty");
+    maps.delete("demo-config", &DeleteParams::default()).await.expect("a deletion");
+    world.pass("empty", "demo").await;
+    let replicas = api.get("demo-0-valkey").await.expect("the set").spec.expect("a spec").replicas;
+    assert_eq!(replicas, Some(3));
+    assert!(maps.get_opt("demo-config").await.expect("an answer").is_some());
+}
+
+async fn a_new_operator_restarts_nothing(server: &ApiServer, world: &World) {
+    let sets: Api<StatefulSet> = world.api("empty");
+    let before = sets.get("demo-0-valkey").await.expect("the set").metadata.generation;
+    let newer = World::new(server, "0.2.0", "second").await;
+    newer.pass("empty", "demo").await;
+    let after = sets.get("demo-0-valkey").await.expect("the set");
+    assert_eq!(after.metadata.generation, before, "the pods' template has changed");
+    let status = world.cluster("empty", "demo").await.status.expect("a status");
+    assert_eq!(status.images.expect("images").kith, "kith:first");
+}
+
+async fn somebody_elses_object_is_left_alone(world: &World) {
+    let maps: Api<ConfigMap> = world.api("taken");
+    world.namespace("taken").await;
+    let theirs: ConfigMap =
+        serde_json::from_value(json!({"metadata": {"name": "demo-config"}, "data": {"a": "b"}})).expect("a map");
+    maps.create(&kube::api::PostParams::default(), &theirs).await.expect("a map");
+    world.create_cluster("taken", "demo", json!({})).await;
+    world.pass("taken", "demo").await;
+    let (status, word, message) = world.condition("taken", "demo", conditions::READY).await;
+    assert_eq!((status.as_str(), word.as_str()), ("False", "ApplyFailed"));
+    assert!(message.contains("ConfigMap demo-config exists and does not belong to"), "{message}");
+    let kept = maps.get("demo-config").await.expect("the map").data.expect("data");
+    assert_eq!(kept["a"], "b");
+}
+
+async fn a_missing_secret_is_named(world: &World) {
+    let external = json!({"eventLog": {"external": {"bootstrapServers": ["127.0.0.1:1"],
+        "sasl": {"secretRef": {"name": "kafka-login"}}}}});
+    world.create_cluster("outside", "demo", external).await;
+    world.pass("outside", "demo").await;
+    let (status, word, message) = world.condition("outside", "demo", conditions::EVENT_LOG_READY).await;
+    assert_eq!((status.as_str(), word.as_str()), ("False", "SecretNotFound"));
+    assert!(message.contains("kafka-login") && message.contains("username, password"), "{message}");
+    // The rest goes on.
+    assert_eq!(world.names::<StatefulSet>("outside").await, ["demo-0-valkey"]);
+}
+
+async fn an_invalid_spec_is_said_and_touches_nothing(world: &World) {
+    let sets: Api<StatefulSet> = world.api("empty");
+    let before = sets.get("demo-0-valkey").await.expect("the set").resource_version();
+    let clusters: Api<ChatCluster> = world.api("empty");
+    let patch = json!({"spec": {"storage": {"pod": {"resources": {"limits": {"memory": "40Mi"}, "requests": {"memory": "40Mi"}}}}}});
+    clusters.patch("demo", &PatchParams::default(), &Patch::Merge(&patch)).await.expect("a patch");
+    world.pass("empty", "demo").await;
+    let (status, word, message) = world.condition("empty", "demo", conditions::READY).await;
+    assert_eq!((status.as_str(), word.as_str()), ("False", "InvalidSpec"));
+    assert!(message.contains("raise spec.storage.pod.resources.limits.memory"), "{message}");
+    assert_eq!(sets.get("demo-0-valkey").await.expect("the set").resource_version(), before);
+    let back = json!({"spec": {"storage": {"pod": null}}});
+    clusters.patch("demo", &PatchParams::default(), &Patch::Merge(&back)).await.expect("a patch");
+    world.pass("empty", "demo").await;
+    assert_ne!(world.condition("empty", "demo", conditions::READY).await.1, "InvalidSpec");
+}
+
+async fn a_damaged_authority_is_not_replaced(world: &World) {
+    let secrets: Api<Secret> = world.api("empty");
+    let original = secrets.get("demo-ca").await.expect("the authority").data;
+    let damaged = json!({"data": {"ca.key": "bm9uZQ=="}});
+    secrets.patch("demo-ca", &PatchParams::default(), &Patch::Merge(&damaged)).await.expect("a patch");
+    world.pass("empty", "demo").await;
+    let (_, word, message) = world.condition("empty", "demo", conditions::READY).await;
+    assert_eq!(word, "SecretInvalid");
+    assert!(message.contains("Restore it from a backup"), "{message}");
+    let restored = json!({"data": original});
+    secrets.patch("demo-ca", &PatchParams::default(), &Patch::Merge(&restored)).await.expect("a patch");
+    world.pass("empty", "demo").await;
+    assert_ne!(world.condition("empty", "demo", conditions::READY).await.1, "SecretInvalid");
+}
+
+async fn what_is_being_deleted_is_not_made_again(world: &World) {
+    let clusters: Api<ChatCluster> = world.api("empty");
+    let hold = json!({"metadata": {"finalizers": ["test.example/hold"]}});
+    clusters.patch("demo", &PatchParams::default(), &Patch::Merge(&hold)).await.expect("a patch");
+    clusters.delete("demo", &DeleteParams::default()).await.expect("a deletion");
+    let maps: Api<ConfigMap> = world.api("empty");
+    maps.delete("demo-config", &DeleteParams::default()).await.expect("a deletion");
+    let shards: Api<StorageShard> = world.api("empty");
+    shards.delete("demo-0", &DeleteParams::default()).await.expect("a deletion");
+    assert!(
+        shards.get("demo-0").await.expect("held by its finalizer").finalizers().contains(&names::FINALIZER.to_owned())
+    );
+    world.pass("empty", "demo").await;
+    assert!(maps.get_opt("demo-config").await.expect("an answer").is_none(), "made again");
+    assert!(shards.get_opt("demo-0").await.expect("an answer").is_none(), "the finalizer is kept");
+}
