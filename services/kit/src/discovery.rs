@@ -92,7 +92,7 @@ impl Discovery {
                         });
                     }
                     Err(error) => {
-                        tracing::debug!(%spec, %error, "endpoints could not be looked up; keeping the last ones")
+                        tracing::debug!(%spec, %error, "endpoints could not be looked up; keeping the last ones");
                     }
                 }
                 if matches!(source, Source::Static(_)) {

@@ -152,7 +152,7 @@ impl<C> Reloading<C> {
                         tracing::info!("certificate reloaded");
                     }
                     Err(error) => {
-                        tracing::error!(%error, "certificate files changed but do not load; keeping the old ones")
+                        tracing::error!(%error, "certificate files changed but do not load; keeping the old ones");
                     }
                 }
             }

@@ -108,7 +108,7 @@ impl Outbox {
         } else {
             backlog.bytes = entries * UNREAD_BYTES;
             self.count(backlog.bytes, 0);
-            self.run(hub, partition, claim, &mut backlog);
+            Self::run(hub, partition, claim, &mut backlog);
         }
     }
 
@@ -150,7 +150,7 @@ impl Outbox {
             backlog.queue.clear();
             backlog.queue_bytes = 0;
         }
-        self.run(hub, partition, claim, &mut backlog);
+        Self::run(hub, partition, claim, &mut backlog);
     }
 
     /// The version up to which the next write may trim; 0: not worth it yet.
@@ -169,7 +169,7 @@ impl Outbox {
         metrics::gauge!("kith_storage_outbox_bytes").set((before + more).saturating_sub(less) as f64);
     }
 
-    fn run(&self, hub: &Arc<Hub>, partition: &Arc<Partition>, claim: &Arc<Claim>, backlog: &mut Backlog) {
+    fn run(hub: &Arc<Hub>, partition: &Arc<Partition>, claim: &Arc<Claim>, backlog: &mut Backlog) {
         if !backlog.running {
             backlog.running = true;
             tokio::spawn(publish(hub.clone(), partition.clone(), claim.clone()));
@@ -304,14 +304,12 @@ async fn publish(hub: Arc<Hub>, partition: Arc<Partition>, mut claim: Arc<Claim>
     loop {
         if claim.is_over() {
             let mut backlog = partition.backlog.lock();
-            match partition.current() {
-                // A successor of this instance's own: go on under it.
-                Some(next) => claim = next,
-                None => {
-                    backlog.running = false;
-                    return;
-                }
-            }
+            let Some(successor) = partition.current() else {
+                backlog.running = false;
+                return;
+            };
+            // Of this instance's own: go on under it.
+            claim = successor;
         }
         if Outbox::finished(&partition, &claim) {
             return;

@@ -1,6 +1,8 @@
 //! An acknowledged message is never lost, reordered or doubled: faults under load, on real processes, checked against history and the
 //! event log. `KITH_FAULT_ROUNDS` sets how often each fault is tried (default 1).
 
+#![allow(clippy::unwrap_used)] // a test helper that fails fails its test
+
 mod common;
 
 use std::{

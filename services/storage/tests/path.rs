@@ -1,5 +1,7 @@
 //! The way of a message through storage: over gRPC, a real engine with a replica, and a real Kafka.
 
+#![allow(clippy::unwrap_used)] // a test helper that fails fails its test
+
 mod common;
 
 use std::time::Duration;

@@ -138,9 +138,9 @@ impl<H: Handler> Assignments<H> {
             let mut list = TopicPartitionList::new();
             list.add_partition(&self.subscription.topic, number);
             if full {
-                consumer.pause(&list)?
+                consumer.pause(&list)?;
             } else {
-                consumer.resume(&list)?
+                consumer.resume(&list)?;
             }
             partition.paused = full;
         }

@@ -280,7 +280,7 @@ impl Core {
                     Some(MemberData::unpack(row).ok_or_else(|| model::corrupt(&field.key, "not a member row"))?)
                 }
             };
-            if stored.map_or(false, |m| m.blocked) == blocked {
+            if stored.is_some_and(|m| m.blocked) == blocked {
                 return Ok(Plan::nothing(false));
             }
             let member = MemberData { blocked, ..stored.unwrap_or_else(|| MemberData::new(Role::Member, 1, now)) };

@@ -117,7 +117,7 @@ impl Core {
             .messages
             .into_iter()
             .filter(|m| m.seq > hidden)
-            .map(|m| model::message(id, m.seq, m.row, m.overlay))
+            .map(|m| model::message(id, m.seq, m.row, m.overlay.as_ref()))
             .collect::<Result<_, _>>()?;
         let has_more = match window {
             Window::After(after) => messages.last().map_or(after.max(hidden), |m| m.seq) < seq && !messages.is_empty(),
@@ -166,7 +166,7 @@ impl Core {
             tokio::try_join!(self.page(id, Window::Before(seq.saturating_add(1)), 1), self.seen(user_id, id))?;
         let found = page.messages.into_iter().find(|m| m.seq == seq && seq > seen.hidden());
         let found = found.ok_or_else(|| Error::not_found("no such message"))?;
-        Ok((model::message(id, found.seq, found.row, found.overlay)?, seen))
+        Ok((model::message(id, found.seq, found.row, found.overlay.as_ref())?, seen))
     }
 
     fn overlay_field(id: &str, seq: u64) -> Field {

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use crate::engine::{Condition, Engine, EngineError, Expect, Field, Got, HeadRow, Op, Swap, Want};
 
 /// How long the engine may take for one call.
-const DEADLINE: Duration = Duration::from_millis(4_000);
+const DEADLINE: Duration = Duration::from_secs(4);
 /// Attempts at one compare-and-swap.
 const ATTEMPTS: u32 = 8;
 

@@ -212,7 +212,7 @@ impl Seen {
     pub(crate) fn into_conversation(self, id: &str) -> Result<Conversation, Error> {
         let (unread, hidden) = (self.unread(), self.hidden());
         let last_message = match self.last {
-            Some((row, overlay)) if self.head.seq > hidden => Some(message(id, self.head.seq, row, overlay)?),
+            Some((row, overlay)) if self.head.seq > hidden => Some(message(id, self.head.seq, row, overlay.as_ref())?),
             _ => None,
         };
         let is_group = self.head.kind == kith_proto::chat::v1::ConversationKind::Group as i32;
@@ -263,11 +263,11 @@ impl Overlay {
 }
 
 /// A message as it stands now.
-pub(crate) fn message(conversation_id: &str, seq: u64, row: Bytes, overlay: Option<Bytes>) -> Result<Message, Error> {
+pub(crate) fn message(conversation_id: &str, seq: u64, row: Bytes, overlay: Option<&Bytes>) -> Result<Message, Error> {
     let bad = |what: &str| corrupt(&format!("m:{conversation_id} {seq}"), what);
     let mut message = codec::unpack(row).map_err(|e| bad(&e.to_string()))?.into_message(conversation_id, seq);
     if overlay.is_some() {
-        let overlay = Overlay::read(overlay.as_ref()).ok_or_else(|| bad("its overlay is not one"))?;
+        let overlay = Overlay::read(overlay).ok_or_else(|| bad("its overlay is not one"))?;
         if let Some(content) = overlay.content {
             message.content = content.into();
         }

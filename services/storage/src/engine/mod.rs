@@ -1,9 +1,7 @@
 //! What the storage layer asks of its engine: atomic operations on one partition, and reads that show nothing uncommitted.
 //!
-//! Two implementations: [`valkey`], which keeps the data, and [`memory`], the model that tests compare with.
+//! [`valkey`] keeps the data; the trait leaves room for a model in memory that tests can compare it with.
 
-#[cfg(test)]
-pub(crate) mod memory;
 pub(crate) mod valkey;
 
 use std::{borrow::Cow, time::Duration};

@@ -1,6 +1,6 @@
 //! Storage instances in this process, over a real engine and a real event log.
 
-#![allow(dead_code, unreachable_pub)] // each test file uses its part
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)] // each test file uses its part
 
 use std::{collections::BTreeMap, io::Write, net::SocketAddr, path::PathBuf, process::Command, time::Duration};
 

@@ -50,19 +50,16 @@ pub(super) async fn run(
             Some(partition) = wanted.recv() => Some(partition),
             () = tokio::time::sleep(SWEEP) => None,
         };
-        match next {
-            Some(number) => {
-                if let Some(partition) = hub.partitions.get(number as usize)
-                    && hub.view.owner(number).as_deref() == Some(hub.view.me())
-                {
-                    start(&hub, partition);
-                }
+        if let Some(number) = next {
+            if let Some(partition) = hub.partitions.get(number as usize)
+                && hub.view.owner(number).as_deref() == Some(hub.view.me())
+            {
+                start(&hub, partition);
             }
-            None => {
-                hub.follow();
-                for number in hub.view.mine(hub.partitions.len() as u32) {
-                    start(&hub, &hub.partitions[number as usize]);
-                }
+        } else {
+            hub.follow();
+            for number in hub.view.mine(hub.partitions.len() as u32) {
+                start(&hub, &hub.partitions[number as usize]);
             }
         }
     }

@@ -117,14 +117,13 @@ impl ValkeyEngine {
         }
         let claim = self.claim(number, end).await?;
         let partition = &self.hub.partitions[number as usize];
-        self.submit(partition, claim, function, build, end)?
+        Self::submit(partition, claim, function, build, end)?
             .await
             .map_err(|_| EngineError::Unavailable("the storage engine's node is gone".into()))?
     }
 
     /// Queues a call; its answer comes when it is committed. Calls of one partition keep the order of these.
     fn submit(
-        &self,
         partition: &Arc<Partition>,
         claim: Arc<Claim>,
         function: &str,

@@ -55,11 +55,14 @@ impl Topology {
     }
 }
 
+/// A primary, its configuration epoch and its slot ranges.
+type Own = (Primary, u64, Vec<(u16, u16)>);
+
 /// What one node says.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Word {
-    /// Id, address, epoch and slot ranges, if it is a primary.
-    own: Option<(Primary, u64, Vec<(u16, u16)>)>,
+    /// Of itself, if it is a primary.
+    own: Option<Own>,
     others: Vec<String>,
 }
 
@@ -156,12 +159,12 @@ impl Watcher {
     async fn look(&self) {
         let mut nodes: BTreeSet<String> = self.known.lock().clone();
         nodes.extend(self.seeds.iter().cloned());
-        let words = join_all(nodes.into_iter().take(MOST_NODES).map(|address| async move {
-            match self.ask(&address).await {
-                Some(text) => Some(parse(&text, &address)),
-                None => None,
-            }
-        }))
+        let words = join_all(
+            nodes
+                .into_iter()
+                .take(MOST_NODES)
+                .map(|address| async move { self.ask(&address).await.map(|text| parse(&text, &address)) }),
+        )
         .await;
         let words: Vec<Word> = words.into_iter().flatten().collect();
         if words.is_empty() {

@@ -44,7 +44,7 @@ impl View {
         let mut instances: Vec<String> = self.discovery.current().iter().cloned().collect();
         instances.extend(learnt.here.keys().cloned());
         instances.push(self.me.clone());
-        instances.retain(|i| !learnt.gone.contains_key(i) && !(learnt.leaving && *i == self.me));
+        instances.retain(|i| !(learnt.gone.contains_key(i) || learnt.leaving && *i == self.me));
         instances.sort_unstable();
         instances.dedup();
         instances

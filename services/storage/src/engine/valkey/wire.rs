@@ -90,13 +90,12 @@ pub(super) enum Emits {
 /// The events of a committed call, from its answer.
 pub(super) fn emitted(emits: &Emits, ver: u64, values: &[Value]) -> Vec<Pending> {
     match emits {
-        Emits::Nothing => Vec::new(),
         // A third value is the row of an earlier call: nothing was emitted.
         Emits::Message { conversation_id, row } if values.len() == 2 => {
             let seq = values.get(1).and_then(number).unwrap_or(0);
             vec![Pending { ver, body: event::message_body(conversation_id, seq), row: Some(row.clone()) }]
         }
-        Emits::Message { .. } => Vec::new(),
+        Emits::Nothing | Emits::Message { .. } => Vec::new(),
         Emits::Cursor(body) => {
             let moved = values.get(2).and_then(number) == Some(1) && !body.is_empty();
             let seq = values.get(1).and_then(number).unwrap_or(0);
@@ -138,7 +137,7 @@ impl Call {
         self
     }
 
-    fn number(self, value: impl ToString) -> Self {
+    fn number(self, value: impl std::fmt::Display) -> Self {
         self.arg(value.to_string())
     }
 }
