@@ -2,7 +2,7 @@
 
 LOCAL := e2e/local
 
-.PHONY: help up down env token status test nightly
+.PHONY: help up down env token status test nightly bench
 
 help:
 	@echo 'make up       builds everything, starts a local Kubernetes (NODES=3 for three nodes; KITH_KUBECONFIG=FILE uses yours),'
@@ -12,6 +12,7 @@ help:
 	@echo 'make status   nodes, Kith objects, pods'
 	@echo 'make down     takes the local cluster down and leaves nothing behind'
 	@echo 'make test     the whole check, ending in one line: N passed, N failed'
+	@echo 'make bench    measures storage alone and the whole path on local processes, without Kubernetes'
 	@echo 'make nightly  the same with what takes too long for every change'
 
 up:
@@ -34,3 +35,6 @@ test:
 
 nightly:
 	@NIGHTLY=1 $(LOCAL)/test.sh
+
+bench:
+	@$(LOCAL)/bench.sh

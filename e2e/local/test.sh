@@ -61,10 +61,14 @@ if [ -x "$BIN/cargo-deny" ]; then check deny 30 "$BIN/cargo-deny" --offline chec
 for chart in charts/*/; do check "helm-$(basename "$chart")" 10 "$BIN/helm" lint --strict "$chart"; done
 check compile 900 nice -n 5 cargo test --release --workspace --locked --no-run
 check test 240 cargo test --release --workspace --locked --no-fail-fast
+if [ "${NIGHTLY:-}" = 1 ]; then
+  # Half a minute a fault, every one of them twenty times.
+  check faults 9000 env KITH_FAULT_ROUNDS=200 cargo test --release -p kith-e2e --test local_faults --locked -- --ignored --nocapture
+fi
 check up 420 "$KITH_LOCAL/up.sh"
 if "$KITH_LOCAL/env.sh" print >"$TEST_LOGS/env" 2>&1; then
   # One shared cluster: tests that take things down say so and run alone, the others share it.
-  check e2e 420 env E2E=1 bash -c '. "$0" && exec cargo test --release -p kith-e2e --features cluster --locked --no-fail-fast -- --test-threads="${E2E_THREADS:-4}" ${NIGHTLY:+--include-ignored}' "$TEST_LOGS/env"
+  check e2e 420 env E2E=1 bash -c '. "$0" && exec cargo test --release -p kith-e2e --features cluster --test cluster --locked --no-fail-fast -- --test-threads="${E2E_THREADS:-4}" ${NIGHTLY:+--include-ignored}' "$TEST_LOGS/env"
 else
   echo "stage e2e: not run, the platform is not up"
   failed=$((failed + 1))
