@@ -145,7 +145,7 @@ pub fn check_content(field: &'static str, kind: MessageType, content: &RawValue)
     let Value::Object(object) = value else {
         return Err(Error::invalid(format!("{field}: must be a JSON object")));
     };
-    if kind == MessageType::Text && !object.get("text").and_then(Value::as_str).is_some_and(|text| !text.is_empty()) {
+    if kind == MessageType::Text && object.get("text").and_then(Value::as_str).is_none_or(str::is_empty) {
         return Err(Error::invalid(format!("{field}.text: a text message needs a non-empty string")));
     }
     Ok(match compact {

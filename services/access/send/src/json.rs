@@ -42,6 +42,8 @@ impl<'de> Deserialize<'de> for U64 {
 }
 
 /// Times in Unix ms.
+// By reference, as serde hands fields over.
+#[allow(clippy::trivially_copy_pass_by_ref)]
 fn time<S: Serializer>(ms: &i64, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(ms)
 }
