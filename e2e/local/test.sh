@@ -57,7 +57,7 @@ check deps 900 "$KITH_LOCAL/deps.sh" all
 check fmt 20 cargo fmt --all --check
 check clippy 420 nice -n 5 cargo clippy --release --workspace --all-targets --all-features --locked -- -D warnings
 if [ "${NIGHTLY:-}" = 1 ]; then check deny-install 600 "$KITH_LOCAL/deps.sh" deny; fi
-if [ -x "$BIN/cargo-deny" ]; then check deny 30 "$BIN/cargo-deny" --offline check bans licenses sources; fi
+if [ -x "$BIN/cargo-deny" ]; then check deny 30 "$BIN/cargo-deny" --offline check --config .deny.toml bans licenses sources; fi
 for chart in charts/*/; do check "helm-$(basename "$chart")" 10 "$BIN/helm" lint --strict "$chart"; done
 check compile 900 nice -n 5 cargo test --release --workspace --locked --no-run
 check test 240 cargo test --release --workspace --locked --no-fail-fast
