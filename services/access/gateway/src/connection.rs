@@ -29,6 +29,8 @@ use crate::{
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long the client's answer to a close frame is awaited.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
+/// What frames that came before a close may still take.
+const LAST_JOBS: Duration = Duration::from_secs(2);
 /// Jobs of one connection at once; the rest wait.
 const MAX_JOBS: usize = 24;
 /// Jobs that may wait; a connection that wants more is cut off: it reads or sends faster than storage answers.
@@ -135,6 +137,24 @@ impl Connection {
         }
         if let Some(handle) = &self.handle {
             self.worker.links.close(handle);
+        }
+        self.finish_jobs().await;
+    }
+
+    /// What the client asked for before it left is still done, as far as a moment allows: acknowledgements and sends often are the
+    /// last frames before a close. Their answers go nowhere.
+    async fn finish_jobs(&mut self) {
+        self.waiting.retain(|job| matches!(job, Job::Ack(_) | Job::Send { .. }));
+        let rest = async {
+            loop {
+                self.start_jobs();
+                if self.jobs.next().await.is_none() {
+                    return;
+                }
+            }
+        };
+        if tokio::time::timeout(LAST_JOBS, rest).await.is_err() {
+            tracing::debug!("a connection's last frames were not all worked off");
         }
     }
 
