@@ -65,6 +65,14 @@ pub(super) async fn apply(
     Ok(true)
 }
 
+/// Managed brokers: those that serve, and those wanted; none where there is no StatefulSet.
+pub(super) fn brokers(plan: &Plan, observed: &Observed) -> Option<(u32, u32)> {
+    let KafkaPlan::Managed(managed) = &plan.event_log.kafka else { return None };
+    let set = observed.stateful_sets.get(&meta::component_name(&plan.name, Component::Kafka))?;
+    let ready = set.status.as_ref().and_then(|s| s.ready_replicas).unwrap_or(0);
+    Some((u32::try_from(ready).unwrap_or(0), managed.spec.brokers))
+}
+
 /// The external addresses of all brokers: none without external access, `None` while Kubernetes has not given them all.
 fn addresses(
     plan: &Plan,

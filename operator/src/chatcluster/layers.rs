@@ -21,7 +21,10 @@ pub(super) async fn apply(
 ) -> Result<(), PassError> {
     let engine = facts.storage.as_ref().is_some_and(|s| s.readiness.is_ready());
     let log = matches!(facts.event_log, Some(Some(Ok(()))));
-    let mut open = engine;
+    // Storage publishes as soon as it starts: it is not made before it is known that the topics are this ChatCluster's. Once it runs, an
+    // event log in trouble does not hold up its changes.
+    let made = observed.deployments.contains_key(&meta::component_name(&plan.name, Component::Storage));
+    let mut open = engine && (log || made);
     for layer in [&[Component::Storage][..], &[Component::Sessions, Component::Tasks], &[Component::Business]] {
         let mut above = open;
         for component in layer {

@@ -167,6 +167,7 @@ async fn pass(cluster: &ChatCluster, context: &Arc<Context>, facts: &mut Facts) 
         }
     };
     facts.event_log = Some(outcome);
+    facts.brokers = eventlog::brokers(&plan, &observed);
     // the layers above
     layers::apply(&applier, &plan, &observed, &hash, facts).await?;
     for gateway in observed.gateways.keys() {

@@ -48,6 +48,8 @@ pub struct Facts {
     pub storage: Option<StorageFacts>,
     /// What the last look at the event log found.
     pub event_log: Option<eventlog::Outcome>,
+    /// Managed brokers: those that serve, and those wanted.
+    pub brokers: Option<(u32, u32)>,
     /// Services in the order of the layers.
     pub workloads: Vec<Workload>,
     /// Services of Kubernetes, for addresses.
@@ -269,9 +271,14 @@ fn event_log_ready(outcome: &eventlog::Outcome, facts: &Facts) -> Finding {
     let kind = conditions::EVENT_LOG_READY;
     match outcome {
         None => Finding::unknown(kind, reason::STARTING, "the event log has not been looked at yet"),
-        Some(Ok(())) => {
-            Finding::holds(kind, reason::ALL_READY, "the topics exist, belong to this ChatCluster and accept events")
-        }
+        Some(Ok(())) => match too_few_brokers(facts) {
+            Some(sentence) => Finding::fails(kind, reason::PODS_NOT_READY, sentence),
+            None => Finding::holds(
+                kind,
+                reason::ALL_READY,
+                "the topics exist, belong to this ChatCluster and accept events",
+            ),
+        },
         Some(Err(trouble)) => {
             let pods = crate::workload::trouble(&facts.pods, Component::Kafka.name(), None);
             match pods {
@@ -280,6 +287,13 @@ fn event_log_ready(outcome: &eventlog::Outcome, facts: &Facts) -> Finding {
             }
         }
     }
+}
+
+/// Whether so few managed brokers serve that no event can be acknowledged. The last look at the topics may be a minute old.
+fn too_few_brokers(facts: &Facts) -> Option<String> {
+    let (ready, wanted) = facts.brokers?;
+    let needed = facts.plan.as_ref()?.event_log.min_insync;
+    (ready < needed).then(|| format!("{ready} of {wanted} brokers serve, {needed} are needed"))
 }
 
 /// Why a service does not serve as it should.
@@ -429,7 +443,11 @@ fn degraded(facts: &Facts) -> Finding {
     let formed = facts.storage.as_ref().is_some_and(|s| s.readiness.slots_served > 0);
     let service =
         || facts.workloads.iter().filter(|w| w.rollout.is_some_and(|r| r.ready > 0 || r.done)).find_map(unready);
-    match storage.filter(|_| formed).or_else(service) {
+    let brokers = || {
+        let (ready, wanted) = facts.brokers.filter(|(ready, wanted)| ready < wanted)?;
+        Some((reason::PODS_NOT_READY, format!("{ready} of {wanted} brokers serve")))
+    };
+    match storage.filter(|_| formed).or_else(service).or_else(|| brokers().filter(|_| formed)) {
         Some((word, sentence)) => Finding::holds(kind, word, sentence),
         None => Finding::fails(kind, reason::ALL_READY, "nothing serves with less than what was asked for"),
     }
