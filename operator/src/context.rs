@@ -66,21 +66,21 @@ impl Wake {
 
     /// A pass over this ChatCluster soon.
     pub fn cluster(&self, namespace: &str, name: &str) {
-        dropped(self.clusters.try_send(ObjectRef::new(name).within(namespace)));
+        dropped(&self.clusters.try_send(ObjectRef::new(name).within(namespace)));
     }
 
     /// A pass over this StorageShard soon.
     pub fn shard(&self, namespace: &str, name: &str) {
-        dropped(self.shards.try_send(ObjectRef::new(name).within(namespace)));
+        dropped(&self.shards.try_send(ObjectRef::new(name).within(namespace)));
     }
 
     /// A pass over this Gateway soon.
     pub fn gateway(&self, namespace: &str, name: &str) {
-        dropped(self.gateways.try_send(ObjectRef::new(name).within(namespace)));
+        dropped(&self.gateways.try_send(ObjectRef::new(name).within(namespace)));
     }
 }
 
-fn dropped<T>(sent: Result<(), mpsc::error::TrySendError<T>>) {
+fn dropped<T>(sent: &Result<(), mpsc::error::TrySendError<T>>) {
     if sent.is_err() {
         metrics::counter!("kith_operator_wakes_dropped_total").increment(1);
     }

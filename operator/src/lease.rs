@@ -249,10 +249,11 @@ impl Election {
         }
         let asked = Instant::now();
         let record = self.record(Some(&lease), spec.lease_transitions.unwrap_or(0));
-        match self.written(asked, within(self.api.replace(&self.name, &PostParams::default(), &record)).await)? {
-            true => Ok(()),
+        if self.written(asked, within(self.api.replace(&self.name, &PostParams::default(), &record)).await)? {
+            Ok(())
+        } else {
             // A write in between: the next round sees whose.
-            false => Err(LeaseError::Deadline),
+            Err(LeaseError::Deadline)
         }
     }
 

@@ -85,7 +85,7 @@ mod tests {
 
     use super::*;
 
-    fn deployment(status: serde_json::Value) -> Deployment {
+    fn deployment(status: &serde_json::Value) -> Deployment {
         serde_json::from_value(json!({
             "metadata": {"name": "a", "generation": 2}, "spec": {"replicas": 2, "selector": {}, "template": {}}, "status": status
         }))
@@ -95,7 +95,7 @@ mod tests {
     #[test]
     fn a_rollout_is_done_when_only_new_pods_are_left_and_serve() {
         let whole = json!({"observedGeneration": 2, "replicas": 2, "updatedReplicas": 2, "availableReplicas": 2});
-        assert_eq!(rollout(&deployment(whole)), Rollout { wanted: 2, ready: 2, done: true });
+        assert_eq!(rollout(&deployment(&whole)), Rollout { wanted: 2, ready: 2, done: true });
         for partial in [
             json!({"observedGeneration": 1, "replicas": 2, "updatedReplicas": 2, "availableReplicas": 2}),
             json!({"observedGeneration": 2, "replicas": 3, "updatedReplicas": 2, "availableReplicas": 3}),
@@ -103,7 +103,7 @@ mod tests {
             json!({"observedGeneration": 2, "replicas": 2, "updatedReplicas": 2, "availableReplicas": 1}),
             json!({}),
         ] {
-            assert!(!rollout(&deployment(partial.clone())).done, "{partial}");
+            assert!(!rollout(&deployment(&partial)).done, "{partial}");
         }
     }
 

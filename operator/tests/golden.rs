@@ -67,7 +67,9 @@ fn render(manifest: &str) -> String {
         all.add(&kafka::stateful_set(&plan, managed, &map, "certificate", None));
         all.add(&kafka::headless(&plan));
         all.add(&kafka::budget(&plan));
-        external.iter().for_each(|service| all.add(service));
+        for service in &external {
+            all.add(service);
+        }
     }
     let config = settings::config(&plan);
     let (map, hash) =
@@ -76,10 +78,14 @@ fn render(manifest: &str) -> String {
     for service in &plan.services {
         let objects = services::service(&plan, service, &hash);
         all.add(&objects.deployment);
-        objects.service.iter().for_each(|service| all.add(service));
+        if let Some(service) = &objects.service {
+            all.add(service);
+        }
         all.add(&objects.budget);
     }
-    network::policies(&plan).iter().for_each(|policy| all.add(policy));
+    for policy in &network::policies(&plan) {
+        all.add(policy);
+    }
     if let Some(object) = read::<Gateway>(manifest, "Gateway") {
         let objects = gateway::build::objects(&plan, &object).expect("JSON");
         all.add(&objects.config_map);

@@ -45,13 +45,17 @@ impl fmt::Display for Cost {
     }
 }
 
-/// The primary's memory in use.
+/// The primary's memory in use for data: without what it holds for its replicas, which is bounded and fills up first.
 pub(super) async fn engine_memory(platform: &Platform) -> Result<u64, BenchError> {
     let primary = platform.valkey.primary(0).await?;
     let info = platform.valkey.nodes(0)[primary].command(&["INFO", "memory"]).await?;
     let text = redis::from_redis_value::<String>(info).map_err(|e| BenchError::Engine(e.to_string()))?;
-    let used = text.lines().find_map(|l| l.strip_prefix("used_memory:")).and_then(|v| v.trim().parse().ok());
-    used.ok_or_else(|| BenchError::Engine("INFO memory without used_memory".to_owned()))
+    let field = |name: &str| {
+        let value = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':'));
+        let value = value.and_then(|v| v.trim().parse::<u64>().ok());
+        value.ok_or_else(|| BenchError::Engine(format!("INFO memory without {name}")))
+    };
+    Ok(field("used_memory")?.saturating_sub(field("mem_total_replication_buffers")?))
 }
 
 /// Resident memory of the storage processes in MB.

@@ -61,7 +61,7 @@ async fn an_unreachable_event_log_is_said_in_words_and_the_end_leaves_nothing() 
     Ok(())
 }
 
-fn names<K: ResourceExt>(found: kube::Result<kube::core::ObjectList<K>>) -> Vec<String> {
+fn names<K: ResourceExt + Clone>(found: kube::Result<kube::core::ObjectList<K>>) -> Vec<String> {
     match found {
         Ok(list) => list.items.iter().map(ResourceExt::name_any).collect(),
         Err(error) => vec![error.to_string()],

@@ -125,7 +125,6 @@ pub fn gateway_config(plan: &Plan, gateway: &GatewayObject) -> Config {
         drain_ms: ms(&websocket.drain.deadline, defaults.drain_ms),
         drain_per_second: websocket.drain.connections_per_second,
         requests_per_second: api.limits.requests_per_second_per_user,
-        ..defaults
     });
     config
 }

@@ -102,7 +102,7 @@ pub async fn reconcile(cluster: Arc<ChatCluster>, context: Arc<Context>) -> Resu
         return Ok(Action::await_change());
     }
     let mut facts = Facts::default();
-    let result = pass(&cluster, &context, &mut facts).await;
+    let result = Box::pin(pass(&cluster, &context, &mut facts)).await;
     if let Err(error) = &result {
         if error.namespace_ends() {
             context.clusters.stop(&namespace, &name);

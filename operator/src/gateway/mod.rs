@@ -66,7 +66,7 @@ pub async fn reconcile(gateway: Arc<Gateway>, context: Arc<Context>) -> Result<A
             ));
             Ok(Action::requeue(WAITING))
         }
-        Some(cluster) => pass(&gateway, cluster, &context, &mut facts).await,
+        Some(cluster) => Box::pin(pass(&gateway, cluster, &context, &mut facts)).await,
     };
     if let Err(error) = &result {
         if error.namespace_ends() {

@@ -11,7 +11,7 @@ pub(crate) fn release(version: &str) -> Release {
     }
 }
 
-fn cluster(spec: serde_json::Value) -> ChatCluster {
+fn cluster(spec: &serde_json::Value) -> ChatCluster {
     serde_json::from_value(json!({
         "apiVersion": kith_crds::API_VERSION, "kind": "ChatCluster",
         "metadata": {"name": "demo", "namespace": "ns", "uid": "0b5ff6c1-6ee2-4a6e-8c5f-5a0d3c9b7a11"},
@@ -22,7 +22,7 @@ fn cluster(spec: serde_json::Value) -> ChatCluster {
 
 #[test]
 fn an_empty_spec_resolves() {
-    let plan = Plan::resolve(&cluster(json!({})), &release("0.1.0")).unwrap();
+    let plan = Plan::resolve(&cluster(&json!({})), &release("0.1.0")).unwrap();
     assert_eq!((plan.valkey.replicas, plan.valkey.partitions, plan.event_log.partitions), (2, 1024, 32));
     assert_eq!(plan.token_ttl_s, 86_400);
     assert!(plan.bootstrap().starts_with("demo-kafka-0.demo-kafka.ns.svc:9093,demo-kafka-1."));
@@ -30,7 +30,7 @@ fn an_empty_spec_resolves() {
 
 #[test]
 fn a_new_operator_keeps_the_adopted_version_and_images() {
-    let mut running = cluster(json!({}));
+    let mut running = cluster(&json!({}));
     running.status = Some(ChatClusterStatus {
         version: Some("0.1.0".to_owned()),
         images: Some(release("0.1.0").images),
@@ -48,7 +48,7 @@ fn a_new_operator_keeps_the_adopted_version_and_images() {
 
 #[test]
 fn images_of_the_same_version_are_adopted_again_only_when_asked() {
-    let mut running = cluster(json!({}));
+    let mut running = cluster(&json!({}));
     let mut rebuilt = release("0.1.0");
     rebuilt.images.kith = "localhost/kith:rebuilt".to_owned();
     running.status = Some(ChatClusterStatus {
@@ -76,7 +76,7 @@ fn what_cannot_work_is_refused_in_words() {
         (json!({"auth": {"tokenTtl": "1d"}}), "spec.auth.tokenTtl"),
     ];
     for (spec, words) in cases {
-        let refused = Plan::resolve(&cluster(spec.clone()), &release("0.1.0")).unwrap_err();
+        let refused = Plan::resolve(&cluster(spec), &release("0.1.0")).unwrap_err();
         assert_eq!(refused.reason, reason::INVALID_SPEC, "{spec}");
         assert!(refused.message.contains(words), "{spec}: {}", refused.message);
     }

@@ -66,7 +66,7 @@ pub async fn reconcile(shard: Arc<StorageShard>, context: Arc<Context>) -> Resul
         }
         // What is going away is not made again; the garbage collector takes this shard along.
         Some(cluster) if cluster.metadata.deletion_timestamp.is_some() => return Ok(Action::await_change()),
-        Some(cluster) => pass(&shard, cluster, &context, &mut facts).await,
+        Some(cluster) => Box::pin(pass(&shard, cluster, &context, &mut facts)).await,
     };
     if let Err(error) = &result {
         if error.namespace_ends() {

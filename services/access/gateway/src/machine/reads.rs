@@ -48,12 +48,9 @@ impl Machine {
 
     pub(super) fn caught_up(&mut self, result: Result<CatchUpPage, Error>, now: Instant) {
         let Some(identified) = &mut self.identified else { return };
-        let page = match result {
-            Ok(page) => page,
-            Err(_) => {
-                identified.catch_up = CatchUp::Retry(now + AFTER_FAILURE);
-                return;
-            }
+        let Ok(page) = result else {
+            identified.catch_up = CatchUp::Retry(now + AFTER_FAILURE);
+            return;
         };
         let again = matches!(identified.catch_up, CatchUp::OwnAgain);
         let done = page.next.is_none() && !again;

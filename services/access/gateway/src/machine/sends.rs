@@ -37,6 +37,7 @@ pub struct Sends {
 
 impl Sends {
     /// Takes a send; gives it back when too many wait.
+    #[expect(clippy::result_large_err, reason = "the send itself comes back, and is refused at once")]
     pub fn push(&mut self, send: Send) -> Result<(), Send> {
         if self.waiting.len() >= MAX_WAITING {
             return Err(send);

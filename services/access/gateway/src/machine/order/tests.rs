@@ -184,8 +184,8 @@ impl World {
         self.take(outcome);
     }
 
-    fn run(&mut self, step: Step) {
-        match step {
+    fn run(&mut self, step: &Step) {
+        match *step {
             Step::Append { c, count, delivered, reverse } => {
                 let first = self.newest[c] + 1;
                 self.newest[c] += count;
@@ -228,11 +228,11 @@ proptest! {
     ) {
         let mut world = World::new(base.clone(), &given);
         for step in before {
-            world.run(step);
+            world.run(&step);
         }
         world.catch_up();
         for step in steps {
-            world.run(step);
+            world.run(&step);
         }
         let mut answers = 0;
         while let Some(need) = world.open.pop_front() {
