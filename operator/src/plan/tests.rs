@@ -76,7 +76,7 @@ fn what_cannot_work_is_refused_in_words() {
         (json!({"auth": {"tokenTtl": "1d"}}), "spec.auth.tokenTtl"),
     ];
     for (spec, words) in cases {
-        let refused = Plan::resolve(&cluster(spec), &release("0.1.0")).unwrap_err();
+        let refused = Plan::resolve(&cluster(&spec), &release("0.1.0")).unwrap_err();
         assert_eq!(refused.reason, reason::INVALID_SPEC, "{spec}");
         assert!(refused.message.contains(words), "{spec}: {}", refused.message);
     }
