@@ -1,3 +1,5 @@
+//! Certificates and keys: who they stand for, how long, and what is made again.
+
 use std::time::Duration;
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};

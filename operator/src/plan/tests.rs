@@ -1,3 +1,5 @@
+//! What a ChatCluster resolves to, and what is refused in words.
+
 use kith_crds::chatcluster::ChatClusterStatus;
 use serde_json::json;
 

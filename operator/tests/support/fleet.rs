@@ -5,6 +5,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -43,14 +44,22 @@ pub(crate) struct Fleet {
     pub(crate) links: Links,
     pub(crate) guard: LeaseGuard,
     pub(crate) root: TempDir,
+    /// Ends last: the next fleet starts when this one's nodes are gone.
+    _turn: MutexGuard<'static, ()>,
 }
+
+/// One fleet at a time: several of them on two cores answer too late to tell anything.
+static TURN: Mutex<()> = Mutex::new(());
 
 impl Fleet {
     /// Starts empty nodes for `shards` shards with `replicas` replicas each.
     pub(crate) fn start(shards: usize, replicas: u32) -> Self {
         let desired = Desired { ack_replicas: 1.min(replicas), ..nothing() };
         let root = TempDir::with_prefix("kith-dataplane-").expect("a temporary folder");
-        let mut fleet = Self { desired, nodes: Vec::new(), links: links(), guard: LeaseGuard::unopposed(), root };
+        // A test that failed has left nothing behind that matters here.
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let guard = LeaseGuard::unopposed();
+        let mut fleet = Self { desired, nodes: Vec::new(), links: links(), guard, root, _turn: turn };
         for _ in 0..shards {
             fleet.add_shard(replicas);
         }

@@ -64,7 +64,8 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
-        let path = if path == "." { "body".to_owned() } else { path };
+        // Where the text itself breaks off there is no field to name.
+        let path = if path == "." || path == "?" { "body".to_owned() } else { path };
         Error::invalid(format!("{path}: {}", error.into_inner()))
     })?;
     deserializer.end().map_err(|error| Error::invalid(format!("body: {error}")))?;

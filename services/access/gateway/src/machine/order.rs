@@ -253,9 +253,17 @@ impl Order {
         outcome
     }
 
-    /// The user may no longer see the conversation: what waits for it is dropped.
-    pub fn lost(&mut self, conversation_id: &Arc<str>) {
-        if let Some(track) = self.tracks.remove(conversation_id) {
+    /// The answer to a need is that the user may no longer see the conversation: what waits for it is dropped. An answer that nobody
+    /// waits for changes nothing.
+    pub fn lost(&mut self, need: &Need) {
+        let awaited = match need {
+            Need::Base(_) => State::Asking,
+            Need::Pull { .. } => State::Pulling,
+        };
+        let id = need.conversation_id();
+        if self.tracks.get(id).is_some_and(|t| t.state == awaited)
+            && let Some(track) = self.tracks.remove(id)
+        {
             self.waiting -= track.waiting.len();
         }
     }

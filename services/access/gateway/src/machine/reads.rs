@@ -127,7 +127,7 @@ impl Machine {
     /// A read failed: for good when the user may not see the conversation, else it is tried again.
     fn unread(&mut self, need: Need, error: &Error, now: Instant) {
         if matches!(error.code, Code::NotFound | Code::PermissionDenied) {
-            self.order.lost(need.conversation_id());
+            self.order.lost(&need);
         } else {
             self.later.push((now + AFTER_FAILURE, need));
         }

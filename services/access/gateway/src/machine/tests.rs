@@ -1,3 +1,5 @@
+//! A connection as its client sees it: frames in, frames out, whatever the order.
+
 use kith_proto::chat::v1::Receipt;
 use proptest::prelude::*;
 

@@ -1,3 +1,5 @@
+//! Which drafts pass the doorway, and the field that a refusal names.
+
 use kith_kit::error::Error;
 use proptest::prelude::*;
 

@@ -1,3 +1,5 @@
+//! Each conversation is shown once and ascending, whatever is delivered, repeated or lost.
+
 use std::collections::{BTreeMap, VecDeque};
 
 use proptest::prelude::*;
@@ -91,7 +93,7 @@ fn what_the_user_may_not_see_does_not_block_forever() {
 fn a_conversation_that_is_lost_leaves_nothing_behind() {
     let mut order = released(&[("c", 1)]);
     order.live(item("c", 5));
-    order.lost(&"c".into());
+    order.lost(&Need::Pull { conversation_id: "c".into(), after: 1 });
     assert!(order.pulled(&"c".into(), vec![item("c", 2)], false).show.is_empty());
     assert_eq!(order.waiting, 0);
 }
