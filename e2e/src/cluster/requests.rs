@@ -1,10 +1,15 @@
 //! Writes to the API server, counted by the API server itself.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    time::{Duration, Instant},
+};
 
 use tonic::codegen::http::Request;
 
 use super::{Cluster, ClusterError};
+use crate::wait::await_every;
 
 /// What writes.
 const VERBS: [&str; 5] = ["POST", "PUT", "PATCH", "APPLY", "DELETE"];
@@ -54,6 +59,23 @@ impl Cluster {
     pub async fn writes(&self) -> Result<Writes, ClusterError> {
         let request = Request::get("/metrics").body(Vec::new()).map_err(|e| ClusterError::Missing(e.to_string()))?;
         Ok(parse(&self.client.request_text(request).await?))
+    }
+
+    /// Waits until nothing has been written for `span`: what was done before, pods that end and a new leader's first pass, is over.
+    pub async fn await_quiet(&self, span: Duration, deadline: Duration) -> Result<(), ClusterError> {
+        let last = tokio::sync::Mutex::new((Writes::default(), Instant::now()));
+        await_every(Duration::from_millis(500), "the API server to be left alone", deadline, || async {
+            let now = self.writes().await.map_err(|e| e.to_string())?;
+            let mut last = last.lock().await;
+            let written = now.since(&last.0);
+            if !written.is_empty() {
+                *last = (now, Instant::now());
+                return Err(written.to_string());
+            }
+            if last.1.elapsed() < span { Err("quiet, but not for long enough".to_owned()) } else { Ok(()) }
+        })
+        .await?;
+        Ok(())
     }
 }
 
