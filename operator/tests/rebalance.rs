@@ -123,7 +123,7 @@ async fn grown(shards: usize) -> Fleet {
 async fn shards_are_added_and_drained_under_a_writer_without_a_lost_write() {
     let mut fleet = grown(3).await;
     let end = CancellationToken::new();
-    let counting = tokio::spawn(writer::count(fleet.links.clone(), seeds(&fleet.desired), keys(), 0, end.clone()));
+    let counting = tokio::spawn(writer::count(support::fleet::links(), seeds(&fleet.desired), keys(), 0, end.clone()));
     let begun = Instant::now();
     let status =
         drive(&fleet.links, &fleet.guard, &fleet.desired, &Gate::default(), None, Duration::from_secs(120)).await;
@@ -161,7 +161,7 @@ async fn a_mover_that_dies_at_any_step_is_followed_by_one_that_finishes() {
     let file = fleet.root.path().join("wish");
     std::fs::write(&file, support::fleet::to_text(&fleet.desired)).expect("written");
     let end = CancellationToken::new();
-    let counting = tokio::spawn(writer::count(fleet.links.clone(), seeds(&fleet.desired), keys(), 0, end.clone()));
+    let counting = tokio::spawn(writer::count(support::fleet::links(), seeds(&fleet.desired), keys(), 0, end.clone()));
     for place in failpoint::ALL {
         for nth in [1, 2] {
             let begun = Instant::now();
