@@ -87,7 +87,7 @@ pub enum ApplyError {
 
 impl ApplyError {
     /// What the API server or the way to it said about an object.
-    pub fn kube<K: Object>(name: &str, source: kube::Error) -> Self {
+    pub fn kube<K: Resource<DynamicType = ()>>(name: &str, source: kube::Error) -> Self {
         Self::Kube { kind: kind::<K>(), name: name.to_owned(), source: Box::new(source) }
     }
 
@@ -103,7 +103,7 @@ impl ApplyError {
     }
 }
 
-fn kind<K: Object>() -> String {
+fn kind<K: Resource<DynamicType = ()>>() -> String {
     K::kind(&()).into_owned()
 }
 

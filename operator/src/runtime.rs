@@ -1,7 +1,7 @@
 //! The tasks that live as long as a ChatCluster: connections to its engine, the prober, the watcher of its event log.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     io::Write,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
@@ -17,11 +17,12 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    chatcluster::Shortage,
     context::Wake,
     dataplane::{
         self, Gate, Links, Prober,
         readiness::Readiness,
-        types::{Desired, Problem},
+        types::{Desired, HandOver, Problem},
     },
     eventlog::EventLog,
     lease::LeaseGuard,
@@ -64,6 +65,8 @@ pub struct Snapshot {
     pub problems: Vec<Problem>,
     /// Shards that own no slot and hold no key.
     pub empty: Vec<String>,
+    /// Planned changes of primary, by shard.
+    pub hand_overs: BTreeMap<String, HandOver>,
 }
 
 /// The tasks of one ChatCluster.
@@ -77,6 +80,8 @@ pub struct Runtime {
     desired: watch::Sender<Arc<Desired>>,
     prober: watch::Receiver<dataplane::Report>,
     snapshot: Mutex<Option<Arc<Snapshot>>>,
+    /// Since when shards have too few replicas.
+    pub shortage: Mutex<Shortage>,
     login: Mutex<Login>,
     dir: PathBuf,
     cancel: CancellationToken,
@@ -229,6 +234,7 @@ impl Clusters {
             desired: desired_tx,
             prober,
             snapshot: Mutex::default(),
+            shortage: Mutex::default(),
             login: Mutex::new(login.clone()),
             dir,
             cancel,

@@ -8,8 +8,8 @@ use k8s_openapi::{
             StatefulSet, StatefulSetPersistentVolumeClaimRetentionPolicy, StatefulSetSpec, StatefulSetUpdateStrategy,
         },
         core::v1::{
-            ConfigMap, Container, ExecAction, PersistentVolumeClaim, PersistentVolumeClaimSpec, Probe, Service,
-            VolumeResourceRequirements,
+            ConfigMap, Container, ExecAction, Lifecycle, LifecycleHandler, PersistentVolumeClaim,
+            PersistentVolumeClaimSpec, Probe, Service, VolumeResourceRequirements,
         },
         policy::v1::PodDisruptionBudget,
     },
@@ -38,6 +38,7 @@ const GRACE_S: i64 = 60;
 
 const START: &str = include_str!("scripts/valkey-start.sh");
 const PROBE: &str = include_str!("scripts/valkey-probe.sh");
+const STOP: &str = include_str!("scripts/valkey-stop.sh");
 
 /// The engine's configuration file; what differs per pod comes from the start script.
 pub fn settings(plan: &Plan) -> String {
@@ -93,10 +94,12 @@ shutdown-timeout 10
 
 /// The ConfigMap that all shards share.
 pub fn config_map(plan: &Plan) -> ConfigMap {
-    let data = [("valkey.conf", settings(plan)), ("start.sh", START.to_owned()), ("probe.sh", PROBE.to_owned())];
+    let scripts = [("start.sh", START), ("probe.sh", PROBE), ("stop.sh", STOP)];
+    let mut data: BTreeMap<String, String> = scripts.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+    data.insert("valkey.conf".to_owned(), settings(plan));
     ConfigMap {
         metadata: meta::meta(meta::valkey_config_map(&plan.name), meta::labels(&plan.name, Component::Valkey)),
-        data: Some(data.map(|(k, v)| (k.to_owned(), v)).into()),
+        data: Some(data),
         ..ConfigMap::default()
     }
 }
@@ -130,7 +133,7 @@ pub fn shard(plan: &Plan, shard: &str, claim_size: Option<&Quantity>) -> ShardOb
     let (labels, selector) = (shard_labels(plan, shard), shard_selector(plan, shard));
     let ports = vec![service::port("valkey", CLIENT_PORT), service::port("bus", BUS_PORT)];
     let may_go = plan.valkey.replicas.saturating_sub(plan.valkey.durability.ack_replicas);
-    let hash = xxh3_64([settings(plan).as_str(), START, PROBE].concat().as_bytes());
+    let hash = xxh3_64([settings(plan).as_str(), START, PROBE, STOP].concat().as_bytes());
     let template = pod::template(pod::Parts {
         labels: labels.clone(),
         selector: selector.clone(),
@@ -195,6 +198,14 @@ fn container(plan: &Plan) -> Container {
         command: Some(vec!["sh".to_owned(), "/etc/valkey/start.sh".to_owned()]),
         env: Some(vec![pod::env_field("POD_IP", "status.podIP"), pod::env_field("POD_NAME", "metadata.name")]),
         ports: Some(vec![pod::port("valkey", CLIENT_PORT), pod::port("bus", BUS_PORT)]),
+        // Between the order to end and SIGTERM: time for the operator to hand the primary's place over.
+        lifecycle: Some(Lifecycle {
+            pre_stop: Some(LifecycleHandler {
+                exec: Some(ExecAction { command: Some(vec!["sh".to_owned(), "/etc/valkey/stop.sh".to_owned()]) }),
+                ..LifecycleHandler::default()
+            }),
+            ..Lifecycle::default()
+        }),
         // Connecting works while data is loaded, which may take long and must not be cut short.
         liveness_probe: Some(pod::tcp_probe("valkey", 10, 6)),
         readiness_probe: Some(readiness),

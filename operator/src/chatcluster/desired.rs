@@ -14,7 +14,10 @@ use crate::{
     },
     dataplane::types::{Desired, DesiredShard, Library, Member, Presence},
     plan::Plan,
+    runtime::Snapshot,
 };
+
+use super::lowered;
 
 /// The whole data plane.
 pub(super) fn desired(
@@ -23,13 +26,14 @@ pub(super) fn desired(
     shards: &Live<StorageShard>,
     pods: &Live<Pod>,
     formed: bool,
+    before: Option<&Snapshot>,
 ) -> Desired {
     let shards = shards
         .values()
         .filter(|shard| {
             shard.metadata.deletion_timestamp.is_none() || shard.finalizers().iter().any(|f| f == names::FINALIZER)
         })
-        .map(|shard| desired_shard(plan, shard, pods))
+        .map(|shard| desired_shard(plan, shard, pods, before))
         .collect();
     Desired {
         cluster: plan.name.clone(),
@@ -43,8 +47,11 @@ pub(super) fn desired(
     }
 }
 
-fn desired_shard(plan: &Plan, shard: &StorageShard, pods: &Live<Pod>) -> DesiredShard {
+fn desired_shard(plan: &Plan, shard: &StorageShard, pods: &Live<Pod>, before: Option<&Snapshot>) -> DesiredShard {
     let name = shard.name_any();
+    let asked = plan.valkey.durability.ack_replicas;
+    let lowered = lowered::is_lowered(shard);
+    let last = before.and_then(|b| b.readiness.shards.iter().find(|h| h.shard == name));
     let stateful_set = meta::shard_name(&name);
     let members = (0..=plan.valkey.replicas)
         .map(|index| {
@@ -57,7 +64,9 @@ fn desired_shard(plan: &Plan, shard: &StorageShard, pods: &Live<Pod>) -> Desired
         weight: shard.spec.effective_weight(),
         replicas: plan.valkey.replicas,
         draining: shard.spec.draining || shard.metadata.deletion_timestamp.is_some(),
-        min_replicas_to_write: plan.valkey.durability.ack_replicas,
+        min_replicas_to_write: lowered::wanted(asked, lowered, last),
+        lowered,
+        hand_over: before.and_then(|b| b.hand_overs.get(&name).cloned()),
         force_promote: shard.annotations().get(names::ANNOTATION_FORCE_PROMOTE).cloned(),
         members,
         name,

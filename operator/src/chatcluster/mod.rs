@@ -7,13 +7,18 @@ mod base;
 mod desired;
 mod eventlog;
 mod layers;
+mod lowered;
 mod observe;
+mod replace;
 mod secrets;
 mod shards;
 mod status;
 mod storage;
+mod tend;
+mod upkeep;
 
 pub use desired::presence;
+pub use lowered::Shortage;
 pub use observe::{Observed, observe};
 pub use secrets::{Secrets, build as build_secrets, request as certificate_request};
 pub use shards::{Steps, steps as shard_steps};

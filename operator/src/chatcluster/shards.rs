@@ -107,6 +107,8 @@ pub(super) async fn carry_out(applier: &Applier, steps: Steps, live: &Live<Stora
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use kith_crds::ChatCluster;
 
     use super::*;
@@ -135,7 +137,12 @@ mod tests {
 
     fn snapshot(empty: &[&str]) -> Snapshot {
         let readiness = Readiness { shards: Vec::new(), slots_served: 16_384, agreed: true, problems: Vec::new() };
-        Snapshot { readiness, problems: Vec::new(), empty: empty.iter().map(|s| (*s).to_owned()).collect() }
+        Snapshot {
+            readiness,
+            problems: Vec::new(),
+            empty: empty.iter().map(|s| (*s).to_owned()).collect(),
+            hand_overs: BTreeMap::new(),
+        }
     }
 
     #[test]

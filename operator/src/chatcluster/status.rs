@@ -223,6 +223,7 @@ pub fn storage_reason(problem: &Problem) -> &'static str {
         R::PrimaryDown => reason::PRIMARY_DOWN,
         R::ReplicaLagging => reason::REPLICA_LAGGING,
         R::LibraryMissing => reason::LIBRARY_MISSING,
+        R::AcknowledgementLowered => reason::ACKNOWLEDGEMENT_LOWERED,
     }
 }
 
@@ -236,7 +237,7 @@ pub fn gravest<'a>(problems: impl Iterator<Item = &'a Problem>) -> Option<&'a Pr
         R::PrimaryDown => 3,
         R::OwnershipDisputed | R::StrayNode => 4,
         R::SlotsUncovered => 5,
-        R::LibraryMissing | R::SettingsWrong | R::CommandFailed => 6,
+        R::LibraryMissing | R::SettingsWrong | R::CommandFailed | R::AcknowledgementLowered => 6,
         R::ReplicaLagging => 7,
         R::MemberLoading | R::MemberUnreachable | R::NotJoined => 8,
     })

@@ -1,16 +1,26 @@
 //! The data-plane step: StorageShards are made, the engine is brought to what it should be, and what was seen is kept for status.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError},
+    time::{Duration, Instant},
+};
 
 use kith_crds::ChatCluster;
 use kube::ResourceExt;
 
-use super::{Facts, Observed, PassError, StorageFacts, desired, shards};
+use super::{
+    Facts, Observed, PassError, StorageFacts, desired, shards,
+    upkeep::{self, Upkeep},
+};
 use crate::{
     apply::Applier,
     build::meta::Component,
     context::Context,
-    dataplane::{self, types::Problem},
+    dataplane::{
+        self,
+        types::{Desired, HandOver, Problem},
+    },
     library,
     plan::Plan,
     rebalance,
@@ -42,7 +52,8 @@ pub(super) async fn step(
     let formed = cluster.status.as_ref().and_then(|s| s.storage.as_ref()?.partitions).is_some();
     let library = library::of_version(&plan.version)?;
     let library_name = library.name.clone();
-    let desired = Arc::new(desired::desired(plan, library, &observed.shards, &observed.pods, formed));
+    let desired =
+        Arc::new(desired::desired(plan, library, &observed.shards, &observed.pods, formed, before.as_deref()));
     let who =
         Identity { namespace: &plan.namespace, name: &plan.name, uid: &plan.uid, cluster_name: &plan.cluster_name };
     let runtime = context.clusters.ensure(&who, login, &desired)?;
@@ -52,22 +63,41 @@ pub(super) async fn step(
         let world = rebalance::world::of(&desired, &outcome.seen);
         rebalance::automatic::ensure(context, cluster, &world).await?;
     }
+    let upkeep = if formed && !outcome.unfinished && !is_foreign(&outcome.problems) {
+        let readiness = &outcome.readiness;
+        let moving = runtime.gate.is_moving();
+        let pass = upkeep::Pass { context, cluster, plan, observed, desired: &desired, readiness, moving };
+        upkeep::carry_out(&pass).await?
+    } else {
+        Upkeep::default()
+    };
+    if !upkeep.hand_overs.is_empty() {
+        // The prober is told at once; the next pass finds the wish in the snapshot.
+        runtime.desire(&Arc::new(with_hand_overs(&desired, &upkeep.hand_overs)));
+    }
     let prober = runtime.prober();
     let mut problems = outcome.problems;
+    problems.extend(upkeep.problems);
+    problems.extend(lowered(&runtime, plan, &desired, &outcome.readiness));
     problems.extend(prober.problems);
     problems
         .extend(prober.failures.into_iter().map(|words| Problem::new(dataplane::types::Reason::CommandFailed, words)));
     problems.dedup();
     let empty =
         outcome.readiness.shards.iter().filter(|s| s.is_empty(&outcome.seen)).map(|s| s.shard.clone()).collect();
-    runtime.remember(Snapshot { readiness: outcome.readiness.clone(), problems: problems.clone(), empty });
+    runtime.remember(Snapshot {
+        readiness: outcome.readiness.clone(),
+        problems: problems.clone(),
+        empty,
+        hand_overs: upkeep.hand_overs,
+    });
     for shard in observed.shards.keys() {
         context.wake.shard(&plan.namespace, shard);
     }
     metrics(plan, &outcome.readiness);
     let kept = observed.shards.values().filter(|s| !s.is_handmade());
     facts.storage = Some(StorageFacts {
-        unfinished: outcome.unfinished || new_shards,
+        unfinished: outcome.unfinished || new_shards || upkeep.busy,
         trouble: workload::trouble(&observed.pods, Component::Valkey.name(), None),
         shards: count(kept.clone()),
         extra: count(observed.shards.values().filter(|s| s.is_handmade())),
@@ -77,6 +107,37 @@ pub(super) async fn step(
         problems,
     });
     Ok(runtime)
+}
+
+fn is_foreign(problems: &[Problem]) -> bool {
+    problems.iter().any(|p| p.reason == dataplane::types::Reason::ForeignData)
+}
+
+fn with_hand_overs(desired: &Desired, hand_overs: &BTreeMap<String, HandOver>) -> Desired {
+    let mut desired = desired.clone();
+    for shard in &mut desired.shards {
+        shard.hand_over = hand_overs.get(&shard.name).cloned();
+    }
+    desired
+}
+
+/// Shards whose writes are acknowledged by fewer replicas than asked for, from now on or still.
+fn lowered(
+    runtime: &Runtime,
+    plan: &Plan,
+    desired: &Desired,
+    readiness: &dataplane::readiness::Readiness,
+) -> Vec<Problem> {
+    let durability = &plan.valkey.durability;
+    let mut shortage = runtime.shortage.lock().unwrap_or_else(PoisonError::into_inner);
+    readiness
+        .shards
+        .iter()
+        .filter_map(|health| {
+            let lowered = desired.shard(&health.shard)?.lowered;
+            shortage.judge(Instant::now(), durability.when_degraded, durability.ack_replicas, lowered, health)
+        })
+        .collect()
 }
 
 fn count<T>(items: impl Iterator<Item = T>) -> u32 {

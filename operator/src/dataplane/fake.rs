@@ -61,7 +61,9 @@ pub(crate) fn desired(shards: usize) -> Desired {
         replicas: 2,
         draining: false,
         min_replicas_to_write: 1,
+        lowered: false,
         force_promote: None,
+        hand_over: None,
         members: (0..3).map(|i| member(n, i)).collect(),
     };
     Desired {

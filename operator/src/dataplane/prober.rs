@@ -17,8 +17,8 @@ use super::{
 };
 use crate::lease::LeaseGuard;
 
-/// Between two probes.
-const PERIOD: Duration = Duration::from_secs(1);
+/// Between two probes. A probe costs a primary some tens of microseconds.
+const PERIOD: Duration = Duration::from_millis(500);
 /// A look older than this decides nothing.
 const STALE: Duration = Duration::from_millis(300);
 
@@ -77,6 +77,11 @@ impl Gate {
     /// Whether a promotion waits: the mover cancels its batch and lets go.
     pub fn is_wanted(&self) -> bool {
         self.wanted.load(std::sync::atomic::Ordering::Acquire) > 0
+    }
+
+    /// Whether slots move right now.
+    pub fn is_moving(&self) -> bool {
+        self.lock.try_write().is_err()
     }
 
     /// Held while a primary changes.

@@ -86,7 +86,8 @@ pub fn verdict(
     if let Some(forced) = shard.force_promote.as_deref().and_then(|pod| eligible.iter().find(|c| c.pod == pod)) {
         return promote(forced, true);
     }
-    let k = desired.ack_replicas.min(shard.min_replicas_to_write);
+    // While fewer replicas acknowledge than were asked for, no number of absent ones holds every acknowledged write.
+    let k = if shard.lowered { 0 } else { desired.ack_replicas.min(shard.min_replicas_to_write) };
     let needed = (shard.replicas + 1).saturating_sub(k) as usize;
     if eligible.len() < needed && eligible.len() + loading.len() >= needed {
         return Verdict::Wait(format!("{} still loads its data", loading.join(", ")));

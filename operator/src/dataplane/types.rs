@@ -62,6 +62,15 @@ pub struct Member {
     pub presence: Presence,
 }
 
+/// A planned change of primary.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HandOver {
+    /// The pod that is to be the primary no longer; nothing happens when it is not.
+    pub from: String,
+    /// The pod that should follow it; absent, or not in step: the one that is furthest.
+    pub to: Option<String>,
+}
+
 /// A shard as the StorageShard describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DesiredShard {
@@ -75,8 +84,12 @@ pub struct DesiredShard {
     pub draining: bool,
     /// What `min-replicas-to-write` must be: ackReplicas, less while `whenDegraded: accept` has lowered it.
     pub min_replicas_to_write: u32,
+    /// Whether `whenDegraded: accept` has let writes be acknowledged by fewer replicas: then no absent copy may be promoted.
+    pub lowered: bool,
     /// The pod that a person lets be promoted although acknowledged writes may be lost (`kith.dev/force-promote`).
     pub force_promote: Option<String>,
+    /// A planned hand-over: this pod is to give up being the primary, alive.
+    pub hand_over: Option<HandOver>,
     /// Its R + 1 pods.
     pub members: Vec<Member>,
 }
@@ -354,6 +367,8 @@ pub enum Reason {
     CommandFailed,
     /// Nodes of the cluster do not know each other yet.
     NotJoined,
+    /// Fewer replicas acknowledge than were asked for, as the spec permits.
+    AcknowledgementLowered,
 }
 
 impl Reason {
@@ -375,6 +390,7 @@ impl Reason {
             Self::PartitionSplit => "PartitionSplit",
             Self::CommandFailed => "CommandFailed",
             Self::NotJoined => "NotJoined",
+            Self::AcknowledgementLowered => "AcknowledgementLowered",
         }
     }
 }

@@ -191,7 +191,9 @@ fn draining(shard: &StorageShard, health: Option<&ShardHealth>, facts: &Facts) -
 
 fn degraded(problems: &[&Problem]) -> Finding {
     let kind = conditions::DEGRADED;
-    match gravest(problems.iter().copied()) {
+    // Operators to come read in this condition whether it was lowered, so nothing may stand before it.
+    let lowered = problems.iter().copied().find(|p| p.reason == Reason::AcknowledgementLowered);
+    match lowered.or_else(|| gravest(problems.iter().copied())) {
         Some(problem) => Finding::holds(kind, storage_reason(problem), sentence(problem)),
         None => Finding::fails(kind, reason::ALL_READY, "the shard has all its copies"),
     }

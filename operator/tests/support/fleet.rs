@@ -92,7 +92,9 @@ impl Fleet {
             replicas,
             draining: false,
             min_replicas_to_write: 1.min(replicas),
+            lowered: false,
             force_promote: None,
+            hand_over: None,
             members,
         });
     }
@@ -240,7 +242,9 @@ pub(crate) fn from_text(text: &str) -> Desired {
                 replicas,
                 draining: false,
                 min_replicas_to_write: 1.min(replicas),
+                lowered: false,
                 force_promote: None,
+                hand_over: None,
                 members: Vec::new(),
             });
         }

@@ -11,8 +11,9 @@ use super::{
     types::{Desired, DesiredShard, NodeId, NodeState, Observation, Presence, Problem, Reason, Role},
 };
 
-/// A primary that has not answered for this long is dead.
-pub const DEAD_AFTER: Duration = Duration::from_secs(3);
+/// A primary that has not answered for this long is dead, unless one of its replicas still hears it. Clients are refused for this time
+/// and one probe more, and five seconds are what they were promised.
+pub const DEAD_AFTER: Duration = Duration::from_secs(2);
 
 /// What a probe leads to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,7 +31,7 @@ pub enum Order {
         /// Whether a person took the risk of loss.
         forced: bool,
     },
-    /// The primary's pod is being deleted and still serves: hand over without a gap.
+    /// The primary's pod is being deleted or to be restarted and still serves: hand over without a gap.
     Switchover {
         /// The shard.
         shard: String,
@@ -104,7 +105,11 @@ impl Watch {
         };
         self.shards.insert(shard.name.clone(), memory);
         let leaving = member.is_some_and(|m| m.presence == Presence::Terminating);
-        if leaving && let Some(to) = successor(shard, state, seen) {
+        let asked = shard.hand_over.as_ref().filter(|h| h.from == pod);
+        let wished = asked.and_then(|h| h.to.as_deref());
+        if (leaving || asked.is_some())
+            && let Some(to) = successor(shard, state, seen, wished)
+        {
             findings.orders.push(Order::Switchover { shard: shard.name.clone(), from: pod.to_owned(), to });
         }
     }
@@ -155,8 +160,13 @@ fn is_gone(shard: &DesiredShard, memory: &Memory, seen: &Observation) -> bool {
     }
 }
 
-/// The replica that should follow a living primary: in step, its pod to stay, the furthest.
-pub fn successor(shard: &DesiredShard, primary: &NodeState, seen: &Observation) -> Option<String> {
+/// The replica that should follow a living primary: in step, its pod to stay; the one that is wished for, else the furthest.
+pub fn successor(
+    shard: &DesiredShard,
+    primary: &NodeState,
+    seen: &Observation,
+    wished: Option<&str>,
+) -> Option<String> {
     let staying = shard.members.iter().filter(|m| m.presence == Presence::Running);
     staying
         .filter_map(|m| seen.state(&m.pod).map(|s| (m, s)))
@@ -167,7 +177,7 @@ pub fn successor(shard: &DesiredShard, primary: &NodeState, seen: &Observation) 
                 && !s.loading
                 && s.history.id == primary.history.id
         })
-        .max_by_key(|(_, s)| s.offset)
+        .max_by_key(|(m, s)| (wished == Some(m.pod.as_str()), s.offset))
         .map(|(m, _)| m.pod.clone())
 }
 

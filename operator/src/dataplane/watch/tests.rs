@@ -37,11 +37,11 @@ impl Stage {
 }
 
 #[test]
-fn a_primary_is_dead_after_three_seconds_and_not_before() {
+fn a_primary_is_dead_after_two_seconds_and_not_before() {
     let mut stage = Stage::new();
     stage.kill(0);
     assert_eq!(stage.after(1_000), Findings::default());
-    assert_eq!(stage.after(1_900), Findings::default());
+    assert_eq!(stage.after(900), Findings::default());
     assert!(stage.takeover_of(200).is_some());
 }
 
@@ -49,11 +49,11 @@ fn a_primary_is_dead_after_three_seconds_and_not_before() {
 fn a_primary_that_answers_in_between_lives() {
     let mut stage = Stage::new();
     stage.kill(0);
-    stage.after(2_500);
+    stage.after(1_900);
     stage.fake.nodes[0].up = true;
     stage.after(100);
     stage.kill(0);
-    assert_eq!(stage.after(2_000), Findings::default());
+    assert_eq!(stage.after(1_900), Findings::default());
 }
 
 #[test]

@@ -1,0 +1,180 @@
+//! What keeps the shards' pods and volumes in order once the engine is formed (I/O): members that are gone for good are made anew, new
+//! templates reach the pods, primaries are spread. `replace` and `tend` decide.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use kith_crds::{ChatCluster, StorageShard, names};
+use kube::{
+    Api, Resource, ResourceExt,
+    api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions},
+};
+use serde_json::json;
+
+use super::{Observed, replace, tend};
+use crate::{
+    apply::ApplyError,
+    context::Context,
+    dataplane::{
+        readiness::Readiness,
+        types::{Desired, HandOver, Problem},
+    },
+    plan::Plan,
+};
+
+/// What came of it.
+#[derive(Default)]
+pub(super) struct Upkeep {
+    /// Planned changes of primary, by shard; the prober makes them.
+    pub(super) hand_overs: BTreeMap<String, HandOver>,
+    /// What could not be done yet, in words.
+    pub(super) problems: Vec<Problem>,
+    /// Whether something is under way.
+    pub(super) busy: bool,
+}
+
+/// Everything that a pass knows.
+pub(super) struct Pass<'a> {
+    pub(super) context: &'a Context,
+    pub(super) cluster: &'a ChatCluster,
+    pub(super) plan: &'a Plan,
+    pub(super) observed: &'a Observed,
+    pub(super) desired: &'a Desired,
+    pub(super) readiness: &'a Readiness,
+    /// Whether slots move: then no pod is restarted and no primary changed for the sake of order.
+    pub(super) moving: bool,
+}
+
+/// One round: replacements, else one step of care.
+pub(super) async fn carry_out(pass: &Pass<'_>) -> Result<Upkeep, ApplyError> {
+    let mut upkeep = Upkeep::default();
+    replace_members(pass, &mut upkeep).await?;
+    if upkeep.busy || pass.moving {
+        return Ok(upkeep);
+    }
+    let scene = tend::Scene {
+        desired: pass.desired,
+        readiness: pass.readiness,
+        sets: &pass.observed.stateful_sets,
+        pods: &pass.observed.pods,
+    };
+    match tend::next(&scene) {
+        None => {}
+        Some(tend::Step::Restart { pod, why }) => {
+            upkeep.busy = true;
+            pass.context.event(pass.cluster, false, "PodRestarted", &why).await;
+            delete_pod(pass, &pod, None).await?;
+        }
+        Some(tend::Step::HandOver { shard, hand_over, why }) => {
+            upkeep.busy = true;
+            tracing::info!(%shard, from = %hand_over.from, to = ?hand_over.to, %why, "a planned hand-over");
+            upkeep.hand_overs.insert(shard, hand_over);
+        }
+    }
+    Ok(upkeep)
+}
+
+async fn replace_members(pass: &Pass<'_>, upkeep: &mut Upkeep) -> Result<(), ApplyError> {
+    let asked: BTreeMap<String, String> = pass
+        .observed
+        .shards
+        .iter()
+        .filter_map(|(name, shard)| {
+            Some((name.clone(), shard.annotations().get(names::ANNOTATION_REPLACE_MEMBER)?.trim().to_owned()))
+        })
+        .collect();
+    let silent: Vec<&str> = pass
+        .readiness
+        .shards
+        .iter()
+        .flat_map(|s| s.members.iter().filter(|m| m.id.is_none()).map(|m| m.pod.as_str()))
+        .collect();
+    if silent.is_empty() && asked.is_empty() {
+        return Ok(());
+    }
+    let (volumes, nodes) = (volumes(pass, &silent).await?, nodes(pass).await?);
+    let (steps, problems) = replace::next(&replace::Scene {
+        desired: pass.desired,
+        readiness: pass.readiness,
+        claims: &pass.observed.claims,
+        volumes: &volumes,
+        nodes: &nodes,
+        asked: &asked,
+    });
+    upkeep.problems = problems;
+    for step in steps {
+        upkeep.busy = true;
+        let note = format!("{} is made anew with an empty volume: {}", step.pod, step.why);
+        tracing::warn!(shard = %step.shard, pod = %step.pod, why = %step.why, "a member is made anew");
+        pass.context.event(pass.cluster, true, "MemberReplaced", &note).await;
+        delete_claim(pass, &step.claim).await?;
+        // Where nobody is left to stop the process there is nothing to wait for; one that a person gave up may still run.
+        delete_pod(pass, &step.pod, (!step.asked).then_some(0)).await?;
+        if step.asked {
+            forget_request(pass, &step.shard).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The volumes of the claims of these pods.
+async fn volumes(pass: &Pass<'_>, pods: &[&str]) -> Result<BTreeMap<String, PersistentVolume>, ApplyError> {
+    let api: Api<PersistentVolume> = Api::all(pass.context.client.clone());
+    let mut found = BTreeMap::new();
+    for claim in pods.iter().map(|pod| replace::claim_of(pod)) {
+        let live = pass.observed.claims.get(&claim);
+        let Some(volume) = live.and_then(|c| c.spec.as_ref()?.volume_name.clone()) else { continue };
+        if let Some(volume) =
+            api.get_opt(&volume).await.map_err(|e| ApplyError::kube::<PersistentVolume>(&volume, e))?
+        {
+            found.insert(claim, volume);
+        }
+    }
+    Ok(found)
+}
+
+async fn nodes(pass: &Pass<'_>) -> Result<BTreeMap<String, Node>, ApplyError> {
+    let api: Api<Node> = Api::all(pass.context.client.clone());
+    // Asked for freshly: a node that only a cache does not know yet is no node that is gone.
+    let list = api.list(&ListParams::default()).await.map_err(|e| ApplyError::kube::<Node>("*", e))?;
+    Ok(list.items.into_iter().map(|n| (n.name_any(), n)).collect())
+}
+
+async fn delete_claim(pass: &Pass<'_>, name: &str) -> Result<(), ApplyError> {
+    let Some(claim) = pass.observed.claims.get(name) else { return Ok(()) };
+    let api: Api<PersistentVolumeClaim> = Api::namespaced(pass.context.client.clone(), &pass.plan.namespace);
+    deleted(api.delete(name, &exactly(claim, None)).await.map(drop))
+        .map_err(|e| ApplyError::kube::<PersistentVolumeClaim>(name, e))
+}
+
+async fn delete_pod(pass: &Pass<'_>, name: &str, grace_s: Option<u32>) -> Result<(), ApplyError> {
+    let Some(pod) = pass.observed.pods.get(name) else { return Ok(()) };
+    let api: Api<Pod> = Api::namespaced(pass.context.client.clone(), &pass.plan.namespace);
+    tracing::info!(pod = name, namespace = %pass.plan.namespace, "deleting a pod");
+    deleted(api.delete(name, &exactly(pod, grace_s)).await.map(drop)).map_err(|e| ApplyError::kube::<Pod>(name, e))
+}
+
+/// This object and no later one of its name.
+fn exactly<K: Resource>(object: &K, grace_s: Option<u32>) -> DeleteParams {
+    DeleteParams {
+        grace_period_seconds: grace_s,
+        preconditions: Some(Preconditions { uid: object.meta().uid.clone(), resource_version: None }),
+        ..DeleteParams::default()
+    }
+}
+
+/// Gone already, or another one by now: both are what was wanted.
+fn deleted(result: Result<(), kube::Error>) -> Result<(), kube::Error> {
+    match result {
+        Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(()),
+        other => other,
+    }
+}
+
+/// A request to replace a member holds once.
+async fn forget_request(pass: &Pass<'_>, shard: &str) -> Result<(), ApplyError> {
+    let api: Api<StorageShard> = Api::namespaced(pass.context.client.clone(), &pass.plan.namespace);
+    let patch = json!({"metadata": {"annotations": {names::ANNOTATION_REPLACE_MEMBER: null}}});
+    deleted(api.patch(shard, &PatchParams::default(), &Patch::Merge(&patch)).await.map(drop))
+        .map_err(|e| ApplyError::kube::<StorageShard>(shard, e))
+}
