@@ -3,6 +3,7 @@
 
 pub mod bench;
 pub mod business;
+pub mod chaos;
 pub mod client;
 pub mod cluster;
 pub mod env;

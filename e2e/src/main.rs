@@ -1,11 +1,13 @@
 //! `kith-e2e`: the first message, client tokens, benchmarks and fault runs from the command line.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use kith_e2e::{
     bench::{self, path::PathOptions, storage::StorageOptions},
     business::Business,
+    chaos::{self, ChaosOptions},
+    cluster::Cluster,
     env::Env,
     load::Via,
     smoke,
@@ -41,6 +43,27 @@ enum Command {
         /// ios, android, web, mweb or pc.
         #[arg(long, default_value = "ios")]
         platform: String,
+    },
+    /// Changes the shards and kills things under load on the local cluster, then holds every promise against what was kept.
+    Chaos {
+        /// Seconds for which things die.
+        #[arg(long, default_value_t = 900)]
+        seconds: u64,
+        /// Nodes of the local cluster; with more than one, one dies.
+        #[arg(long, env = "NODES", default_value_t = 1)]
+        nodes: u32,
+        /// Messages per second.
+        #[arg(long, default_value_t = 300.0)]
+        rate: f64,
+        /// Conversations, each of two users.
+        #[arg(long, default_value_t = 100)]
+        pairs: usize,
+        /// The short run of every check instead.
+        #[arg(long)]
+        short: bool,
+        /// The shards are left as they are.
+        #[arg(long)]
+        faults_only: bool,
     },
     /// Measures on local processes, without Kubernetes.
     Bench {
@@ -116,8 +139,28 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
             println!("{}", business.token(&user, &device, &platform).await?);
         }
         Command::Bench { what } => run_bench(what).await?,
+        Command::Chaos { seconds, nodes, rate, pairs, short, faults_only } => {
+            let mut options = ChaosOptions::long(Duration::from_secs(seconds), nodes);
+            if short {
+                options = ChaosOptions::short();
+            } else {
+                (options.load.rate, options.load.pairs) = (rate, pairs);
+            }
+            if faults_only {
+                options.shards.clear();
+            }
+            return run_chaos(&options).await;
+        }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn run_chaos(options: &ChaosOptions) -> Result<ExitCode, Failure> {
+    kith_kit::telemetry::init_tracing();
+    let (cluster, target) = (Cluster::connect(&Env::load()?).await?, Target::of_env().await?);
+    let outcome = chaos::run(&cluster, &target, options).await?;
+    println!("{outcome}");
+    Ok(if outcome.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 async fn run_bench(what: Bench) -> Result<(), Failure> {

@@ -12,12 +12,18 @@ mod admit;
 mod chaos_operator;
 #[path = "cluster/chaos_pods.rs"]
 mod chaos_pods;
+#[path = "cluster/chaos_run.rs"]
+mod chaos_run;
+#[path = "cluster/hostile.rs"]
+mod hostile;
 #[path = "cluster/operator_lifecycle.rs"]
 mod operator_lifecycle;
 #[path = "cluster/operator_quiet.rs"]
 mod operator_quiet;
 #[path = "cluster/operator_views.rs"]
 mod operator_views;
+#[path = "cluster/rebalance_scale.rs"]
+mod rebalance_scale;
 
 use std::time::Duration;
 
