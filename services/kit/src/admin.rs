@@ -33,7 +33,8 @@ impl Readiness {
         self.0.lock().values().all(Option::is_none)
     }
 
-    fn report(&self) -> Result<(), String> {
+    /// The parts that are not ready, a line each.
+    pub fn report(&self) -> Result<(), String> {
         let parts = self.0.lock();
         let waiting: Vec<_> =
             parts.iter().filter_map(|(part, why)| why.as_ref().map(|why| format!("{part}: {why}\n"))).collect();

@@ -12,14 +12,12 @@ use tonic::Code;
 use crate::{
     client::Transport,
     error::{Error, reason},
-    route::Router,
+    route::{ATTEMPT, Router},
 };
 
 /// Pauses between rounds.
 const MIN_PAUSE: Duration = Duration::from_millis(10);
 const MAX_PAUSE: Duration = Duration::from_millis(250);
-/// A single attempt may not eat the whole deadline.
-const ATTEMPT: Duration = Duration::from_millis(2_500);
 
 /// What became of one item.
 pub enum Settled<K, V> {
@@ -77,13 +75,16 @@ impl Router {
                 };
                 let answer = ask(self.dialer().channel(&address), group.clone());
                 let left = end.saturating_duration_since(Instant::now()).min(ATTEMPT);
-                asked.push(async move { (address, group, tokio::time::timeout(left, answer).await) });
+                asked.push(async move {
+                    let answer = self.attempt(&address, left, answer).await;
+                    (address, group, answer)
+                });
             }
             while let Some((address, group, answer)) = asked.next().await {
                 match answer {
-                    Ok(Ok(settled)) => done.extend(self.keep(settled, &key, &address, &mut round)),
-                    Ok(Err(status)) => self.refused(group, &key, &address, status.into(), &mut round)?,
-                    Err(_) => {
+                    Some(Ok(settled)) => done.extend(self.keep(settled, &key, &address, &mut round)),
+                    Some(Err(status)) => self.refused(group, &key, &address, status.into(), &mut round)?,
+                    None => {
                         let late = Error::unavailable("a part of the platform did not answer in time");
                         self.refused(group, &key, &address, late, &mut round)?;
                     }

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use rand::RngExt;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::{
     client::{Dialer, Transport},
@@ -26,8 +27,12 @@ const MIN_PAUSE: Duration = Duration::from_millis(10);
 const MAX_PAUSE: Duration = Duration::from_millis(250);
 /// Hints and endpoints found dead are remembered this long: until discovery has caught up.
 const MEMORY: Duration = Duration::from_secs(3);
-/// A single attempt may not eat the whole deadline: a silent instance is left after this, if the call is one that may be repeated.
-const ATTEMPT: Duration = Duration::from_millis(2_500);
+/// A single attempt may not eat the whole deadline, if the call is one that may be repeated.
+pub(crate) const ATTEMPT: Duration = Duration::from_millis(2_500);
+/// An instance that has not answered for so long is asked whether it lives, while the call goes on.
+const SILENCE: Duration = Duration::from_millis(500);
+/// How long it may take to say so. A stopped instance costs a call both; a busy one is left in peace.
+const PULSE: Duration = Duration::from_millis(600);
 
 /// Why a router could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -173,16 +178,12 @@ impl Router {
             let mut request = Request::new(message.clone());
             let attempt = left.min(ATTEMPT);
             request.set_timeout(attempt);
-            let outcome = tokio::time::timeout(attempt, f(self.0.dialer.channel(&address), request)).await;
-            let error = match outcome {
-                Ok(Ok(response)) => return Ok(response.into_inner()),
-                Ok(Err(status)) => Error::from(status),
-                Err(_) => Error::new(Code::DeadlineExceeded, format!("{} did not answer in time", self.0.component)),
+            let error = match self.attempt(&address, attempt, f(self.0.dialer.channel(&address), request)).await {
+                Some(Ok(response)) => return Ok(response.into_inner()),
+                Some(Err(status)) => Error::from(status),
+                None => Error::new(Code::DeadlineExceeded, format!("{} did not answer in time", self.0.component)),
             };
-            let timed_out = error.code == Code::DeadlineExceeded && attempt == ATTEMPT;
-            if timed_out {
-                self.0.learnt.lock().dead.insert(address.clone(), Instant::now());
-            }
+            let timed_out = error.code == Code::DeadlineExceeded;
             if !self.learn(key, &address, &error) && !timed_out {
                 return Err(error);
             }
@@ -193,6 +194,35 @@ impl Router {
             last = Some(error);
             if !follow {
                 pause = self.pause(pause, end).await;
+            }
+        }
+    }
+
+    /// Waits for an answer; none when it takes longer than `limit` or the instance turns out to be silent, which is remembered.
+    pub(crate) async fn attempt<T>(
+        &self,
+        address: &str,
+        limit: Duration,
+        call: impl Future<Output = Result<T, Status>>,
+    ) -> Option<Result<T, Status>> {
+        tokio::select! {
+            biased;
+            outcome = tokio::time::timeout(limit, call) => outcome.ok(),
+            () = self.silent(address) => {
+                tracing::debug!(component = self.0.component, %address, "an instance is silent");
+                self.0.learnt.lock().dead.insert(address.to_owned(), Instant::now());
+                None
+            }
+        }
+    }
+
+    /// Resolves when the instance does not even say whether it is healthy; never while it does.
+    async fn silent(&self, address: &str) {
+        loop {
+            tokio::time::sleep(SILENCE).await;
+            let mut health = HealthClient::new(self.0.dialer.channel(address));
+            if tokio::time::timeout(PULSE, health.check(HealthCheckRequest::default())).await.is_err() {
+                return;
             }
         }
     }

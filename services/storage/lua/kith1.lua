@@ -103,6 +103,7 @@ local function append(keys, args)
   local ckey, mkey = p.tag .. 'c:' .. cid, p.tag .. 'm:' .. cid
   local c = server.call('HMGET', ckey, 's', 'f', 'mu', 'di')
   if not c[1] then return fail('K1REFUSE NO_CONVERSATION') end
+  if not tonumber(c[1]) then return fail('K1CORRUPT ' .. ckey .. ' s') end
   local dkey = p.tag .. 'd:' .. args[5] .. ':' .. cid
   local seen = server.call('HGET', dkey, args[7])
   local fresh = not seen
@@ -150,12 +151,14 @@ local function cursor(keys, args)
   if not p then return refused end
   local cid, field = args[3], args[5]
   local s = tonumber(server.call('HGET', p.tag .. 'c:' .. cid, 's') or '-1')
+  if not s then return fail('K1CORRUPT ' .. p.tag .. 'c:' .. cid .. ' s') end
   if s < 0 then return fail('K1REFUSE NO_CONVERSATION') end
   if server.call('HEXISTS', p.tag .. 'g:' .. cid, args[4]) == 0 then return fail('K1REFUSE NOT_MEMBER') end
   local want = tonumber(args[6])
   if want == 0 or want > s then want = s end
   local rkey = p.tag .. 'r:' .. cid
   local now = tonumber(server.call('HGET', rkey, field) or '0')
+  if not now then return fail('K1CORRUPT ' .. rkey .. ' ' .. field) end
   if want <= now then
     close(p, args)
     return { p.ver, now, 0 }
@@ -249,6 +252,7 @@ local function history(keys, args)
   local cid, before, after, limit = args[2], tonumber(args[3]), tonumber(args[4]), args[5]
   local c = server.call('HMGET', p.tag .. 'c:' .. cid, 's', 'f')
   if not c[1] then return { p.ver, -1, 0 } end
+  if not tonumber(c[1]) then return fail('K1CORRUPT ' .. p.tag .. 'c:' .. cid .. ' s') end
   local rows
   local mkey = p.tag .. 'm:' .. cid
   if after >= 0 then
@@ -311,6 +315,7 @@ local function members(keys, args)
   local cid = args[2]
   local c = server.call('HMGET', p.tag .. 'c:' .. cid, 'mv', 'n')
   if not c[1] then return { p.ver, -1, 0 } end
+  if not tonumber(c[1]) then return fail('K1CORRUPT ' .. p.tag .. 'c:' .. cid .. ' mv') end
   local out = { p.ver, tonumber(c[1]), tonumber(c[2] or '0') }
   local page = server.call('ZRANGE', p.tag .. 'j:' .. cid, '(' .. args[3], '+inf', 'BYSCORE', 'LIMIT', 0, args[4], 'WITHSCORES')
   for i = 1, #page, 2 do

@@ -4,6 +4,8 @@
 //! committed in groups ([`engine`]), and events on the event log, published from the outbox in version order ([`outbox`]). What a call means
 //! stands in [`core`]; [`grpc`] only translates. Storage is stateless: everything is in the engine, and a claim on it fences the one before.
 
+#[cfg(test)]
+mod behaviour;
 mod codec;
 mod core;
 mod engine;

@@ -337,3 +337,20 @@ impl Core {
         Ok(self.engine().cursor(self.partition(conversation_id), cursor, Self::end()).await?.seq)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_cursor_is_one_that_was_given_out_or_refused(text in "\\PC{0,40}", activity in any::<i64>(), offset in any::<u32>(), walked in any::<u64>()) {
+            drop(Place::read(&text));
+            let place = Place { activity, offset, walked };
+            let back = Place::read(&place.write()).unwrap().unwrap();
+            prop_assert_eq!((back.activity, back.offset, back.walked), (activity, offset, walked));
+        }
+    }
+}

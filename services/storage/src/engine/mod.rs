@@ -1,7 +1,9 @@
 //! What the storage layer asks of its engine: atomic operations on one partition, and reads that show nothing uncommitted.
 //!
-//! [`valkey`] keeps the data; the trait leaves room for a model in memory that tests can compare it with.
+//! [`valkey`] keeps the data; the engine in memory is for tests.
 
+#[cfg(test)]
+pub(crate) mod memory;
 pub(crate) mod valkey;
 
 use std::{borrow::Cow, time::Duration};

@@ -36,6 +36,12 @@ pub struct Platform {
     dir: TempDir,
 }
 
+/// An instance and what it says of itself.
+pub struct Starting {
+    pub running: Running,
+    pub readiness: Readiness,
+}
+
 /// A running instance.
 pub struct Running {
     pub address: String,
@@ -78,6 +84,14 @@ impl Platform {
 
     /// Starts an instance; once it is ready it stands in the file.
     pub async fn instance(&self) -> Running {
+        let Starting { running, readiness } = self.starting().await;
+        eventually("the instance to be ready", READY, async || readiness.is_ready()).await.unwrap();
+        self.list(|lines| lines.push(running.address.clone()));
+        running
+    }
+
+    /// Starts an instance that may never be ready.
+    pub async fn starting(&self) -> Starting {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let advertise: SocketAddr = listener.local_addr().unwrap();
         let (readiness, shutdown) = (Readiness::default(), CancellationToken::new());
@@ -91,10 +105,7 @@ impl Platform {
         );
         let task = tokio::spawn(run);
         readiness.ready("start");
-        eventually("the instance to be ready", READY, async || readiness.is_ready()).await.unwrap();
-        let address = advertise.to_string();
-        self.list(|lines| lines.push(address.clone()));
-        Running { address, shutdown, task }
+        Starting { running: Running { address: advertise.to_string(), shutdown, task }, readiness }
     }
 
     /// Starts an instance as a process of its own: this test binary, asked to run `instance_process` alone. It is listed once it is ready.

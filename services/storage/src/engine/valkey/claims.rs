@@ -4,7 +4,6 @@ use std::{sync::Arc, time::Duration};
 
 use kith_kit::admin::Readiness;
 use rand::RngExt;
-use redis::Value;
 use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
@@ -15,7 +14,7 @@ use super::{
     hub::Hub,
     node::Item,
     partition::{Claim, Partition, State},
-    wire::{self, Call, Emits},
+    wire::{self, Call, Claimed, Emits},
 };
 use crate::{engine::EngineError, jitter::jittered};
 
@@ -147,8 +146,7 @@ async fn attempt(hub: &Arc<Hub>, partition: &Arc<Partition>) -> Result<(), Engin
         Ok(Err(_)) => return Err(EngineError::Unavailable("the storage engine's node is gone".into())),
         Err(_) => return Err(EngineError::Deadline),
     };
-    let (Some(ver), Some(entries)) = (values.first().and_then(wire::number), values.get(1).and_then(wire::number))
-    else {
+    let Some(Claimed { ver, entries, before }) = wire::read_claim(&values) else {
         return Err(EngineError::DataLoss(format!("{}: the claim's answer cannot be read", partition.key)));
     };
     let high = partition.high.load(std::sync::atomic::Ordering::Acquire);
@@ -159,15 +157,10 @@ async fn attempt(hub: &Arc<Hub>, partition: &Arc<Partition>) -> Result<(), Engin
             partition.number
         )));
     }
-    let before = values.into_iter().nth(2).and_then(text_of).unwrap_or_default();
     tracing::debug!(partition = partition.number, ver, entries, %before, "claimed");
     partition.high.fetch_max(ver, std::sync::atomic::Ordering::AcqRel);
     let claim = Arc::new(Claim::new(token, node, ver));
     hub.opened();
     hub.outbox.opened(hub, partition, &claim, ver, entries);
     Ok(())
-}
-
-fn text_of(value: Value) -> Option<String> {
-    wire::text(value)
 }

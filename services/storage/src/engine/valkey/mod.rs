@@ -1,6 +1,7 @@
 //! The engine on Valkey in cluster mode: one function call per mutation, committed in groups by the primary's writer.
 
 mod claims;
+mod coalesce;
 mod hub;
 mod node;
 mod partition;
@@ -19,10 +20,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use coalesce::Coalesce;
 pub(crate) use hub::Hub;
 use node::Item;
-use partition::State;
 pub(crate) use partition::{Backlog, Claim, Partition, Pending};
+use partition::{Doubt, State};
 pub(crate) use view::View;
 use wire::{Call, Emits, Verdict};
 
@@ -46,6 +48,8 @@ const OUTBOX_FULL: EngineError = EngineError::Exhausted(
 /// The engine on Valkey.
 pub(crate) struct ValkeyEngine {
     hub: Arc<Hub>,
+    /// Pages of hot conversations, by conversation, window and limit.
+    pages: Coalesce<(String, Window, u32), Option<History>>,
 }
 
 impl ValkeyEngine {
@@ -67,7 +71,7 @@ impl ValkeyEngine {
         tokio::spawn(watcher.run(end.clone()));
         tokio::spawn(trim_quiet(hub.clone(), end.clone()));
         tokio::spawn(claims::run(hub.clone(), to_claim, readiness, end));
-        Self { hub }
+        Self { hub, pages: Coalesce::default() }
     }
 
     pub(crate) fn hub(&self) -> &Arc<Hub> {
@@ -153,8 +157,49 @@ impl ValkeyEngine {
         build: impl FnOnce(Call) -> Call + Send,
         end: Instant,
     ) -> Result<Vec<Value>, EngineError> {
+        self.read_in_doubt(number, function, build, end).await.map(|(values, _)| values)
+    }
+
+    async fn read_in_doubt(
+        &self,
+        number: u32,
+        function: &str,
+        build: impl FnOnce(Call) -> Call + Send,
+        end: Instant,
+    ) -> Result<(Vec<Value>, Option<Doubt>), EngineError> {
         let claim = self.claim(number, end).await?;
         self.hub.read(&self.hub.partitions[number as usize], &claim, function, build, end).await
+    }
+
+    /// A page without what is in doubt.
+    async fn page(
+        &self,
+        partition: u32,
+        conversation_id: &str,
+        window: Window,
+        limit: u32,
+        end: Instant,
+    ) -> Result<Option<History>, EngineError> {
+        let key = format!("m:{conversation_id}");
+        let build = |call| wire::history(call, conversation_id, window, limit);
+        let (values, doubt) = self.read_in_doubt(partition, "k1_history", build, end).await?;
+        let mut history = wire::named(&key, wire::read_history(window, values))?;
+        let Some(first) = doubt.and_then(|d| d.first(conversation_id)) else { return Ok(history) };
+        let shorter = match window {
+            Window::Newest => Some(Window::Before(first)),
+            Window::Before(before) if before > first => Some(Window::Before(first)),
+            Window::Before(_) | Window::After(_) => None,
+        };
+        if let Some(window) = shorter {
+            let build = |call| wire::history(call, conversation_id, window, limit);
+            let values = self.read_in_doubt(partition, "k1_history", build, end).await?.0;
+            history = wire::named(&key, wire::read_history(window, values))?;
+        }
+        if let Some(history) = &mut history {
+            history.seq = history.seq.min(first.saturating_sub(1));
+            history.messages.retain(|m| m.seq < first);
+        }
+        Ok(history)
     }
 }
 
@@ -166,7 +211,7 @@ impl Hub {
         function: &str,
         build: impl FnOnce(Call) -> Call + Send,
         end: Instant,
-    ) -> Result<Vec<Value>, EngineError> {
+    ) -> Result<(Vec<Value>, Option<Doubt>), EngineError> {
         let call = build(Call::reading(function, &partition.key, &claim.token));
         let asked = async {
             let mut connection = claim.node.reader().await?;
@@ -186,8 +231,8 @@ impl Hub {
         let Some(value) = values.into_iter().next() else { return Err(EngineError::Unavailable("no answer".into())) };
         match wire::verdict(value) {
             Verdict::Done(values) => {
-                claim.reached(values.first().and_then(wire::number).unwrap_or(0), end).await?;
-                Ok(values)
+                let doubt = claim.reached(values.first().and_then(wire::number).unwrap_or(0), end).await?;
+                Ok((values, doubt))
             }
             Verdict::Fenced(holder) => {
                 self.fenced(partition, claim, holder.clone());
@@ -223,9 +268,14 @@ impl Hub {
     ) -> Result<(u64, Vec<Pending>), EngineError> {
         let end = Instant::now() + DRAIN;
         let build = |call: Call| call.arg(after.to_string()).arg(limit.to_string()).arg(bytes.to_string());
-        let values = self.read(partition, claim, "k1_outbox", build, end).await?;
-        let ver = values.first().and_then(wire::number).unwrap_or(0);
-        Ok((ver, wire::read_outbox(values)?))
+        let (values, doubt) = self.read(partition, claim, "k1_outbox", build, end).await?;
+        let mut ver = values.first().and_then(wire::number).unwrap_or(0);
+        let mut entries = wire::named(&format!("outbox of partition {}", partition.number), wire::read_outbox(values))?;
+        if doubt.is_some() {
+            ver = ver.min(claim.committed());
+            entries.retain(|entry| entry.ver <= ver);
+        }
+        Ok((ver, entries))
     }
 }
 
@@ -250,7 +300,7 @@ impl Partition {
 
 /// Trims partitions whose last events were published after their last write.
 async fn trim_quiet(hub: Arc<Hub>, end: CancellationToken) {
-    let engine = ValkeyEngine { hub };
+    let engine = ValkeyEngine { hub, pages: Coalesce::default() };
     while end.run_until_cancelled(tokio::time::sleep(QUIET)).await.is_some() {
         for partition in &engine.hub.partitions {
             let (published, trimmed) = {
@@ -279,6 +329,13 @@ async fn trim_quiet(hub: Arc<Hub>, end: CancellationToken) {
                 backlog.trimmed = backlog.trimmed.max(published.min(backlog.published));
             }
         }
+    }
+}
+
+fn key_of(want: &Want) -> String {
+    match want {
+        Want::Field(field) => format!("{} {}", field.key, field.name),
+        Want::All(key) => key.clone(),
     }
 }
 
@@ -337,7 +394,7 @@ impl Engine for ValkeyEngine {
 
     async fn get(&self, partition: u32, wants: Vec<Want>, end: Instant) -> Result<Vec<Got>, EngineError> {
         let values = self.read(partition, "k1_get", |call| wire::get(call, &wants), end).await?;
-        wire::read_get(&wants, values)
+        wire::named(&wants.first().map_or_else(String::new, key_of), wire::read_get(&wants, values))
     }
 
     async fn history(
@@ -348,9 +405,8 @@ impl Engine for ValkeyEngine {
         limit: u32,
         end: Instant,
     ) -> Result<Option<History>, EngineError> {
-        let values =
-            self.read(partition, "k1_history", |call| wire::history(call, conversation_id, window, limit), end).await?;
-        wire::read_history(window, values)
+        let key = (conversation_id.to_owned(), window, limit);
+        self.pages.read(key, self.page(partition, conversation_id, window, limit, end)).await
     }
 
     async fn heads(
@@ -369,7 +425,22 @@ impl Engine for ValkeyEngine {
             }
             call
         };
-        wire::read_heads(self.read(partition, "k1_heads", build, end).await?)
+        let (values, doubt) = self.read_in_doubt(partition, "k1_heads", build, end).await?;
+        let mut rows = wire::named(&format!("heads of partition {partition}"), wire::read_heads(values))?;
+        let Some(doubt) = doubt else { return Ok(rows) };
+        for (id, row) in conversation_ids.iter().zip(&mut rows) {
+            let Some(first) = doubt.first(id) else { continue };
+            let known = first.saturating_sub(1);
+            row.own = row.own.map(|own| own.min(known));
+            if let Some((_, seq)) = row.fields.iter_mut().find(|(name, _)| name == "s") {
+                *seq = known.to_string().into();
+            }
+            if row.last.is_some() {
+                let page = self.history(partition, id, Window::Before(first), 1, end).await?;
+                row.last = page.and_then(|mut p| p.messages.pop()).map(|m| (m.row, m.overlay));
+            }
+        }
+        Ok(rows)
     }
 
     async fn members(
@@ -381,7 +452,8 @@ impl Engine for ValkeyEngine {
         end: Instant,
     ) -> Result<Option<MemberPage>, EngineError> {
         let build = |call: Call| call.arg(conversation_id).arg(after.to_string()).arg(limit.to_string());
-        wire::read_members(self.read(partition, "k1_members", build, end).await?)
+        let values = self.read(partition, "k1_members", build, end).await?;
+        wire::named(&format!("j:{conversation_id}"), wire::read_members(values))
     }
 
     async fn list(
@@ -393,8 +465,8 @@ impl Engine for ValkeyEngine {
         limit: u32,
         end: Instant,
     ) -> Result<Vec<ListRow>, EngineError> {
-        wire::read_list(
-            self.read(partition, "k1_list", |call| wire::list(call, user_id, walk, offset, limit), end).await?,
-        )
+        let values =
+            self.read(partition, "k1_list", |call| wire::list(call, user_id, walk, offset, limit), end).await?;
+        wire::named(&format!("l:{user_id}"), wire::read_list(values))
     }
 }

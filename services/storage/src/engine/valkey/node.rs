@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{
     hub::Hub,
-    partition::{Claim, Partition},
+    partition::{Claim, Partition, Pending},
     topology::Primary,
     wire::{self, Emits, Verdict},
 };
@@ -31,6 +31,8 @@ const WAIT_MS: u64 = 1_000;
 /// How long a group may take in all; longer than WAIT, so that a slow replica is told from a silent primary.
 const ANSWER: Duration = Duration::from_millis(2_500);
 const READ_ANSWER: Duration = Duration::from_secs(2);
+/// Between two looks at replicas that are behind.
+const SETTLE: Duration = Duration::from_millis(50);
 /// After a connection that failed.
 const PAUSE: Duration = Duration::from_millis(50);
 pub(super) const FULL: EngineError =
@@ -61,8 +63,13 @@ impl Node {
     pub(super) fn start(primary: Primary, hub: &Arc<Hub>) -> Arc<Self> {
         let (queue, items) = mpsc::channel(QUEUE);
         let connector = hub.connector.clone();
-        let writer =
-            Writer { primary: primary.clone(), connector: connector.clone(), connection: None, hub: hub.clone() };
+        let writer = Writer {
+            primary: primary.clone(),
+            connector: connector.clone(),
+            connection: None,
+            hub: hub.clone(),
+            unsettled: Vec::new(),
+        };
         tokio::spawn(writer.run(items));
         Arc::new(Self { primary, queue, reader: Mutex::new(None), connector })
     }
@@ -102,12 +109,36 @@ struct Writer {
     connector: Connector,
     connection: Option<Connection>,
     hub: Arc<Hub>,
+    /// Calls that are done on the primary; too few replicas had acknowledged them in time. In the order in which they were sent over
+    /// `connection`, so the next WAIT that succeeds on it covers them.
+    unsettled: Vec<Unsettled>,
+}
+
+/// A call whose caller was told that its outcome is open.
+struct Unsettled {
+    partition: Arc<Partition>,
+    claim: Arc<Claim>,
+    ver: u64,
+    events: Vec<Pending>,
 }
 
 impl Writer {
     async fn run(mut self, mut items: mpsc::Receiver<Item>) {
         let mut group = Vec::with_capacity(GROUP);
-        while let Some(first) = items.recv().await {
+        loop {
+            let first = if self.unsettled.is_empty() {
+                items.recv().await
+            } else {
+                // Without a call there is still something to wait for.
+                match tokio::time::timeout(SETTLE, items.recv()).await {
+                    Ok(first) => first,
+                    Err(_) => {
+                        self.settle_up().await;
+                        continue;
+                    }
+                }
+            };
+            let Some(first) = first else { return };
             let mut bytes = first.bytes;
             group.push(first);
             while group.len() < GROUP && bytes < GROUP_BYTES {
@@ -119,8 +150,34 @@ impl Writer {
         }
     }
 
+    /// Asks whether the replicas have caught up with what is unsettled.
+    async fn settle_up(&mut self) {
+        let Some(mut connection) = self.connection.clone().filter(|c| !c.is_closed()) else {
+            self.connection = None;
+            return self.give_up();
+        };
+        let k = self.hub.ack_replicas();
+        let wait = connection.command(cmd("WAIT").arg(k).arg(WAIT_MS)).await;
+        match wait {
+            Ok(Value::Int(n)) => self.settle(Vec::new(), Vec::new(), n >= i64::from(k)),
+            Ok(_) => self.lost(Vec::new(), "an answer of another kind"),
+            Err(error) => self.lost(Vec::new(), &error.to_string()),
+        }
+    }
+
+    /// The connection over which they were sent is gone: only the store knows what became of them.
+    fn give_up(&mut self) {
+        for Unsettled { partition, claim, .. } in self.unsettled.drain(..) {
+            self.hub.void(&partition, &claim);
+        }
+    }
+
     async fn commit(&mut self, group: &mut Vec<Item>) {
         let now = Instant::now();
+        if self.unsettled.len() >= QUEUE {
+            group.drain(..).for_each(|item| answer(item, Err(FULL)));
+            return self.settle_up().await;
+        }
         let mut sent = Vec::with_capacity(group.len());
         for item in group.drain(..) {
             if item.claim.as_ref().is_some_and(|c| c.is_void()) {
@@ -166,6 +223,7 @@ impl Writer {
         match &self.connection {
             Some(connection) if !connection.is_closed() => Ok(connection.clone()),
             _ => {
+                self.give_up();
                 let fresh = self.connector.connect(&self.primary.address, ANSWER).await?;
                 self.hub.check_library(&fresh).await?;
                 self.connection = Some(fresh.clone());
@@ -190,6 +248,7 @@ impl Writer {
         tracing::warn!(why, node = %self.primary.address, calls = items.len(), "the storage engine lost a group: its outcome is open");
         metrics::counter!("kith_storage_groups_lost_total").increment(1);
         self.connection = None;
+        self.give_up();
         self.hub.watcher.look_again();
         for item in items {
             if let Some(claim) = &item.claim {
@@ -199,21 +258,21 @@ impl Writer {
         }
     }
 
-    fn settle(&self, items: Vec<Item>, values: Vec<Value>, enough: bool) {
-        if !enough {
+    fn settle(&mut self, items: Vec<Item>, values: Vec<Value>, enough: bool) {
+        if enough {
+            for Unsettled { partition, claim, ver, events } in self.unsettled.drain(..) {
+                if !claim.is_void() {
+                    self.hub.committed(&partition, &claim, ver, events);
+                }
+            }
+        } else if !items.is_empty() {
             tracing::warn!(node = %self.primary.address, calls = items.len(), "too few replicas acknowledged a group in time");
             metrics::counter!("kith_storage_short_waits_total").increment(1);
         }
         for (item, value) in items.into_iter().zip(values) {
             match wire::verdict(value) {
                 Verdict::Done(values) if enough => self.done(item, values),
-                Verdict::Done(_) => {
-                    if let Some(claim) = &item.claim {
-                        self.hub.void(&item.partition, claim);
-                    }
-                    let why = "too few replicas answered in time: retry with the same ids";
-                    answer(item, Err(EngineError::Unavailable(why.into())));
-                }
+                Verdict::Done(values) => self.doubt(item, &values),
                 Verdict::Fenced(holder) => {
                     if let Some(claim) = &item.claim {
                         self.hub.fenced(&item.partition, claim, holder.clone());
@@ -230,6 +289,26 @@ impl Writer {
                 Verdict::Refused(error) => answer(item, Err(error)),
             }
         }
+    }
+
+    /// Done on the primary, perhaps nowhere else: reads leave it out, and it is committed with the next WAIT that succeeds.
+    fn doubt(&mut self, item: Item, values: &[Value]) {
+        if let Some(claim) = item.claim.clone().filter(|c| !c.is_void()) {
+            let ver = values.first().and_then(wire::number).unwrap_or(0);
+            let events = wire::emitted(&item.emits, ver, values);
+            if !events.is_empty() {
+                let message = match &item.emits {
+                    Emits::Message { conversation_id, .. } => {
+                        values.get(1).and_then(wire::number).map(|seq| (conversation_id.clone(), seq))
+                    }
+                    _ => None,
+                };
+                claim.doubt(ver, message);
+            }
+            self.unsettled.push(Unsettled { partition: item.partition.clone(), claim, ver, events });
+        }
+        let why = "too few replicas answered in time: retry with the same ids";
+        answer(item, Err(EngineError::Unavailable(why.into())));
     }
 
     fn done(&self, item: Item, values: Vec<Value>) {

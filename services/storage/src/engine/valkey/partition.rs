@@ -1,7 +1,7 @@
 //! One partition as this instance knows it: whether it is held, under which claim, and how far its writes are committed.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -27,11 +27,37 @@ pub(crate) struct Claim {
     committed: AtomicU64,
     void: AtomicBool,
     moved: Notify,
+    doubt: Mutex<Doubt>,
+}
+
+/// Writes that stand on the primary and are not known to be on enough replicas: they may be lost with it, so reads leave them out.
+#[derive(Clone, Default)]
+pub(super) struct Doubt {
+    /// The highest version in doubt; 0: none.
+    upto: u64,
+    /// The first message in doubt of each conversation.
+    messages: HashMap<String, u64>,
+    /// More than messages is in doubt.
+    other: bool,
+}
+
+impl Doubt {
+    /// The first message of a conversation that must not be shown.
+    pub(super) fn first(&self, conversation_id: &str) -> Option<u64> {
+        self.messages.get(conversation_id).copied()
+    }
 }
 
 impl Claim {
     pub(super) fn new(token: [u8; 16], node: Arc<Node>, committed: u64) -> Self {
-        Self { token, node, committed: AtomicU64::new(committed), void: AtomicBool::new(false), moved: Notify::new() }
+        Self {
+            token,
+            node,
+            committed: AtomicU64::new(committed),
+            void: AtomicBool::new(false),
+            moved: Notify::new(),
+            doubt: Mutex::default(),
+        }
     }
 
     pub(crate) fn committed(&self) -> u64 {
@@ -40,6 +66,25 @@ impl Claim {
 
     pub(super) fn commit(&self, ver: u64) {
         self.committed.fetch_max(ver, Ordering::AcqRel);
+        let mut doubt = self.doubt.lock();
+        if doubt.upto != 0 && doubt.upto <= self.committed() {
+            *doubt = Doubt::default();
+        }
+        drop(doubt);
+        self.moved.notify_waiters();
+    }
+
+    /// A write up to `ver` stands on the primary alone; `message` says which, if it is one.
+    pub(super) fn doubt(&self, ver: u64, message: Option<(String, u64)>) {
+        let mut doubt = self.doubt.lock();
+        doubt.upto = doubt.upto.max(ver);
+        match message {
+            Some((conversation_id, seq)) => {
+                doubt.messages.entry(conversation_id).or_insert(seq);
+            }
+            None => doubt.other = true,
+        }
+        drop(doubt);
         self.moved.notify_waiters();
     }
 
@@ -52,14 +97,19 @@ impl Claim {
         self.moved.notify_waiters();
     }
 
-    /// Waits until everything up to `ver` is committed: what a read has seen may be shown then.
-    pub(super) async fn reached(&self, ver: u64, end: Instant) -> Result<(), EngineError> {
+    /// Waits until everything up to `ver` is committed: what a read has seen may be shown then. What is left in doubt meanwhile, the reader
+    /// must leave out: only messages, else the wait goes on.
+    pub(super) async fn reached(&self, ver: u64, end: Instant) -> Result<Option<Doubt>, EngineError> {
         loop {
             let moved = self.moved.notified();
             tokio::pin!(moved);
             moved.as_mut().enable();
             if self.committed() >= ver {
-                return Ok(());
+                return Ok(None);
+            }
+            let known = Some(&*self.doubt.lock()).filter(|d| d.upto >= ver && !d.other).cloned();
+            if known.is_some() {
+                return Ok(known);
             }
             if self.is_void() {
                 return Err(EngineError::Unavailable(

@@ -231,6 +231,18 @@ mod tests {
         assert!(merge(vec![word]).owner(0).is_none());
     }
 
+    proptest::proptest! {
+        #[test]
+        fn an_arbitrary_table_of_nodes_makes_no_panic(words in "(([a-z0-9:,@.-]{0,12}|myself,master|[0-9]{1,6}-[0-9]{1,6}|\\[|\\PC)[ \n]){0,60}", noise in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
+            for text in [words, String::from_utf8_lossy(&noise).into_owned()] {
+                let topology = merge(vec![parse(&text, "127.0.0.1:1")]);
+                for slot in [0, 16_383, u16::MAX] {
+                    topology.owner(slot);
+                }
+            }
+        }
+    }
+
     #[test]
     fn nonsense_is_passed_over() {
         let word = parse("x\na b c\nid :0@0 myself,master - 0 0 1 connected 5 9-7 [1->-x] 99999 10-12\n", "n");

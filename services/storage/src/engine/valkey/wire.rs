@@ -222,6 +222,14 @@ pub(super) fn list(call: Call, user_id: &str, walk: Walk, offset: u32, limit: u3
     call.arg(user_id).arg(direction).arg(bound).number(offset).number(limit)
 }
 
+/// Says of which key an answer was that cannot be read.
+pub(super) fn named<T>(key: &str, read: Result<T, EngineError>) -> Result<T, EngineError> {
+    read.map_err(|error| match error {
+        EngineError::DataLoss(what) => EngineError::DataLoss(format!("{key}: {what}")),
+        other => other,
+    })
+}
+
 fn odd(what: &str) -> EngineError {
     EngineError::DataLoss(format!("the function library gave an answer that cannot be read: {what}"))
 }
@@ -346,3 +354,22 @@ pub(super) fn read_outbox(values: Vec<Value>) -> Result<Vec<Pending>, EngineErro
     }
     Ok(entries)
 }
+
+/// The answer to a claim.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Claimed {
+    pub(super) ver: u64,
+    /// Entries in the outbox.
+    pub(super) entries: u64,
+    /// Who held the partition before.
+    pub(super) before: String,
+}
+
+pub(super) fn read_claim(values: &[Value]) -> Option<Claimed> {
+    let [ver, entries, rest @ ..] = values else { return None };
+    let before = rest.first().cloned().and_then(text).unwrap_or_default();
+    Some(Claimed { ver: number(ver)?, entries: number(entries)?, before })
+}
+
+#[cfg(test)]
+mod tests;

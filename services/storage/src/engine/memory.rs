@@ -1,0 +1,413 @@
+//! The engine in memory, for tests: the same operations, each atomic. A schedule can put other tasks in between and lose answers.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    ops::Bound,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::{
+    Append, Appended, Cursor, CursorKind, Engine, EngineError, Expect, Field, Got, HeadRow, History, ListRow,
+    MemberPage, MemberRow, Moved, Op, Refusal, Stored, Swap, Walk, Want, Window,
+};
+use crate::{
+    codec::ID_BYTES,
+    core::model::{MemberData, number},
+    event,
+};
+
+/// All partitions.
+#[derive(Default)]
+pub(crate) struct MemoryEngine {
+    partitions: Mutex<HashMap<u32, Data>>,
+    schedule: Mutex<VecDeque<u8>>,
+}
+
+/// One partition.
+#[derive(Default)]
+struct Data {
+    ver: u64,
+    hashes: HashMap<String, BTreeMap<String, Bytes>>,
+    scores: HashMap<String, BTreeMap<String, i64>>,
+    messages: HashMap<String, BTreeMap<u64, Bytes>>,
+    /// By conversation, sender and the sender's id.
+    seen: HashMap<(String, String, String), u64>,
+    outbox: Vec<(u64, Bytes)>,
+}
+
+/// What happens to the next mutation.
+enum Fate {
+    Done,
+    /// Nothing is done.
+    Lost,
+    /// It is done, but nobody hears of it.
+    Unheard,
+}
+
+impl MemoryEngine {
+    /// What comes to the next calls: each takes a byte; its low bits say how often others run first, the rest whether its answer is lost.
+    pub(crate) fn schedule(&self, bytes: impl IntoIterator<Item = u8>) {
+        *self.schedule.lock() = bytes.into_iter().collect();
+    }
+
+    /// Every event of a partition in version order, with the row of each message.
+    pub(crate) fn events(&self) -> Vec<(u32, u64, Bytes, Option<Bytes>)> {
+        let partitions = self.partitions.lock();
+        let mut events = Vec::new();
+        for (number, data) in partitions.iter() {
+            for (ver, body) in &data.outbox {
+                let place = std::str::from_utf8(body).ok().and_then(|b| b.strip_prefix('m')?.split_once(' '));
+                let row = place.and_then(|(seq, id)| data.messages.get(id)?.get(&seq.parse().ok()?).cloned());
+                events.push((*number, *ver, body.clone(), row));
+            }
+        }
+        events.sort_by_key(|(number, ver, ..)| (*number, *ver));
+        events
+    }
+
+    /// Replaces one stored value, or its beginning, by other bytes; `choose` gets the number of values there are.
+    pub(crate) fn damage(&self, choose: impl FnOnce(usize) -> usize, bytes: &[u8], beginning: bool) {
+        let mut partitions = self.partitions.lock();
+        let mut numbers: Vec<u32> = partitions.keys().copied().collect();
+        numbers.sort_unstable();
+        let mut places = Vec::new();
+        for number in numbers {
+            let Data { hashes, messages, .. } = &partitions[&number];
+            let fields = hashes.iter().flat_map(|(key, f)| f.keys().map(|name| (key.clone(), name.clone())));
+            places.extend(fields.map(|(key, name)| (number, key, name)));
+            places
+                .extend(messages.iter().flat_map(|(id, m)| m.keys().map(move |s| (number, id.clone(), s.to_string()))));
+        }
+        places.sort();
+        let (number, key, name) = places.swap_remove(choose(places.len()));
+        let Some(data) = partitions.get_mut(&number) else { return };
+        let row = name.parse::<u64>().ok().and_then(|seq| data.messages.get_mut(&key)?.get_mut(&seq));
+        let Some(value) = row.or_else(|| data.hashes.get_mut(&key)?.get_mut(&name)) else { return };
+        let rest = if beginning { value.slice(bytes.len().min(value.len())..) } else { Bytes::new() };
+        *value = [bytes, &rest].concat().into();
+    }
+
+    async fn turn(&self) -> Fate {
+        let next = self.schedule.lock().pop_front().unwrap_or(0);
+        for _ in 0..next & 3 {
+            tokio::task::yield_now().await;
+        }
+        match next >> 2 {
+            1..4 => Fate::Lost,
+            4..8 => Fate::Unheard,
+            _ => Fate::Done,
+        }
+    }
+
+    async fn write<T>(
+        &self,
+        partition: u32,
+        change: impl FnOnce(&mut Data) -> Result<T, EngineError> + Send,
+    ) -> Result<T, EngineError> {
+        let lost = || EngineError::Unavailable("the outcome is not known".into());
+        match self.turn().await {
+            Fate::Lost => Err(lost()),
+            fate => {
+                let done = change(self.partitions.lock().entry(partition).or_default())?;
+                if matches!(fate, Fate::Unheard) { Err(lost()) } else { Ok(done) }
+            }
+        }
+    }
+
+    async fn read<T>(&self, partition: u32, look: impl FnOnce(&Data) -> T + Send) -> Result<T, EngineError> {
+        self.turn().await;
+        Ok(look(self.partitions.lock().entry(partition).or_default()))
+    }
+}
+
+impl Data {
+    fn field(&self, key: &str, name: &str) -> Option<&Bytes> {
+        self.hashes.get(key)?.get(name)
+    }
+
+    fn count(&self, key: &str, name: &str) -> Option<u64> {
+        number(self.field(key, name)?)
+    }
+
+    fn set(&mut self, key: String, name: impl Into<String>, value: impl Into<Bytes>) {
+        self.hashes.entry(key).or_default().insert(name.into(), value.into());
+    }
+
+    fn emit(&mut self, body: Bytes) {
+        self.ver += 1;
+        self.outbox.push((self.ver, body));
+    }
+
+    fn append(&mut self, a: Append) -> Result<Appended, EngineError> {
+        let refused = |why| Err(EngineError::Refused(why));
+        let head = format!("c:{}", a.conversation_id);
+        let Some(last) = self.count(&head, "s") else { return refused(Refusal::NoConversation) };
+        let identity = (a.conversation_id.clone(), a.sender_id.clone(), a.client_msg_id.clone());
+        if let Some(seq) = self.seen.get(&identity) {
+            let stored = self.messages[&a.conversation_id][seq].clone();
+            if stored[ID_BYTES..] != a.row[ID_BYTES..] {
+                return refused(Refusal::OtherPayload);
+            }
+            return Ok(Appended { seq: *seq, earlier: Some(stored) });
+        }
+        if self.field(&head, "di").is_some() {
+            return refused(Refusal::Dissolved);
+        }
+        if !a.privileged {
+            let Some(row) = self.field(&format!("g:{}", a.conversation_id), &a.sender_id) else {
+                return refused(Refusal::NotMember);
+            };
+            let member = MemberData::unpack(row).ok_or_else(|| EngineError::DataLoss(a.sender_id.clone()))?;
+            let group_muted = self.field(&head, "mu").is_some_and(|m| m.as_ref() == b"1");
+            if member.blocked {
+                return refused(Refusal::Blocked);
+            }
+            if member.muted_until > a.now_ms || (group_muted && member.role == 1) {
+                return refused(Refusal::Muted);
+            }
+        }
+        let seq = last + 1;
+        if seq - self.count(&head, "f").unwrap_or(0) > a.hot_limit {
+            return refused(Refusal::HotLimit);
+        }
+        self.messages.entry(a.conversation_id.clone()).or_default().insert(seq, a.row);
+        self.set(head.clone(), "s", seq.to_string());
+        self.set(head, "a", a.now_ms.to_string());
+        if !a.privileged {
+            self.set(format!("r:{}", a.conversation_id), format!("s{}", a.sender_id), seq.to_string());
+        }
+        self.emit(event::message_body(&a.conversation_id, seq));
+        self.seen.insert(identity, seq);
+        Ok(Appended { seq, earlier: None })
+    }
+
+    fn cursor(&mut self, c: &Cursor) -> Result<Moved, EngineError> {
+        let Some(last) = self.count(&format!("c:{}", c.conversation_id), "s") else {
+            return Err(EngineError::Refused(Refusal::NoConversation));
+        };
+        if self.field(&format!("g:{}", c.conversation_id), &c.user_id).is_none() {
+            return Err(EngineError::Refused(Refusal::NotMember));
+        }
+        let name = match &c.kind {
+            CursorKind::Read => format!("r{}", c.user_id),
+            CursorKind::Cleared => format!("c{}", c.user_id),
+            CursorKind::Delivered(device) => format!("d{}/{device}", c.user_id),
+        };
+        let key = format!("r:{}", c.conversation_id);
+        let now = self.count(&key, &name).unwrap_or(0);
+        let want = if c.seq == 0 { last } else { c.seq.min(last) };
+        if want <= now {
+            return Ok(Moved { seq: now, moved: false });
+        }
+        self.set(key, name, want.to_string());
+        if !c.event.is_empty() {
+            let text = String::from_utf8_lossy(&c.event).replace(event::FOUND, &want.to_string());
+            self.emit(text.into());
+        }
+        Ok(Moved { seq: want, moved: true })
+    }
+
+    fn swap(&mut self, swap: Swap) -> Result<(), EngineError> {
+        for condition in &swap.conditions {
+            let Field { key, name } = &condition.field;
+            let holds = match &condition.expect {
+                Expect::Absent => self.field(key, name).is_none(),
+                Expect::Value(value) => self.field(key, name) == Some(value),
+            };
+            if !holds {
+                return Err(EngineError::Conflict);
+            }
+        }
+        for op in swap.ops {
+            match op {
+                Op::Set(field, value) => self.set(field.key, field.name, value),
+                Op::Delete(field) => {
+                    self.hashes.entry(field.key).or_default().remove(&field.name);
+                }
+                Op::Score { key, score, member } => {
+                    self.scores.entry(key).or_default().insert(member, score);
+                }
+                Op::Unscore { key, member } => {
+                    self.scores.entry(key).or_default().remove(&member);
+                }
+                Op::Emit(body) => self.emit(body),
+            }
+        }
+        Ok(())
+    }
+
+    fn all(&self, key: &str) -> Vec<(String, Bytes)> {
+        let fields = self.hashes.get(key).into_iter().flatten();
+        fields.map(|(name, value)| (name.clone(), value.clone())).collect()
+    }
+
+    fn history(&self, id: &str, window: Window, limit: usize) -> Option<History> {
+        let head = format!("c:{id}");
+        let seq = self.count(&head, "s")?;
+        let none = BTreeMap::new();
+        let rows = self.messages.get(id).unwrap_or(&none);
+        let mut found: Vec<(u64, &Bytes)> = match window {
+            Window::Newest => rows.iter().rev().take(limit).map(|(s, r)| (*s, r)).collect(),
+            Window::Before(before) => rows.range(..before).rev().take(limit).map(|(s, r)| (*s, r)).collect(),
+            Window::After(after) => {
+                rows.range((Bound::Excluded(after), Bound::Unbounded)).take(limit).map(|(s, r)| (*s, r)).collect()
+            }
+        };
+        found.sort_by_key(|(seq, _)| *seq);
+        let overlay = |seq: u64| self.field(&format!("x:{id}"), &seq.to_string()).cloned();
+        let messages =
+            found.into_iter().map(|(seq, row)| Stored { seq, row: row.clone(), overlay: overlay(seq) }).collect();
+        Some(History { seq, floor: self.count(&head, "f").unwrap_or(0), messages })
+    }
+
+    fn head(&self, id: &str, user: &str, device: &str, with_last: bool) -> HeadRow {
+        let fields = self.all(&format!("c:{id}"));
+        if fields.is_empty() {
+            return HeadRow::default();
+        }
+        let cursor = |name: String| if user.is_empty() { None } else { self.count(&format!("r:{id}"), &name) };
+        let last = self.messages.get(id).and_then(|rows| rows.last_key_value()).filter(|_| with_last);
+        HeadRow {
+            fields,
+            member: self.field(&format!("g:{id}"), user).cloned(),
+            read: cursor(format!("r{user}")),
+            own: cursor(format!("s{user}")),
+            cleared: cursor(format!("c{user}")),
+            delivered: cursor(format!("d{user}/{device}")),
+            last: last.map(|(seq, row)| (row.clone(), self.field(&format!("x:{id}"), &seq.to_string()).cloned())),
+        }
+    }
+
+    /// Members of a scored set in order.
+    fn scored(&self, key: &str) -> Vec<(i64, String)> {
+        let members = self.scores.get(key).into_iter().flatten();
+        let mut members: Vec<_> = members.map(|(member, score)| (*score, member.clone())).collect();
+        members.sort();
+        members
+    }
+
+    fn list(&self, user: &str, walk: Walk, offset: usize, limit: usize) -> Vec<ListRow> {
+        let mut rows = self.scored(&format!("l:{user}"));
+        match walk {
+            Walk::Down(from) => {
+                rows.reverse();
+                rows.retain(|(score, _)| from.is_none_or(|f| *score <= f));
+            }
+            Walk::Up(from) => rows.retain(|(score, _)| from.is_none_or(|f| *score >= f)),
+        }
+        let page = rows.into_iter().skip(offset).take(limit);
+        page.map(|(activity, id)| ListRow {
+            settings: self.field(&format!("s:{user}"), &id).cloned(),
+            conversation_id: id,
+            activity,
+        })
+        .collect()
+    }
+}
+
+#[async_trait]
+impl Engine for MemoryEngine {
+    fn holds(&self, _: u32) -> bool {
+        true
+    }
+
+    async fn append(&self, partition: u32, append: Append, _: Instant) -> Result<Appended, EngineError> {
+        self.write(partition, |data| data.append(append)).await
+    }
+
+    async fn cursor(&self, partition: u32, cursor: Cursor, _: Instant) -> Result<Moved, EngineError> {
+        self.write(partition, |data| data.cursor(&cursor)).await
+    }
+
+    async fn hints(
+        &self,
+        partition: u32,
+        user: &str,
+        hints: Vec<(String, i64)>,
+        _: Instant,
+    ) -> Result<(), EngineError> {
+        let mut partitions = self.partitions.lock();
+        if let Some(list) = partitions.entry(partition).or_default().scores.get_mut(&format!("l:{user}")) {
+            for (id, activity) in hints {
+                list.entry(id).and_modify(|score| *score = activity.max(*score));
+            }
+        }
+        Ok(())
+    }
+
+    async fn swap(&self, partition: u32, swap: Swap, _: Instant) -> Result<(), EngineError> {
+        self.write(partition, |data| data.swap(swap)).await
+    }
+
+    async fn get(&self, partition: u32, wants: Vec<Want>, _: Instant) -> Result<Vec<Got>, EngineError> {
+        let look = |data: &Data| {
+            let got = |want| match want {
+                Want::Field(Field { key, name }) => Got::Field(data.field(&key, &name).cloned()),
+                Want::All(key) => Got::All(data.all(&key)),
+            };
+            wants.into_iter().map(got).collect()
+        };
+        self.read(partition, look).await
+    }
+
+    async fn history(
+        &self,
+        partition: u32,
+        id: &str,
+        window: Window,
+        limit: u32,
+        _: Instant,
+    ) -> Result<Option<History>, EngineError> {
+        self.read(partition, |data| data.history(id, window, limit as usize)).await
+    }
+
+    async fn heads(
+        &self,
+        partition: u32,
+        user: &str,
+        device: &str,
+        with_last: bool,
+        ids: Vec<String>,
+        _: Instant,
+    ) -> Result<Vec<HeadRow>, EngineError> {
+        self.read(partition, |data| ids.iter().map(|id| data.head(id, user, device, with_last)).collect()).await
+    }
+
+    async fn members(
+        &self,
+        partition: u32,
+        id: &str,
+        after: i64,
+        limit: u32,
+        _: Instant,
+    ) -> Result<Option<MemberPage>, EngineError> {
+        let look = |data: &Data| {
+            let head = format!("c:{id}");
+            let version = data.count(&head, "mv")?;
+            let page = data.scored(&format!("j:{id}")).into_iter().filter(|(order, _)| *order > after);
+            let members = page.take(limit as usize).map(|(order, user_id)| MemberRow {
+                row: data.field(&format!("g:{id}"), &user_id).cloned(),
+                user_id,
+                order,
+            });
+            Some(MemberPage { version, count: data.count(&head, "n").unwrap_or(0), members: members.collect() })
+        };
+        self.read(partition, look).await
+    }
+
+    async fn list(
+        &self,
+        partition: u32,
+        user: &str,
+        walk: Walk,
+        offset: u32,
+        limit: u32,
+        _: Instant,
+    ) -> Result<Vec<ListRow>, EngineError> {
+        self.read(partition, |data| data.list(user, walk, offset as usize, limit as usize)).await
+    }
+}
