@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{
     slots::{SLOTS, SlotSet},
-    types::{DesiredShard, NodeId, NodeState, Observation},
+    types::{DesiredShard, KnownNode, NodeId, NodeState, Observation},
 };
 
 /// The slots by owner, as the claim with the highest epoch says.
@@ -24,10 +24,17 @@ impl Ownership {
     /// From one observation.
     pub fn of(observation: &Observation) -> Self {
         let states: Vec<&NodeState> = observation.up().map(|(_, s)| s).collect();
+        let own: BTreeMap<&NodeId, u64> =
+            states.iter().filter_map(|s| s.myself()).map(|me| (&me.id, me.epoch)).collect();
+        // Others go on naming a node for slots that it gave up without an heir; what it says itself counts, unless they know a later
+        // epoch of it than it did when it was asked.
+        let outdated = |teller: &NodeState, told: &KnownNode| {
+            teller.id != told.id && own.get(&told.id).is_some_and(|epoch| *epoch >= told.epoch)
+        };
         // Claims in the order of their epochs, so that the highest one is written last.
         let mut claims: Vec<(u64, &NodeId, &SlotSet)> = states
             .iter()
-            .flat_map(|s| s.view.iter())
+            .flat_map(|s| s.view.iter().filter(|n| !outdated(s, n)))
             .filter(|n| !n.slots.is_empty())
             .map(|n| (n.epoch, &n.id, &n.slots))
             .collect();

@@ -216,7 +216,8 @@ fn nothing() -> Desired {
 pub(crate) fn to_text(desired: &Desired) -> String {
     let line = |(shard, member): (&DesiredShard, &Member)| {
         let address = member.address.map(|a| a.to_string()).unwrap_or_default();
-        format!("{} {} {} {} {}\n", shard.name, shard.replicas, member.pod, address, member.bus_port)
+        let (name, replicas, draining) = (&shard.name, shard.replicas, shard.draining);
+        format!("{name} {replicas} {draining} {} {address} {}\n", member.pod, member.bus_port)
     };
     desired.members().map(line).collect()
 }
@@ -225,7 +226,9 @@ pub(crate) fn to_text(desired: &Desired) -> String {
 pub(crate) fn from_text(text: &str) -> Desired {
     let mut desired = Desired { formed: true, ..nothing() };
     for line in text.lines() {
-        let [name, replicas, pod, address, bus_port] = line.split(' ').collect::<Vec<_>>()[..] else { continue };
+        let [name, replicas, draining, pod, address, bus_port] = line.split(' ').collect::<Vec<_>>()[..] else {
+            continue;
+        };
         let replicas: u32 = replicas.parse().expect("a number");
         let member = Member {
             pod: pod.to_owned(),
@@ -240,7 +243,7 @@ pub(crate) fn from_text(text: &str) -> Desired {
                 name: name.to_owned(),
                 weight: 100,
                 replicas,
-                draining: false,
+                draining: draining == "true",
                 min_replicas_to_write: 1.min(replicas),
                 lowered: false,
                 force_promote: None,

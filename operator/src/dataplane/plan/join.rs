@@ -60,8 +60,9 @@ pub(super) fn strangers(scene: &Scene, problems: &mut Vec<Problem>) -> BTreeSet<
             state.keys,
             slots.len()
         );
+        // Alone it has no replicas, and would refuse to be emptied.
         let command = format!(
-            "kubectl exec {} -- valkey-cli CLUSTER RESET HARD (after FLUSHALL; throws away what it holds)",
+            "kubectl exec {} -- sh -c 'valkey-cli CONFIG SET min-replicas-to-write 0 && valkey-cli FLUSHALL && valkey-cli CLUSTER RESET HARD' (throws away what it holds)",
             node.pod
         );
         problems.push(problem(&node.shard, Reason::ForeignData, message).with_command(command));
