@@ -11,8 +11,8 @@ use kith_kit::{client::MAX_MESSAGE_BYTES, ids, shutdown::CancellationToken, stor
 use kith_proto::{
     chat::v1::{Draft, MessageType},
     storage::v1::{
-        AppendRequest, AppendStreamRequest, OpenDirectRequest, UserUpdate, append_stream_response::Result as Outcome,
-        messages_client::MessagesClient,
+        AppendItem, AppendRequest, AppendStreamRequest, OpenDirectRequest, UserUpdate,
+        append_result::Result as Outcome, messages_client::MessagesClient,
     },
 };
 use parking_lot::Mutex;
@@ -30,6 +30,8 @@ use crate::local::{Kind, Options, Platform};
 const STREAMS: usize = 2;
 /// Appends in flight when going as fast as it goes.
 const WINDOW: usize = 512;
+/// Appends in one request.
+const GATHERED: usize = 64;
 /// Appends that may wait for the stream in the open loop.
 const QUEUE: usize = 65_536;
 const DRAIN: Duration = Duration::from_secs(10);
@@ -114,7 +116,7 @@ struct Client {
 
 /// The streams of one run.
 struct Streams {
-    ways: HashMap<String, Vec<mpsc::Sender<AppendStreamRequest>>>,
+    ways: HashMap<String, Vec<mpsc::Sender<AppendItem>>>,
     open: Open,
     phase: Phase,
 }
@@ -153,11 +155,11 @@ impl Client {
         let mut ways: HashMap<String, Vec<_>> = HashMap::new();
         for address in self.storage.router().discovery().current().iter() {
             for _ in 0..STREAMS {
-                let (send, requests) = mpsc::channel(QUEUE);
+                let (send, items) = mpsc::channel(QUEUE);
                 let mut client = MessagesClient::new(self.storage.router().dialer().channel(address))
                     .max_decoding_message_size(MAX_MESSAGE_BYTES);
-                let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
-                let answers = client.append_stream(requests).await.map_err(kith_kit::error::Error::from)?.into_inner();
+                let answers =
+                    client.append_stream(gathered(items)).await.map_err(kith_kit::error::Error::from)?.into_inner();
                 tokio::spawn(count(answers, phase.clone(), open.clone(), permits.clone()));
                 ways.entry(address.clone()).or_default().push(send);
             }
@@ -218,7 +220,7 @@ impl Streams {
         let way = client.storage.router().address(key).and_then(|address| self.ways.get(&address));
         let Some(way) = way.and_then(|ways| ways.get(key as usize % STREAMS)) else { return self.phase.stuck() };
         self.open.lock().insert(n, due);
-        if way.try_send(AppendStreamRequest { id: n, append: Some(append), timeout_ms: 0 }).is_err() {
+        if way.try_send(AppendItem { id: n, append: Some(append), timeout_ms: 0 }).is_err() {
             self.open.lock().remove(&n);
             self.phase.stuck();
         }
@@ -247,19 +249,29 @@ async fn count(
                 return;
             }
             Ok(Some(answer)) => {
-                let due = open.lock().remove(&answer.id);
-                match (answer.result, due) {
-                    (Some(Outcome::Receipt(_)), Some(due)) => phase.acked(due),
-                    (Some(Outcome::Error(error)), _) => {
-                        let code = kith_kit::error::code_name(tonic::Code::from_i32(error.code));
-                        phase.refused(&format!("{code} {}", error.reason));
+                for result in answer.results {
+                    let due = open.lock().remove(&result.id);
+                    match (result.result, due) {
+                        (Some(Outcome::Receipt(_)), Some(due)) => phase.acked(due),
+                        (Some(Outcome::Error(error)), _) => {
+                            let code = kith_kit::error::code_name(tonic::Code::from_i32(error.code));
+                            phase.refused(&format!("{code} {}", error.reason));
+                        }
+                        _ => {}
                     }
-                    _ => {}
-                }
-                if let Some(permits) = &permits {
-                    permits.add_permits(1);
+                    if let Some(permits) = &permits {
+                        permits.add_permits(1);
+                    }
                 }
             }
         }
     }
+}
+
+/// What has gathered, as one request.
+fn gathered(items: mpsc::Receiver<AppendItem>) -> impl stream::Stream<Item = AppendStreamRequest> {
+    stream::unfold(items, |mut queue| async move {
+        let mut items = Vec::new();
+        (queue.recv_many(&mut items, GATHERED).await > 0).then_some((AppendStreamRequest { items }, queue))
+    })
 }

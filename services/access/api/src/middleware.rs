@@ -4,8 +4,9 @@ use std::{any::Any, time::Duration};
 
 use axum::{
     Router,
+    body::HttpBody,
     extract::{MatchedPath, Request},
-    http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header},
+    http::{HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header},
     middleware::{Next, from_fn},
     response::Response,
 };
@@ -26,6 +27,8 @@ use tracing::Instrument;
 const DEADLINE: Duration = Duration::from_secs(12);
 /// How long a browser remembers what CORS allows.
 const PREFLIGHT_AGE: Duration = Duration::from_secs(86_400);
+/// What is left of a refused body is read up to about this many bytes, and its connection used again; with more it is closed.
+const DRAINED: u64 = 4_096;
 const REQUEST_ID: HeaderName = HeaderName::from_static(request::HEADER);
 
 /// Wraps the routes.
@@ -59,6 +62,9 @@ async fn observe(request: Request, next: Next) -> Response {
     let started = Instant::now();
     let given = request.headers().get(REQUEST_ID).and_then(|v| v.to_str().ok());
     let id = request::accept(given);
+    let unread = request.body().size_hint().upper().unwrap_or(u64::MAX);
+    // HTTP/2 ends the stream alone, and has no such header.
+    let one_at_a_time = request.version() < Version::HTTP_2;
     let route = request.extensions().get::<MatchedPath>().cloned();
     let route = route.as_ref().map_or("unmatched", MatchedPath::as_str).to_owned();
     let method = method_label(request.method());
@@ -77,6 +83,10 @@ async fn observe(request: Request, next: Next) -> Response {
     let labels = [("method", method.to_owned()), ("route", route), ("status", status.as_str().to_owned())];
     metrics::counter!("kith_http_requests_total", &labels).increment(1);
     metrics::histogram!("kith_http_request_seconds", &labels[..2]).record(started.elapsed());
+    // What was refused before its body was read leaves a connection that cannot be used again: the client is told.
+    if one_at_a_time && unread > DRAINED && (status.is_client_error() || status.is_server_error()) {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     // Accepted ids are printable ASCII.
     if let Ok(value) = HeaderValue::try_from(&*id) {
         response.headers_mut().insert(REQUEST_ID, value);

@@ -204,6 +204,10 @@ impl Hub {
             let delivery = Delivery { session_ids, payload: payload.cloned() };
             if state.outlets.get(&stream).is_some_and(|o| o.deliver(delivery)) {
                 outcome.delivered += sessions;
+            } else if state.outlets.get(&stream).is_none_or(Outlet::is_over) {
+                // A stream that broke a moment ago is not a full one: its sessions are lost, and what is for them waits.
+                state.registry.detach(stream, Instant::now());
+                held.extend(overflowed.into_iter().map(Arc::from));
             } else {
                 outcome.overflowed += sessions;
                 let effects = overflowed.iter().flat_map(|id| state.registry.overflowed(id)).collect();
@@ -227,6 +231,12 @@ impl Hub {
         let mut effects = VecDeque::from(effects);
         while let Some(effect) = effects.pop_front() {
             match effect {
+                Effect::Send { stream, session, payload } if state.outlets.get(&stream).is_none_or(Outlet::is_over) => {
+                    state.registry.detach(stream, Instant::now());
+                    if !state.registry.hold(&session, payload) {
+                        effects.extend(state.registry.overflowed(&session));
+                    }
+                }
                 Effect::Send { stream, session, payload } => {
                     if !state.outlets.get(&stream).is_some_and(|o| o.deliver(payload)) {
                         effects.extend(state.registry.overflowed(&session));

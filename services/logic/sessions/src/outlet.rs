@@ -69,6 +69,11 @@ impl Outlet {
         false
     }
 
+    /// Whether the stream is over, though nobody may have noticed yet.
+    pub(crate) fn is_over(&self) -> bool {
+        self.deliveries.is_closed() || self.end.is_cancelled()
+    }
+
     /// Queues a frame ahead of all deliveries. A gateway that takes none is cut off: it reports its sessions anew.
     pub(crate) fn control(&self, frame: Frame) {
         if self.control.try_send(AttachResponse { frame: Some(frame) }).is_err() {

@@ -1,13 +1,13 @@
 //! `kith.storage.v1.Messages`.
 
-use std::{pin::Pin, time::Duration};
+use std::{pin::Pin, task::Poll, time::Duration};
 
 use futures::{FutureExt, Stream, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use kith_kit::error::Error;
 use kith_proto::storage::v1::{
-    AppendRequest, AppendResponse, AppendStreamRequest, AppendStreamResponse, EditRequest, EditResponse,
-    ListAfterRequest, ListAfterResponse, ListMessagesRequest, ListMessagesResponse, ReactRequest, ReactResponse,
-    RecallRequest, RecallResponse, append_stream_response::Result as Outcome, messages_server::Messages,
+    AppendItem, AppendRequest, AppendResponse, AppendResult, AppendStreamRequest, AppendStreamResponse, EditRequest,
+    EditResponse, ListAfterRequest, ListAfterResponse, ListMessagesRequest, ListMessagesResponse, ReactRequest,
+    ReactResponse, RecallRequest, RecallResponse, append_result::Result as Outcome, messages_server::Messages,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -18,8 +18,10 @@ use crate::core::Core;
 
 /// Items of one stream under way; beyond it the stream is not read on.
 const UNDER_WAY: usize = 1_024;
+/// Items of one request, and results of one answer.
+const MOST_ITEMS: usize = 1_024;
 /// Answers that a slow caller has not taken.
-const ANSWERS: usize = 1_024;
+const ANSWERS: usize = 16;
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) struct Service(pub(super) Core);
@@ -46,36 +48,54 @@ service! {
     react(ReactRequest) -> ReactResponse { |r| r }
 }
 
-/// Reads a stream and answers each item as it commits. Items are queued in the order in which they came.
+/// Reads a stream and answers its items as they commit, those together that commit together. Items are queued in the order in which
+/// they came.
 async fn serve(
     core: Core,
-    mut items: Streaming<AppendStreamRequest>,
+    mut requests: Streaming<AppendStreamRequest>,
     answers: mpsc::Sender<Result<AppendStreamResponse, Status>>,
 ) {
-    let mut under_way: FuturesUnordered<BoxFuture<'static, AppendStreamResponse>> = FuturesUnordered::new();
+    let mut under_way: FuturesUnordered<BoxFuture<'static, AppendResult>> = FuturesUnordered::new();
     let mut open = true;
     while open || !under_way.is_empty() {
+        let mut results = Vec::new();
         tokio::select! {
-            item = items.next(), if open && under_way.len() < UNDER_WAY => match item {
-                Some(Ok(item)) => {
-                    let mut one = one(core.clone(), item).boxed();
-                    // The first look queues it, behind those before it.
-                    match futures::poll!(&mut one) {
-                        std::task::Poll::Ready(answer) => if answers.send(Ok(answer)).await.is_err() { return },
-                        std::task::Poll::Pending => under_way.push(one),
+            request = requests.next(), if open && under_way.len() < UNDER_WAY => match request {
+                Some(Ok(request)) if request.items.len() > MOST_ITEMS => {
+                    let detail = format!("items: {}, at most {MOST_ITEMS}", request.items.len());
+                    // The caller breaks the contract: it may as well have gone.
+                    drop(answers.send(Err(Error::invalid(detail).into())).await);
+                    open = false;
+                }
+                Some(Ok(request)) => {
+                    for item in request.items {
+                        let mut one = one(core.clone(), item).boxed();
+                        // The first look queues it, behind those before it.
+                        match futures::poll!(&mut one) {
+                            Poll::Ready(answer) => results.push(answer),
+                            Poll::Pending => under_way.push(one),
+                        }
                     }
                 }
                 // The caller has gone or has no more; what is under way is done all the same.
                 Some(Err(_)) | None => open = false,
             },
-            Some(answer) = under_way.next() => if answers.send(Ok(answer)).await.is_err() { return },
+            Some(answer) = under_way.next() => {
+                results.push(answer);
+                while results.len() < MOST_ITEMS && let Some(Some(answer)) = under_way.next().now_or_never() {
+                    results.push(answer);
+                }
+            }
             // Both branches are off only when the loop is about to end.
             else => return,
+        }
+        if !results.is_empty() && answers.send(Ok(AppendStreamResponse { results })).await.is_err() {
+            return;
         }
     }
 }
 
-async fn one(core: Core, item: AppendStreamRequest) -> AppendStreamResponse {
+async fn one(core: Core, item: AppendItem) -> AppendResult {
     let limit = if item.timeout_ms == 0 { TIMEOUT } else { Duration::from_millis(item.timeout_ms.into()) };
     let append = item.append.unwrap_or_default();
     let outcome = match tokio::time::timeout(limit, core.append(append)).await {
@@ -90,5 +110,5 @@ async fn one(core: Core, item: AppendStreamRequest) -> AppendStreamResponse {
         Ok(receipt) => Outcome::Receipt(receipt),
         Err(error) => Outcome::Error(error.into()),
     };
-    AppendStreamResponse { id: item.id, result: Some(result) }
+    AppendResult { id: item.id, result: Some(result) }
 }
