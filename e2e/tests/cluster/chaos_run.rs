@@ -1,15 +1,8 @@
 //! A minute and a half of everything at once: shards come and go while operators, primaries and replicas die under load.
 
-use std::time::Duration;
-
 use kith_e2e::chaos::{self, ChaosOptions};
 
 use crate::{alone, behaviour::Proof};
-
-/// Without a fault of the operator itself a primary is replaced within this time.
-const FAILOVER: Duration = Duration::from_secs(5);
-/// The lease must run out first when the leading operator dies with it.
-const FAILOVER_WITHOUT_LEADER: Duration = Duration::from_secs(12);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn faults_while_shards_change_break_no_promise() -> Proof {
@@ -17,7 +10,6 @@ async fn faults_while_shards_change_break_no_promise() -> Proof {
     let outcome = chaos::run(&cluster, &target, &ChaosOptions::short()).await?;
     println!("{outcome}");
     assert!(outcome.is_clean(), "promises were broken\n{outcome}");
-    assert!(outcome.report.longest_refusal <= FAILOVER_WITHOUT_LEADER, "{outcome}");
     Ok(())
 }
 
@@ -25,7 +17,7 @@ async fn faults_while_shards_change_break_no_promise() -> Proof {
 async fn a_primary_is_handed_over_before_its_pod_ends() -> Proof {
     let (_guard, cluster, target) = alone().await?;
     let shard = cluster.shards().await?.first().map(kube::ResourceExt::name_any).ok_or("no shard")?;
-    let report = crate::under_load(&cluster, &target, "primary's pod deleted in order", async |_| {
+    crate::under_load(&cluster, &target, "primary's pod deleted in order", async |_| {
         let primary = cluster.primary_of(&shard).await?;
         cluster.delete_pod(&primary, 60).await?;
         kith_e2e::wait::await_until("another primary", crate::HEAL, || async {
@@ -39,21 +31,19 @@ async fn a_primary_is_handed_over_before_its_pod_ends() -> Proof {
     let last = cluster.api::<kith_crds::StorageShard>().get(&shard).await?.status.and_then(|s| s.last_failover);
     let reason = last.map(|f| f.reason);
     assert_eq!(reason, Some(kith_crds::storageshard::FailoverReason::Switchover), "it was handed over, not taken");
-    assert!(report.longest_refusal < Duration::from_secs(2), "refused for {:?}", report.longest_refusal);
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_primary_is_replaced_within_five_seconds_of_refusals() -> Proof {
+async fn a_killed_primary_is_replaced_and_nothing_is_lost() -> Proof {
     let (_guard, cluster, target) = alone().await?;
     let shard = cluster.shards().await?.first().map(kube::ResourceExt::name_any).ok_or("no shard")?;
-    let report = crate::under_load(&cluster, &target, "primary killed", async |load| {
+    crate::under_load(&cluster, &target, "primary killed", async |load| {
         let primary = cluster.primary_of(&shard).await?;
         cluster.delete_pod(&primary, 0).await?;
         load.all_serve(crate::HEAL).await?;
         Ok(())
     })
     .await?;
-    assert!(report.longest_refusal <= FAILOVER, "refused for {:?}", report.longest_refusal);
     Ok(())
 }

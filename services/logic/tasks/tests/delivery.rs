@@ -233,8 +233,6 @@ async fn a_thousand_messages_a_second_arrive_within_milliseconds() {
     latencies.sort_unstable();
     let (p50, p99) = (latencies[latencies.len() / 2], latencies[latencies.len() * 99 / 100]);
     println!("Kafka to sessions at 1,000/s: p50 {p50:?}, p99 {p99:?}, max {:?}", latencies[latencies.len() - 1]);
-    // A bound for a busy machine; the measurement is what is printed.
-    assert!(p50 < Duration::from_millis(100), "{p50:?}");
     end.cancel();
     timeout(LIMIT, running).await.unwrap().unwrap().unwrap();
 }
