@@ -41,12 +41,13 @@ struct Candidate<'a> {
     down_s: u64,
 }
 
-/// Decides about `shard`, whose primary `dead` is known to be silent. `certain` says that its process cannot be alive.
+/// Decides about `shard`, whose primary `dead` is silent, or whose pod is gone. Even a pod that is gone may have left a process that
+/// lives on for seconds (a deletion without grace ends the object first): while one replica hears the primary, the others' offsets are
+/// not final, and a write that only that one holds may still be acknowledged.
 pub fn verdict(
     desired: &Desired,
     shard: &DesiredShard,
     dead: &NodeId,
-    certain: bool,
     last: &LastKnown,
     seen: &Observation,
 ) -> Verdict {
@@ -71,9 +72,9 @@ pub fn verdict(
             continue;
         }
         let heard = *link_up && last_io_s.is_some_and(|s| s < SILENCE_S);
-        if heard && !certain {
+        if heard {
             return Verdict::Wait(format!(
-                "{} still hears the primary, which therefore lives; only the operator cannot reach it",
+                "{} still hears the primary, which therefore lives, though the operator does not reach it",
                 member.pod
             ));
         }

@@ -128,12 +128,12 @@ impl Watch {
         if memory.id != *id {
             *memory = fresh();
         }
-        let certain = is_gone(shard, memory, seen);
+        let gone = is_gone(shard, memory, seen);
         let silent_for = now.saturating_duration_since(memory.since);
-        if !certain && silent_for < DEAD_AFTER {
+        if !gone && silent_for < DEAD_AFTER {
             return;
         }
-        let found = match verdict(desired, shard, id, certain, &memory.last, seen) {
+        let found = match verdict(desired, shard, id, &memory.last, seen) {
             Verdict::Promote { pod, id: new, forced } => {
                 let order = Order::Takeover { shard: shard.name.clone(), pod, id: new, dead: id.clone(), forced };
                 findings.orders.push(order);
@@ -149,7 +149,7 @@ impl Watch {
     }
 }
 
-/// Whether no process of the primary can be alive: the pod where it last answered is no more, or, when that is unknown, every member
+/// Whether the primary will not come back by itself: the pod where it last answered is no more, or, when that is unknown, every member
 /// that does not answer is gone.
 fn is_gone(shard: &DesiredShard, memory: &Memory, seen: &Observation) -> bool {
     match &memory.home {
