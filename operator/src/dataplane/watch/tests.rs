@@ -141,6 +141,22 @@ fn replicas_that_hear_their_primary_contradict_the_operator() {
 }
 
 #[test]
+fn a_pod_deleted_without_grace_is_not_replaced_while_its_process_still_writes() {
+    let mut stage = Stage::new();
+    stage.wish.shards[0].members[0].address = None;
+    stage.wish.shards[0].members[0].presence = Presence::Gone;
+    let findings = stage.after(3_000);
+    assert!(findings.orders.is_empty());
+    assert_eq!(findings.problems[0].reason, Reason::PrimaryDown);
+    // Only what the last of the replicas heard before the process ended is final.
+    stage.fake.nodes[2].offset = 2_000;
+    for node in &mut stage.fake.nodes {
+        node.link_up = false;
+    }
+    assert_eq!(stage.takeover_of(100).as_deref(), Some("demo-0-valkey-2"));
+}
+
+#[test]
 fn offsets_of_an_older_history_do_not_count() {
     let mut stage = Stage::new();
     // The primary was restarted: it and replica 2 are in a new history, replica 1 still in the old one, with a large offset.
