@@ -158,8 +158,10 @@ impl Client {
                 let (send, items) = mpsc::channel(QUEUE);
                 let mut client = MessagesClient::new(self.storage.router().dialer().channel(address))
                     .max_decoding_message_size(MAX_MESSAGE_BYTES);
-                let answers =
-                    client.append_stream(gathered(items)).await.map_err(kith_kit::error::Error::from)?.into_inner();
+                let requests = tokio_stream::wrappers::ReceiverStream::new(items)
+                    .ready_chunks(GATHERED)
+                    .map(|items| AppendStreamRequest { items });
+                let answers = client.append_stream(requests).await.map_err(kith_kit::error::Error::from)?.into_inner();
                 tokio::spawn(count(answers, phase.clone(), open.clone(), permits.clone()));
                 ways.entry(address.clone()).or_default().push(send);
             }
@@ -266,12 +268,4 @@ async fn count(
             }
         }
     }
-}
-
-/// What has gathered, as one request.
-fn gathered(items: mpsc::Receiver<AppendItem>) -> impl stream::Stream<Item = AppendStreamRequest> {
-    stream::unfold(items, |mut queue| async move {
-        let mut items = Vec::new();
-        (queue.recv_many(&mut items, GATHERED).await > 0).then_some((AppendStreamRequest { items }, queue))
-    })
 }

@@ -243,7 +243,7 @@ pub(crate) fn from_text(text: &str) -> Desired {
                 name: name.to_owned(),
                 weight: 100,
                 replicas,
-                draining: draining == "true",
+                draining: draining.parse().expect("whether it drains"),
                 min_replicas_to_write: 1.min(replicas),
                 lowered: false,
                 force_promote: None,

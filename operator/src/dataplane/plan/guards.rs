@@ -1,6 +1,6 @@
 //! What keeps the operator from writing, and what it has to say.
 
-use super::{Scene, form, join, problem};
+use super::{Scene, emptied, form, join, problem};
 use crate::dataplane::types::{Problem, Reason, Seen};
 
 /// Signs that the data are not this ChatCluster's. While there is one, nothing is written.
@@ -131,10 +131,8 @@ fn stuck_members(scene: &Scene) -> Vec<Problem> {
                     state.keys,
                     super::describe(scene, primary)
                 );
-                let command = format!(
-                    "kubectl exec {} -- sh -c 'valkey-cli FLUSHALL && valkey-cli CLUSTER REPLICATE {primary}' (throws its copy away; the primary's is kept)",
-                    member.pod
-                );
+                let command = emptied(&member.pod, &format!("CLUSTER REPLICATE {primary}"));
+                let command = format!("{command} (throws its copy away; the primary's is kept)");
                 problems.push(problem(&shard.name, Reason::ReplicaLagging, message).with_command(command));
             }
         }

@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
 };
 
-use super::{Action, Scene, describe, problem};
+use super::{Action, Scene, describe, emptied, problem};
 use crate::dataplane::types::{KnownNode, NodeId, NodeState, Problem, Reason};
 
 /// Nodes that know nobody get epochs of their own, in the order of the members.
@@ -60,11 +60,7 @@ pub(super) fn strangers(scene: &Scene, problems: &mut Vec<Problem>) -> BTreeSet<
             state.keys,
             slots.len()
         );
-        // Alone it has no replicas, and would refuse to be emptied.
-        let command = format!(
-            "kubectl exec {} -- sh -c 'valkey-cli CONFIG SET min-replicas-to-write 0 && valkey-cli FLUSHALL && valkey-cli CLUSTER RESET HARD' (throws away what it holds)",
-            node.pod
-        );
+        let command = format!("{} (throws away what it holds)", emptied(&node.pod, "CLUSTER RESET HARD"));
         problems.push(problem(&node.shard, Reason::ForeignData, message).with_command(command));
     }
     found

@@ -186,6 +186,14 @@ fn describe(scene: &Scene, id: &NodeId) -> String {
     }
 }
 
+/// The command with which a person empties `pod` and then tells it `next`. Without replicas it would refuse to be emptied; a later pass
+/// puts the setting back.
+fn emptied(pod: &str, next: &str) -> String {
+    format!(
+        "kubectl exec {pod} -- sh -c 'valkey-cli CONFIG SET min-replicas-to-write 0 && valkey-cli FLUSHALL && valkey-cli {next}'"
+    )
+}
+
 /// A problem of this shard.
 fn problem(shard: &str, reason: Reason, message: String) -> Problem {
     Problem::new(reason, message).of(shard)

@@ -204,9 +204,7 @@ impl Hub {
             let delivery = Delivery { session_ids, payload: payload.cloned() };
             if state.outlets.get(&stream).is_some_and(|o| o.deliver(delivery)) {
                 outcome.delivered += sessions;
-            } else if state.outlets.get(&stream).is_none_or(Outlet::is_over) {
-                // A stream that broke a moment ago is not a full one: its sessions are lost, and what is for them waits.
-                state.registry.detach(stream, Instant::now());
+            } else if state.detached(stream) {
                 held.extend(overflowed.into_iter().map(Arc::from));
             } else {
                 outcome.overflowed += sessions;
@@ -231,14 +229,13 @@ impl Hub {
         let mut effects = VecDeque::from(effects);
         while let Some(effect) = effects.pop_front() {
             match effect {
-                Effect::Send { stream, session, payload } if state.outlets.get(&stream).is_none_or(Outlet::is_over) => {
-                    state.registry.detach(stream, Instant::now());
-                    if !state.registry.hold(&session, payload) {
-                        effects.extend(state.registry.overflowed(&session));
-                    }
-                }
                 Effect::Send { stream, session, payload } => {
-                    if !state.outlets.get(&stream).is_some_and(|o| o.deliver(payload)) {
+                    let kept = if state.detached(stream) {
+                        state.registry.hold(&session, payload)
+                    } else {
+                        state.outlets.get(&stream).is_some_and(|o| o.deliver(payload))
+                    };
+                    if !kept {
                         effects.extend(state.registry.overflowed(&session));
                     }
                 }
@@ -268,6 +265,15 @@ impl Hub {
 }
 
 impl State {
+    /// Whether the stream is over. One that broke a moment ago is not a full one: its sessions are detached, and what is for them waits.
+    fn detached(&mut self, stream: StreamId) -> bool {
+        let over = self.outlets.get(&stream).is_none_or(Outlet::is_over);
+        if over {
+            self.registry.detach(stream, Instant::now());
+        }
+        over
+    }
+
     fn count(&self) {
         metrics::gauge!("kith_sessions_open").set(self.registry.len() as f64);
         metrics::gauge!("kith_sessions_gateway_streams").set(self.registry.stream_count() as f64);
