@@ -4,7 +4,7 @@
 # alone: sid gets a configuration, lists and a download folder of its own. The mirror is the one that the machine already uses.
 
 VALKEY_PACKAGES="valkey-server valkey-tools libc6 libatomic1 libjemalloc2 liblzf1 libssl3t64 libsystemd0 libzstd1 zlib1g
-  libcap2 libgcc-s1 libstdc++6 busybox-static"
+  libcap2 libgcc-s1 libstdc++6 busybox-static util-linux"
 
 debian_mirror() {
   # shellcheck disable=SC2016 # apt expands these
@@ -31,7 +31,13 @@ deps_valkey() {
   valkey_apt update
   # shellcheck disable=SC2086 # a list
   (cd "$KITH_CACHE/sid/debs" && valkey_apt download $VALKEY_PACKAGES)
-  for deb in "$KITH_CACHE"/sid/debs/*.deb; do dpkg-deb -x "$deb" "$root.part"; done
+  for deb in "$KITH_CACHE"/sid/debs/*.deb; do
+    case "${deb##*/}" in
+      # The one tool that the start script needs and busybox lacks.
+      util-linux_*) dpkg-deb --fsys-tarfile "$deb" | tar -x -C "$root.part" ./usr/bin/flock ;;
+      *) dpkg-deb -x "$deb" "$root.part" ;;
+    esac
+  done
   # Debian's packages expect these links from base-files.
   for deb in bin lib lib64 sbin; do
     [ -e "$root.part/$deb" ] || ln -s "usr/$deb" "$root.part/$deb"

@@ -3,6 +3,12 @@
 set -eu
 cd /data
 
+# A pod that is deleted without grace is made anew while its old process still runs, and acknowledges writes that a newcomer on the same
+# volume would not load any more. So one waits for the other's end. The engine's own lock does not help: it is on a nodes.conf that every
+# change of the file has replaced. The lock goes over to the server with its open file, and ends with it.
+exec 9>.lock
+flock 9
+
 # A node that knows of slots but has lost its data would come up empty and, as a primary, empty its replicas too.
 owns_slots=no
 if [ -f nodes.conf ]; then
