@@ -42,6 +42,21 @@ check() {
   return 0
 }
 
+# What a failed end-to-end test leaves to look at, before the cluster is taken down.
+state_of_the_platform() {
+  # shellcheck source=env.sh
+  . "$KITH_LOCAL/env.sh"
+  CLUSTER="$KITH_CACHE/cluster"
+  local pod
+  kith_kubectl get nodes,kith,pods,pvc --all-namespaces -o wide
+  kith_kubectl get kith --all-namespaces -o json | jq -r '.items[] | .metadata.name as $n | .status.conditions[]? | [$n, .type, .status, .reason, .message] | @tsv'
+  kith_kubectl get events --all-namespaces --sort-by=.lastTimestamp | tail -n 60
+  for pod in $(kith_kubectl get pods --all-namespaces -o json | jq -r '.items[] | select(.metadata.namespace | startswith("kith-")) | .metadata.namespace + "/" + .metadata.name'); do
+    echo "--- $pod"
+    kith_kubectl -n "${pod%/*}" logs "${pod#*/}" --tail=400 2>&1 | grep -E '"level":"(ERROR|WARN)"|[Ww]arning|panicked|refusing' | tail -n 30 || true
+  done
+}
+
 finish() {
   local rc=$?
   if [ "${CI:-}" = true ]; then "$KITH_LOCAL/down.sh" >"$TEST_LOGS/down.log" 2>&1 || failed=$((failed + 1)); fi
@@ -64,6 +79,9 @@ for chart in charts/*/; do check "helm-$(basename "$chart")" 10 "$BIN/helm" lint
 check compile 900 nice -n 5 cargo test --release --workspace --locked --no-run
 check test 240 cargo test --release --workspace --locked --no-fail-fast
 if [ "${NIGHTLY:-}" = 1 ]; then
+  # Every decoder against a thousand times the arbitrary input of an ordinary check.
+  check fuzz 1800 env PROPTEST_CASES=250000 cargo test --release --workspace --lib --bins --locked --no-fail-fast -- \
+    panic arbitrary damaged any_bytes stops_the
   # Half a minute a fault, every one of them twenty times.
   check faults 9000 env KITH_FAULT_ROUNDS=200 cargo test --release -p kith-e2e --test local_faults --locked -- --ignored --nocapture
 fi
@@ -71,6 +89,11 @@ check up 420 "$KITH_LOCAL/up.sh"
 if "$KITH_LOCAL/env.sh" print >"$TEST_LOGS/env" 2>&1; then
   # One shared cluster: tests that take things down say so and run alone, the others share it.
   check e2e 420 env E2E=1 bash -c '. "$0" && exec cargo test --release -p kith-e2e --features cluster --test cluster --locked --no-fail-fast -- --test-threads="${E2E_THREADS:-4}" ${NIGHTLY:+--include-ignored}' "$TEST_LOGS/env"
+  if [ "$failed" -ne 0 ]; then
+    (state_of_the_platform) >"$TEST_LOGS/state.log" 2>&1 || true
+    echo "  the platform's state is in $TEST_LOGS/state.log; conditions that are not well:"
+    grep -E $'^[^ ]*\t(Ready|.*Ready)\tFalse|\t(Degraded|Progressing)\tTrue' "$TEST_LOGS/state.log" | head -n 20 | sed 's/^/    | /' || true
+  fi
 else
   echo "stage e2e: not run, the platform is not up"
   failed=$((failed + 1))

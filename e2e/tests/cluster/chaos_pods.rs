@@ -1,6 +1,6 @@
 //! Pods of every service, the Valkey primary and a replica die under load: no acknowledged message is lost and the platform heals.
 
-use kith_e2e::{client::DeviceOptions, wait::await_until};
+use kith_e2e::{client::DeviceOptions, cluster::Cluster, wait::await_until};
 use kube::ResourceExt;
 
 use crate::{
@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Deletes one pod of a component without grace and waits until the component has another.
-async fn kill_one(cluster: &kith_e2e::cluster::Cluster, component: &str) -> Result<(), Failure> {
+async fn kill_one(cluster: &Cluster, component: &str) -> Result<(), Failure> {
     let pods = cluster.pods(component).await?;
     let victim = pods.first().ok_or_else(|| format!("no pod of {component}"))?;
     cluster.delete_pod(&victim.name_any(), 0).await?;
@@ -46,22 +46,52 @@ killed_pod! {
     a_killed_broker_loses_nothing: "kafka",
 }
 
+/// Whether it comes back before the operator gives it up or another takes over: both are right, and nothing is lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_primary_is_replaced_and_loses_nothing() -> Proof {
+async fn a_killed_primary_loses_nothing() -> Proof {
     let (_guard, cluster, target) = alone().await?;
     let shard = cluster.shards().await?.first().map(ResourceExt::name_any).ok_or("no shard")?;
-    under_load(&cluster, &target, "Valkey primary killed", async |_| {
+    under_load(&cluster, &target, "Valkey primary killed", async |load| {
         let primary = cluster.primary_of(&shard).await?;
         cluster.delete_pod(&primary, 0).await?;
-        await_until("another primary", HEAL, || async {
-            let now = cluster.primary_of(&shard).await.map_err(|e| e.to_string())?;
-            if now == primary { Err(format!("still {now}")) } else { Ok(()) }
-        })
-        .await?;
+        load.all_serve(HEAL).await?;
         Ok(())
     })
     .await?;
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_primary_that_cannot_come_back_is_replaced_and_loses_nothing() -> Proof {
+    let (_guard, cluster, target) = alone().await?;
+    let shard = cluster.shards().await?.first().map(ResourceExt::name_any).ok_or("no shard")?;
+    under_load(&cluster, &target, "Valkey primary killed, its node closed", async |_| {
+        let primary = cluster.primary_of(&shard).await?;
+        let pods = cluster.pods("valkey").await?;
+        let pod = pods.iter().find(|p| p.name_any() == primary).ok_or("the primary has no pod")?;
+        let node = pod.spec.as_ref().and_then(|s| s.node_name.clone()).ok_or("the primary's pod has no node")?;
+        cordon(&cluster, "cordon", &node).await?;
+        let replaced = async {
+            cluster.delete_pod(&primary, 0).await?;
+            await_until("another primary", HEAL, || async {
+                let now = cluster.primary_of(&shard).await.map_err(|e| e.to_string())?;
+                if now == primary { Err(format!("still {now}")) } else { Ok(()) }
+            })
+            .await?;
+            Ok::<_, Failure>(())
+        }
+        .await;
+        cordon(&cluster, "uncordon", &node).await?;
+        replaced
+    })
+    .await?;
+    Ok(())
+}
+
+/// `kubectl cordon` and `uncordon`.
+async fn cordon(cluster: &Cluster, what: &str, node: &str) -> Proof {
+    let output = cluster.kubectl(&[what, node]).await?;
+    if output.success { Ok(()) } else { Err(output.stderr.into()) }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

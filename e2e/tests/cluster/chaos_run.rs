@@ -33,17 +33,3 @@ async fn a_primary_is_handed_over_before_its_pod_ends() -> Proof {
     assert_eq!(reason, Some(kith_crds::storageshard::FailoverReason::Switchover), "it was handed over, not taken");
     Ok(())
 }
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_primary_is_replaced_and_nothing_is_lost() -> Proof {
-    let (_guard, cluster, target) = alone().await?;
-    let shard = cluster.shards().await?.first().map(kube::ResourceExt::name_any).ok_or("no shard")?;
-    crate::under_load(&cluster, &target, "primary killed", async |load| {
-        let primary = cluster.primary_of(&shard).await?;
-        cluster.delete_pod(&primary, 0).await?;
-        load.all_serve(crate::HEAL).await?;
-        Ok(())
-    })
-    .await?;
-    Ok(())
-}
