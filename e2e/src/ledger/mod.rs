@@ -3,7 +3,7 @@
 mod report;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet, btree_map::Entry},
     time::{Duration, Instant},
 };
 
@@ -18,6 +18,10 @@ use crate::client::{Inbox, Message, Sent};
 const MAX_MICROS: u64 = 600_000_000;
 /// How many examples of each fault a report shows.
 const EXAMPLES: usize = 10;
+/// An acknowledgement that took longer is worth a line in the course of the run.
+const SLOW: Duration = Duration::from_millis(500);
+/// Seconds of the course that are kept.
+const COURSE: usize = 4_000;
 
 /// An acknowledged message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,7 +47,18 @@ struct State {
     acknowledged: u64,
     latency: Histogram<u64>,
     injected: BTreeMap<String, u64>,
+    began: Instant,
+    /// What happened, and how many acknowledgements were slow, by the second in which they were due.
+    course: BTreeMap<u64, Second>,
     checks: Checks,
+}
+
+/// A second of the run in which something happened.
+#[derive(Debug, Default, Clone)]
+struct Second {
+    happened: Vec<String>,
+    slow: u64,
+    slowest: Duration,
 }
 
 /// What the checks found; examples are bounded, counts are not.
@@ -85,8 +100,53 @@ impl Default for Ledger {
             acknowledged: 0,
             latency: histogram(),
             injected: BTreeMap::new(),
+            began: Instant::now(),
+            course: BTreeMap::new(),
             checks: Checks::default(),
         }))
+    }
+}
+
+impl State {
+    /// The second of the course to which a moment belongs; `None` when the course is full.
+    fn second(&mut self, at: Duration) -> Option<&mut Second> {
+        let full = self.course.len() >= COURSE;
+        match self.course.entry(at.as_secs()) {
+            Entry::Vacant(_) if full => None,
+            entry => Some(entry.or_default()),
+        }
+    }
+
+    /// The course in words: faults, and the stretches of seconds in which acknowledgements were slow.
+    fn told(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        let mut stretch: Option<(u64, u64, u64, Duration)> = None;
+        let tell = |stretch: &mut Option<(u64, u64, u64, Duration)>, lines: &mut Vec<String>| {
+            if let Some((from, to, slow, slowest)) = stretch.take() {
+                let slowest = slowest.as_secs_f64();
+                lines.push(format!("{from}-{to} s: {slow} slow, the slowest {slowest:.2} s"));
+            }
+        };
+        for (at, second) in &self.course {
+            if !second.happened.is_empty() {
+                tell(&mut stretch, &mut lines);
+                lines.push(format!("{at} s: {}", second.happened.join(", ")));
+            }
+            if second.slow == 0 {
+                continue;
+            }
+            match &mut stretch {
+                Some((_, to, slow, slowest)) if *at <= *to + 1 => {
+                    (*to, *slow, *slowest) = (*at, *slow + second.slow, second.slowest.max(*slowest));
+                }
+                other => {
+                    tell(other, &mut lines);
+                    *other = Some((*at, *at, second.slow, second.slowest));
+                }
+            }
+        }
+        tell(&mut stretch, &mut lines);
+        lines
     }
 }
 
@@ -108,6 +168,13 @@ impl Ledger {
         let state = &mut *state;
         state.acknowledged += 1;
         state.latency.saturating_record(micros(latency));
+        if latency > SLOW {
+            let due = state.began.elapsed().saturating_sub(latency);
+            if let Some(second) = state.second(due) {
+                second.slow += 1;
+                second.slowest = second.slowest.max(latency);
+            }
+        }
         state.taken.insert(sent.conversation_id.clone(), Instant::now());
         if let Some(since) = state.refusing.remove(&sent.conversation_id) {
             let refused = since.elapsed();
@@ -153,6 +220,16 @@ impl Ledger {
     /// A fault was injected.
     pub fn injected(&self, fault: &str) {
         *self.0.lock().injected.entry(fault.to_owned()).or_default() += 1;
+        self.note(fault);
+    }
+
+    /// Something happened that is no fault: for the course.
+    pub fn note(&self, what: &str) {
+        let mut state = self.0.lock();
+        let now = state.began.elapsed();
+        if let Some(second) = state.second(now) {
+            second.happened.push(what.to_owned());
+        }
     }
 
     /// Messages acknowledged so far.
@@ -263,6 +340,8 @@ impl Ledger {
             p50: quantile(0.5),
             p99: quantile(0.99),
             p999: quantile(0.999),
+            slowest: Duration::from_micros(state.latency.max()),
+            course: state.told(),
             examples: checks.examples,
         }
     }

@@ -37,6 +37,10 @@ pub struct Report {
     pub p99: Duration,
     /// The same.
     pub p999: Duration,
+    /// The same: the longest of all.
+    pub slowest: Duration,
+    /// When what was injected, and when acknowledgements took more than half a second.
+    pub course: Vec<String>,
     /// Some of what is wrong.
     pub examples: Vec<String>,
 }
@@ -70,6 +74,10 @@ impl fmt::Display for Report {
         row("longest refusal", format!("{:.2} s  {}", self.longest_refusal.as_secs_f64(), self.longest_refusal_of))?;
         let ms = |d: Duration| format!("{:.1}", d.as_secs_f64() * 1_000.0);
         row("ack p50 / p99 / p99.9", format!("{} / {} / {} ms", ms(self.p50), ms(self.p99), ms(self.p999)))?;
+        row("slowest ack", format!("{} ms", ms(self.slowest)))?;
+        for line in &self.course {
+            row("", line.clone())?;
+        }
         for example in &self.examples {
             writeln!(f, "  ! {example}")?;
         }

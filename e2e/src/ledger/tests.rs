@@ -71,3 +71,14 @@ fn a_refusal_lasts_from_the_first_failed_try_to_the_next_success() {
     assert!(report.longest_refusal >= Duration::from_millis(5), "{report}");
     assert_eq!(report.failed_tries["UNAVAILABLE"], 2);
 }
+
+#[test]
+fn the_course_tells_faults_and_slow_stretches_in_their_order() {
+    let ledger = ledger(&[1]);
+    ledger.injected("primary killed");
+    ledger.acknowledged("a", "c2", &sent(2), Duration::from_millis(900));
+    ledger.acknowledged("a", "c3", &sent(3), Duration::from_millis(700));
+    let report = ledger.report();
+    assert_eq!(report.course, ["0 s: primary killed", "0-0 s: 2 slow, the slowest 0.90 s"]);
+    assert!(report.slowest >= Duration::from_millis(900));
+}

@@ -52,10 +52,14 @@ async fn moved(
 async fn scaling_out_and_in_under_load_loses_doubles_and_reorders_nothing() -> Proof {
     let (_guard, cluster, target) = alone().await?;
     let services: Vec<_> = uids(&cluster).await?;
-    moved(&cluster, &target, "1 → 3 → 2 → 1 shards", async |_| {
+    moved(&cluster, &target, "1 → 3 → 2 → 1 shards", async |load| {
         for shards in [3, 2, 1] {
+            load.ledger().note(&format!("{shards} shards wanted"));
             cluster.scale(shards).await?;
+            cluster.await_moving(SCALED).await?;
+            load.ledger().note("slots move");
             cluster.await_balanced(shards as usize, SCALED).await?;
+            load.ledger().note("balanced");
         }
         Ok(())
     })

@@ -67,6 +67,9 @@ struct Word {
 }
 
 /// Reads `CLUSTER NODES` as answered by the node at `asked`. Lines that cannot be read are left out.
+///
+/// A node is known by the address that it announces, whichever way led to it: the name of a Service leads to another node the next time,
+/// and a primary that changed its address with the way would end every claim on it.
 fn parse(text: &str, asked: &str) -> Word {
     let mut word = Word::default();
     for line in text.lines() {
@@ -82,7 +85,8 @@ fn parse(text: &str, asked: &str) -> Word {
                     let (from, to) = (from.parse().ok()?, to.parse().ok()?);
                     (from <= to && u32::from(to) < SLOTS).then_some((from, to))
                 });
-                let primary = Primary { id: (*id).to_owned(), address: asked.to_owned() };
+                let announced = if address.starts_with(':') { asked } else { address };
+                let primary = Primary { id: (*id).to_owned(), address: announced.to_owned() };
                 word.own = Some((primary, epoch.parse().unwrap_or(0), ranges.collect()));
             }
         } else if !flags.iter().any(|f| matches!(*f, "noaddr" | "handshake")) && !address.starts_with(':') {
@@ -96,6 +100,8 @@ fn merge(words: Vec<Word>) -> Topology {
     let mut claims: Vec<_> =
         words.into_iter().filter_map(|w| w.own).filter(|(_, _, slots)| !slots.is_empty()).collect();
     claims.sort_by(|a, b| (a.1, &a.0.id).cmp(&(b.1, &b.0.id)));
+    // The same node by several ways.
+    claims.dedup_by(|a, b| a.0 == b.0 && a.2 == b.2);
     let mut topology = Topology { primaries: Vec::new(), owners: vec![0; SLOTS as usize] };
     for (primary, _, ranges) in claims {
         topology.primaries.push(primary);
@@ -220,7 +226,17 @@ mod tests {
     fn the_higher_epoch_has_the_slot() {
         let topology = merge(vec![own("new", 7, "0-16383"), own("old", 3, "0-16383")]);
         assert_eq!(topology.owner(0).unwrap().id, "new");
-        assert_eq!(topology.owner(16_383).unwrap().address, "new");
+        assert_eq!(topology.owner(16_383).unwrap().id, "new");
+    }
+
+    #[test]
+    fn a_node_has_one_address_whichever_way_led_to_it() {
+        let text = "a 10.0.0.1:6379@16379,name myself,master - 0 0 1 connected 0-16383\n";
+        let ways = ["10.0.0.1:6379", "shard.ns.svc:6379", "pod-0.shard.ns.svc:6379"];
+        let topology = merge(ways.iter().map(|way| parse(text, way)).collect());
+        assert_eq!(topology.primaries(), [Primary { id: "a".into(), address: "10.0.0.1:6379".into() }]);
+        let alone = merge(vec![parse("a :6379@16379 myself,master - 0 0 1 connected 0-5\n", "127.0.0.1:6379")]);
+        assert_eq!(alone.owner(5).unwrap().address, "127.0.0.1:6379");
     }
 
     #[test]
