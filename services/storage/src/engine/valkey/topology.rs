@@ -76,8 +76,8 @@ fn parse(text: &str, asked: &str) -> Word {
         let fields: Vec<&str> = line.split(' ').collect();
         let [id, address, flags, _, _, _, epoch, _, slots @ ..] = fields.as_slice() else { continue };
         let flags: Vec<&str> = flags.split(',').collect();
-        // `ip:port@bus,hostname`; a node that has no address yet is passed over.
-        let address = address.split('@').next().unwrap_or_default();
+        // `ip:port@bus,hostname`, without the ip as long as a node has no address.
+        let announced = address.split('@').next().filter(|a| !a.starts_with(':'));
         if flags.contains(&"myself") {
             if flags.contains(&"master") {
                 let ranges = slots.iter().filter_map(|range| {
@@ -85,11 +85,12 @@ fn parse(text: &str, asked: &str) -> Word {
                     let (from, to) = (from.parse().ok()?, to.parse().ok()?);
                     (from <= to && u32::from(to) < SLOTS).then_some((from, to))
                 });
-                let announced = if address.starts_with(':') { asked } else { address };
-                let primary = Primary { id: (*id).to_owned(), address: announced.to_owned() };
+                let primary = Primary { id: (*id).to_owned(), address: announced.unwrap_or(asked).to_owned() };
                 word.own = Some((primary, epoch.parse().unwrap_or(0), ranges.collect()));
             }
-        } else if !flags.iter().any(|f| matches!(*f, "noaddr" | "handshake")) && !address.starts_with(':') {
+        } else if let Some(address) = announced
+            && !flags.iter().any(|f| matches!(*f, "noaddr" | "handshake"))
+        {
             word.others.push(address.to_owned());
         }
     }
@@ -219,14 +220,14 @@ mod tests {
     use super::*;
 
     fn own(id: &str, epoch: u64, slots: &str) -> Word {
-        parse(&format!("{id} 127.0.0.1:1@2 myself,master - 0 0 {epoch} connected {slots}\n"), id)
+        parse(&format!("{id} {id}:1@2 myself,master - 0 0 {epoch} connected {slots}\n"), id)
     }
 
     #[test]
     fn the_higher_epoch_has_the_slot() {
         let topology = merge(vec![own("new", 7, "0-16383"), own("old", 3, "0-16383")]);
         assert_eq!(topology.owner(0).unwrap().id, "new");
-        assert_eq!(topology.owner(16_383).unwrap().id, "new");
+        assert_eq!(topology.owner(16_383).unwrap().address, "new:1");
     }
 
     #[test]
