@@ -119,33 +119,26 @@ impl State {
 
     /// The course in words: faults, and the stretches of seconds in which acknowledgements were slow.
     fn told(&self) -> Vec<String> {
-        let mut lines = Vec::new();
-        let mut stretch: Option<(u64, u64, u64, Duration)> = None;
-        let tell = |stretch: &mut Option<(u64, u64, u64, Duration)>, lines: &mut Vec<String>| {
-            if let Some((from, to, slow, slowest)) = stretch.take() {
-                let slowest = slowest.as_secs_f64();
-                lines.push(format!("{from}-{to} s: {slow} slow, the slowest {slowest:.2} s"));
-            }
-        };
-        for (at, second) in &self.course {
-            if !second.happened.is_empty() {
-                tell(&mut stretch, &mut lines);
-                lines.push(format!("{at} s: {}", second.happened.join(", ")));
-            }
-            if second.slow == 0 {
-                continue;
-            }
-            match &mut stretch {
-                Some((_, to, slow, slowest)) if *at <= *to + 1 => {
-                    (*to, *slow, *slowest) = (*at, *slow + second.slow, second.slowest.max(*slowest));
+        let mut stretches: Vec<(u64, u64, Second)> = Vec::new();
+        for (&at, second) in &self.course {
+            match stretches.last_mut() {
+                Some((_, to, last)) if second.happened.is_empty() && last.slow > 0 && at <= *to + 1 => {
+                    *to = at;
+                    last.slow += second.slow;
+                    last.slowest = last.slowest.max(second.slowest);
                 }
-                other => {
-                    tell(other, &mut lines);
-                    *other = Some((*at, *at, second.slow, second.slowest));
-                }
+                _ => stretches.push((at, at, second.clone())),
             }
         }
-        tell(&mut stretch, &mut lines);
+        let mut lines = Vec::new();
+        for (from, to, Second { happened, slow, slowest }) in stretches {
+            if !happened.is_empty() {
+                lines.push(format!("{from} s: {}", happened.join(", ")));
+            }
+            if slow > 0 {
+                lines.push(format!("{from}-{to} s: {slow} slow, the slowest {:.2} s", slowest.as_secs_f64()));
+            }
+        }
         lines
     }
 }
