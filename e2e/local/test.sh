@@ -43,18 +43,14 @@ check() {
 }
 
 # What a failed end-to-end test leaves to look at, before the cluster is taken down.
-state_of_the_platform() {
-  # shellcheck source=env.sh
-  . "$KITH_LOCAL/env.sh"
-  CLUSTER="$KITH_CACHE/cluster"
-  local pod
-  kith_kubectl get nodes,kith,pods,pvc --all-namespaces -o wide
-  kith_kubectl get kith --all-namespaces -o json | jq -r '.items[] | .metadata.name as $n | .status.conditions[]? | [$n, .type, .status, .reason, .message] | @tsv'
-  kith_kubectl get events --all-namespaces --sort-by=.lastTimestamp | tail -n 60
-  for pod in $(kith_kubectl get pods --all-namespaces -o json | jq -r '.items[] | select(.metadata.namespace | startswith("kith-")) | .metadata.namespace + "/" + .metadata.name'); do
-    echo "--- $pod"
-    kith_kubectl -n "${pod%/*}" logs "${pod#*/}" --tail=400 2>&1 | grep -E '"level":"(ERROR|WARN)"|[Ww]arning|panicked|refusing' | tail -n 30 || true
-  done
+diagnosed() {
+  # shellcheck source=cluster/all.sh
+  . "$KITH_LOCAL/cluster/all.sh"
+  # shellcheck source=platform.sh
+  . "$KITH_LOCAL/platform.sh"
+  diagnose >"$TEST_LOGS/diagnosis.log" 2>&1 || true
+  echo "  events, pods and logs are in $TEST_LOGS/diagnosis.log; conditions that are not well:"
+  conditions 2>&1 | grep -E '^[^=]*(Ready=(False|Unknown)|(Degraded|Progressing|FailoverBlocked|ForeignData)=True)' | head -n 20 | sed 's/^/    | /' || true
 }
 
 finish() {
@@ -87,13 +83,10 @@ if [ "${NIGHTLY:-}" = 1 ]; then
 fi
 check up 420 "$KITH_LOCAL/up.sh"
 if "$KITH_LOCAL/env.sh" print >"$TEST_LOGS/env" 2>&1; then
+  failed_before=$failed
   # One shared cluster: tests that take things down say so and run alone, the others share it.
   check e2e 420 env E2E=1 bash -c '. "$0" && exec cargo test --release -p kith-e2e --features cluster --test cluster --locked --no-fail-fast -- --test-threads="${E2E_THREADS:-4}" ${NIGHTLY:+--include-ignored}' "$TEST_LOGS/env"
-  if [ "$failed" -ne 0 ]; then
-    (state_of_the_platform) >"$TEST_LOGS/state.log" 2>&1 || true
-    echo "  the platform's state is in $TEST_LOGS/state.log; conditions that are not well:"
-    grep -E $'^[^ ]*\t(Ready|.*Ready)\tFalse|\t(Degraded|Progressing)\tTrue' "$TEST_LOGS/state.log" | head -n 20 | sed 's/^/    | /' || true
-  fi
+  if [ "$failed" -gt "$failed_before" ]; then (diagnosed); fi
 else
   echo "stage e2e: not run, the platform is not up"
   failed=$((failed + 1))
