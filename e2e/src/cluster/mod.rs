@@ -139,6 +139,30 @@ impl Cluster {
         primary.ok_or_else(|| ClusterError::Missing(format!("{} has no primary", shard.name_any())))
     }
 
+    /// The name of the sample's first shard, which it always has.
+    pub async fn first_shard(&self) -> Result<String, ClusterError> {
+        let shards = self.shards().await?;
+        shards
+            .first()
+            .map(ResourceExt::name_any)
+            .ok_or_else(|| ClusterError::Missing(format!("{}: no shard", self.name)))
+    }
+
+    /// Waits until a shard's primary is another pod than `before`.
+    pub async fn await_another_primary(
+        &self,
+        shard: &str,
+        before: &str,
+        deadline: Duration,
+    ) -> Result<(), ClusterError> {
+        await_every(POLL, "another primary", deadline, || async {
+            let now = self.primary_of(shard).await.map_err(|e| e.to_string())?;
+            if now == before { Err(format!("still {now}")) } else { Ok(()) }
+        })
+        .await?;
+        Ok(())
+    }
+
     /// Waits until the sample is as healthy as its own conditions can say, its shards are whole and every pod is ready.
     pub async fn await_healthy(&self, deadline: Duration) -> Result<(), ClusterError> {
         await_every(POLL, "the platform to heal", deadline, || async {

@@ -24,7 +24,7 @@ async fn the_platform_serves_while_both_operators_are_killed() -> Proof {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_primary_that_dies_with_the_leading_operator_is_replaced() -> Proof {
     let (_guard, cluster, target) = alone().await?;
-    let shard = cluster.shards().await?.first().map(ResourceExt::name_any).ok_or("no shard")?;
+    let shard = cluster.first_shard().await?;
     under_load(&cluster, &target, "leading operator and primary killed", async |_| {
         let (leader, primary) = (cluster.operator_leader().await?, cluster.primary_of(&shard).await?);
         cluster.delete_pod_in(kith_e2e::cluster::OPERATOR_NAMESPACE, &leader, 0).await?;

@@ -50,7 +50,7 @@ killed_pod! {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_primary_loses_nothing() -> Proof {
     let (_guard, cluster, target) = alone().await?;
-    let shard = cluster.shards().await?.first().map(ResourceExt::name_any).ok_or("no shard")?;
+    let shard = cluster.first_shard().await?;
     under_load(&cluster, &target, "Valkey primary killed", async |load| {
         let primary = cluster.primary_of(&shard).await?;
         cluster.delete_pod(&primary, 0).await?;
@@ -64,7 +64,7 @@ async fn a_killed_primary_loses_nothing() -> Proof {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_primary_that_cannot_come_back_is_replaced_and_loses_nothing() -> Proof {
     let (_guard, cluster, target) = alone().await?;
-    let shard = cluster.shards().await?.first().map(ResourceExt::name_any).ok_or("no shard")?;
+    let shard = cluster.first_shard().await?;
     under_load(&cluster, &target, "Valkey primary killed, its node closed", async |_| {
         let primary = cluster.primary_of(&shard).await?;
         let pods = cluster.pods("valkey").await?;
@@ -73,11 +73,7 @@ async fn a_primary_that_cannot_come_back_is_replaced_and_loses_nothing() -> Proo
         cordon(&cluster, "cordon", &node).await?;
         let replaced = async {
             cluster.delete_pod(&primary, 0).await?;
-            await_until("another primary", HEAL, || async {
-                let now = cluster.primary_of(&shard).await.map_err(|e| e.to_string())?;
-                if now == primary { Err(format!("still {now}")) } else { Ok(()) }
-            })
-            .await?;
+            cluster.await_another_primary(&shard, &primary, HEAL).await?;
             Ok::<_, Failure>(())
         }
         .await;
@@ -97,7 +93,7 @@ async fn cordon(cluster: &Cluster, what: &str, node: &str) -> Proof {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_replica_loses_nothing() -> Proof {
     let (_guard, cluster, target) = alone().await?;
-    let shard = cluster.shards().await?.first().map(ResourceExt::name_any).ok_or("no shard")?;
+    let shard = cluster.first_shard().await?;
     under_load(&cluster, &target, "Valkey replica killed", async |_| {
         let primary = cluster.primary_of(&shard).await?;
         let pods = cluster.pods("valkey").await?;

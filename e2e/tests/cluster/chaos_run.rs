@@ -16,15 +16,11 @@ async fn faults_while_shards_change_break_no_promise() -> Proof {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_primary_is_handed_over_before_its_pod_ends() -> Proof {
     let (_guard, cluster, target) = alone().await?;
-    let shard = cluster.shards().await?.first().map(kube::ResourceExt::name_any).ok_or("no shard")?;
+    let shard = cluster.first_shard().await?;
     crate::under_load(&cluster, &target, "primary's pod deleted in order", async |_| {
         let primary = cluster.primary_of(&shard).await?;
         cluster.delete_pod(&primary, 60).await?;
-        kith_e2e::wait::await_until("another primary", crate::HEAL, || async {
-            let now = cluster.primary_of(&shard).await.map_err(|e| e.to_string())?;
-            if now == primary { Err(format!("still {now}")) } else { Ok(()) }
-        })
-        .await?;
+        cluster.await_another_primary(&shard, &primary, crate::HEAL).await?;
         Ok(())
     })
     .await?;
