@@ -84,7 +84,7 @@ impl<H: Handler> Assignments<H> {
                 ticket.done();
                 "poison"
             }
-            Ok(Decoded { kind, key, data, place }) => {
+            Ok(Decoded { kind, key, data, place, .. }) => {
                 let ver = place.map(|p| (p.stream, p.ver));
                 let event = Event { kind, key, data, partition: number, ver, ticket: ticket.clone() };
                 match place {

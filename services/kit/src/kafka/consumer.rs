@@ -292,6 +292,8 @@ pub(super) struct Decoded {
     pub(super) key: String,
     pub(super) data: Bytes,
     pub(super) place: Option<Place>,
+    /// Of key, type and data: equal for a record that was sent twice.
+    pub(super) fingerprint: u64,
 }
 
 /// Why a record can never be worked on.
@@ -319,17 +321,19 @@ pub(super) fn decode(message: &BorrowedMessage<'_>) -> Result<Decoded, Poison> {
     let kind = kind.ok_or(Poison::Header("ce_type"))?;
     let key = std::str::from_utf8(message.key().unwrap_or_default()).map_err(|_| Poison::Key)?;
     let data = message.payload().unwrap_or_default();
+    let seed = xxh3_64_with_seed(key.as_bytes(), xxh3_64_with_seed(kind.as_bytes(), 0));
+    let fingerprint = xxh3_64_with_seed(data, seed);
     let place = match (stream, ver) {
         (None, None) => None,
         (Some(stream), Some(ver)) => {
             let stream = u32::try_from(stream).map_err(|_| Poison::Header("ce_kithpartition"))?;
-            let seed = xxh3_64_with_seed(key.as_bytes(), xxh3_64_with_seed(kind.as_bytes(), 0));
-            Some(Place { stream, ver, fingerprint: xxh3_64_with_seed(data, seed) })
+            Some(Place { stream, ver, fingerprint })
         }
         (None, Some(_)) => return Err(Poison::Header("ce_kithpartition")),
         (Some(_), None) => return Err(Poison::Header("ce_kithver")),
     };
-    Ok(Decoded { kind: kind.to_owned(), key: key.to_owned(), data: Bytes::copy_from_slice(data), place })
+    let (kind, key) = (kind.to_owned(), key.to_owned());
+    Ok(Decoded { kind, key, data: Bytes::copy_from_slice(data), place, fingerprint })
 }
 
 fn text<'a>(value: Option<&'a [u8]>, name: &'static str) -> Result<&'a str, Poison> {

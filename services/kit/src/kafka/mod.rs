@@ -4,6 +4,7 @@ pub mod admin;
 mod assignment;
 pub mod consumer;
 pub mod producer;
+pub mod scan;
 pub mod sequence;
 
 use rdkafka::ClientConfig;
