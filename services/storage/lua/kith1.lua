@@ -1,5 +1,5 @@
 #!lua name=kith1
--- Kith's storage functions, library version 1.1.
+-- Kith's storage functions, library version 1.2.
 --
 -- Every mutation of chat data is one call of one function on one partition. KEYS[1] is the partition's version hash `{tag}v`; all
 -- other keys of the partition share its hash tag and are derived from it, so a call never leaves its slot. ARGV[1] is the token of
@@ -13,7 +13,7 @@
 --   K1FOREIGN <meta>  the partition belongs to another ChatCluster or has another layout
 --   K1CORRUPT <key>   a stored value is not what this library writes
 
-local VERSION = '1.1'
+local VERSION = '1.2'
 
 local node_id = nil
 
@@ -42,11 +42,15 @@ local function open(keys, args)
   return { key = keys[1], tag = string.sub(keys[1], 1, -2), ver = tonumber(v[3]) or 0, events = 0 }
 end
 
--- Gives an event the next version and puts it into the outbox.
-local function emit(p, body)
+-- Gives an event the next version and puts it into the outbox; privileged messages are marked beside it.
+local function emit(p, body, privileged)
   p.ver = p.ver + 1
   p.events = p.events + 1
-  server.call('XADD', p.tag .. 'o', n(p.ver) .. '-0', 'e', body)
+  if privileged then
+    server.call('XADD', p.tag .. 'o', n(p.ver) .. '-0', 'e', body, 'p', '1')
+  else
+    server.call('XADD', p.tag .. 'o', n(p.ver) .. '-0', 'e', body)
+  end
 end
 
 -- Ends a mutation: the version, and the outbox trimmed to what is not yet published. Always writes, so that WAIT covers the call.
@@ -139,7 +143,7 @@ local function append(keys, args)
   if args[12] ~= '1' then
     server.call('HSET', p.tag .. 'r:' .. cid, 's' .. sender, s)
   end
-  emit(p, 'm' .. s .. ' ' .. cid)
+  emit(p, 'm' .. s .. ' ' .. cid, args[12] == '1')
   close(p, args)
   return { p.ver, seq }
 end
@@ -227,6 +231,74 @@ local function cas(keys, args)
   end
   close(p, args)
   return { p.ver, p.events }
+end
+
+-- Operations of restore, with the number of their words.
+local WORDS = { S = 4, D = 3, Z = 4, Y = 3, M = 4, I = 6 }
+
+-- Why the rows of a restoration cannot be written; none if they can. A row stands already, or comes behind the newest.
+local function unfit(p, args)
+  local tops = {}
+  local i = 4
+  while args[i] do
+    local words = WORDS[args[i]]
+    if not words or not args[i + words - 1] then return 'restore ' .. args[i] end
+    if args[i] == 'M' then
+      local mkey, seq = p.tag .. 'm:' .. args[i + 1], tonumber(args[i + 2])
+      if not seq then return mkey .. ' ' .. args[i + 2] end
+      if not tops[mkey] then
+        local last = server.call('XREVRANGE', mkey, '+', '-', 'COUNT', 1)[1]
+        tops[mkey] = last and tonumber(string.match(last[1], '^(%d+)')) or 0
+      end
+      if seq > tops[mkey] then
+        tops[mkey] = seq
+      else
+        local found = server.call('XRANGE', mkey, n(seq) .. '-0', n(seq) .. '-0')[1]
+        if not found or found[2][2] ~= args[i + 3] then return mkey .. ' ' .. n(seq) end
+      end
+    end
+    i = i + words
+  end
+  return nil
+end
+
+-- restore: version, then operations S, D, Z and Y as of cas, and
+--   M conversation seq row                  a message's row, unless it stands there already
+--   I conversation day hash seq end         by which a retry finds a message; a new bucket lives until `end` (Unix s)
+-- Brings the partition to the version without emitting: what is restored is on the event log. Answers the version.
+local function restore(keys, args)
+  local p, refused = open(keys, args)
+  if not p then return refused end
+  local ver = tonumber(args[3])
+  if not ver or ver <= p.ver then return fail('K1REFUSE NOT_ABOVE') end
+  local why = unfit(p, args)
+  if why then return fail('K1CORRUPT ' .. why) end
+  local i = 4
+  while args[i] do
+    local op = args[i]
+    if op == 'S' then
+      server.call('HSET', p.tag .. args[i + 1], args[i + 2], args[i + 3])
+    elseif op == 'D' then
+      server.call('HDEL', p.tag .. args[i + 1], args[i + 2])
+    elseif op == 'Z' then
+      server.call('ZADD', p.tag .. args[i + 1], args[i + 2], args[i + 3])
+    elseif op == 'Y' then
+      server.call('ZREM', p.tag .. args[i + 1], args[i + 2])
+    elseif op == 'M' then
+      local mkey, id = p.tag .. 'm:' .. args[i + 1], args[i + 2] .. '-0'
+      if #server.call('XRANGE', mkey, id, id) == 0 then
+        server.call('XADD', mkey, id, 'm', args[i + 3])
+      end
+    else
+      local dkey = p.tag .. 'd:' .. args[i + 2] .. ':' .. args[i + 1]
+      server.call('HSET', dkey, args[i + 3], args[i + 4])
+      server.call('EXPIREAT', dkey, args[i + 5], 'NX')
+    end
+    i = i + WORDS[op]
+  end
+  p.ver = ver
+  close(p, args)
+  return { p.ver }
 end
 
 -- get: (suffix, field) pairs; field '*' is the whole hash. Answers version, then one value each.
@@ -349,7 +421,8 @@ local function list(keys, args)
   return out
 end
 
--- outbox: version after which to start, limit, bytes. Answers version, then version, body, row (of messages) each.
+-- outbox: version after which to start, limit, bytes, whether privileged messages are told (as M instead of m). Answers version, then
+-- version, body, row (of messages) each.
 local function outbox(keys, args)
   local p, refused = open(keys, args)
   if not p then return refused end
@@ -362,6 +435,9 @@ local function outbox(keys, args)
       local seq, cid = string.match(body, '^m(%d+) (.+)$')
       local found = seq and server.call('XRANGE', p.tag .. 'm:' .. cid, seq .. '-0', seq .. '-0')
       row = found and found[1] and found[1][2][2] or false
+      if args[5] == '1' and entry[2][3] == 'p' then
+        body = 'M' .. string.sub(body, 2)
+      end
     end
     bytes = bytes + #body + (row and #row or 0)
     if bytes > most and #out > 1 then break end
@@ -387,6 +463,7 @@ mutation('k1_append', append)
 mutation('k1_cursor', cursor)
 mutation('k1_hints', hints)
 mutation('k1_cas', cas)
+mutation('k1_restore', restore)
 reading('k1_get', get)
 reading('k1_history', history)
 reading('k1_heads', heads)

@@ -1,13 +1,17 @@
 //! Events: how one stands in the outbox, and what it is on the event log (CloudEvents 1.0, binary mode).
 //!
-//! A stored message is in the outbox by its place alone (`m<seq> <conversation>`): its row is in the conversation already. Everything else
-//! carries its data: `j<type>\n<key>\n<time>\n<JSON>`. Reading is total.
+//! A stored message is in the outbox by its place alone (`m<seq> <conversation>`, with `M` where it was privileged): its row is in the
+//! conversation already. Everything else carries its data: `j<type>\n<key>\n<time>\n<JSON>`. Reading is total.
+//!
+//! The data of an event is enough to restore what it changed (see [`crate::repair`]): where the contract's own fields are not, others
+//! stand beside them.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use kith_proto::chat::v1::{Message, MessageType};
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use serde_json::{Value, value::RawValue};
 
 use crate::codec;
 
@@ -19,9 +23,15 @@ pub(crate) fn body(kind: &str, key: &str, at_ms: i64, data: &Value) -> Bytes {
     format!("j{kind}\n{key}\n{at_ms}\n{data}").into()
 }
 
+/// A body whose data is JSON text already.
+pub(crate) fn body_of<T: Serialize>(kind: &str, key: &str, at_ms: i64, data: &T) -> Result<Bytes, serde_json::Error> {
+    Ok(format!("j{kind}\n{key}\n{at_ms}\n{}", serde_json::to_string(data)?).into())
+}
+
 /// The outbox body of a message.
-pub(crate) fn message_body(conversation_id: &str, seq: u64) -> Bytes {
-    format!("m{seq} {conversation_id}").into()
+pub(crate) fn message_body(conversation_id: &str, seq: u64, privileged: bool) -> Bytes {
+    let mark = if privileged { 'M' } else { 'm' };
+    format!("{mark}{seq} {conversation_id}").into()
 }
 
 /// A record of the event log.
@@ -40,13 +50,14 @@ pub(crate) struct Event {
 /// Reads an outbox entry; `row` is the message's, where the entry is one.
 pub(crate) fn read(body: &[u8], row: Option<Bytes>) -> Result<Event, String> {
     let text = std::str::from_utf8(body).map_err(|_| "an outbox entry that is not text".to_owned())?;
-    if let Some(place) = text.strip_prefix('m') {
+    if let Some(place) = text.strip_prefix(['m', 'M']) {
+        let privileged = text.starts_with('M');
         let (seq, conversation_id) = place.split_once(' ').ok_or("an outbox entry without a conversation")?;
         let seq = seq.parse().map_err(|_| "an outbox entry without a seq".to_owned())?;
         let row = row.ok_or_else(|| format!("the row of {conversation_id} seq {seq} is missing"))?;
         let row = codec::unpack(row).map_err(|e| format!("{conversation_id} seq {seq}: {e}"))?;
         let (at_ms, message) = (row.sent_at(), row.into_message(conversation_id, seq));
-        let data = message_json(&message).to_string().into_bytes();
+        let data = message_data(&message, privileged).map_err(|e| format!("{conversation_id} seq {seq}: {e}"))?;
         return Ok(Event { kind: "message.created".to_owned(), key: conversation_id.to_owned(), at_ms, data });
     }
     let rest = text.strip_prefix('j').ok_or("an outbox entry of an unknown kind")?;
@@ -55,6 +66,11 @@ pub(crate) fn read(body: &[u8], row: Option<Bytes>) -> Result<Event, String> {
     let (kind, key, at, data) = (next()?, next()?, next()?, next()?);
     let at_ms = at.parse().map_err(|_| "an outbox entry without a time".to_owned())?;
     Ok(Event { kind: kind.to_owned(), key: key.to_owned(), at_ms, data: data.as_bytes().to_vec() })
+}
+
+/// The message type of a contract's name; none for a name that is none.
+pub(crate) fn type_of(name: &str) -> Option<MessageType> {
+    (0..).map_while(|n| MessageType::try_from(n).ok()).skip(1).find(|kind| type_name(*kind as i32) == name)
 }
 
 /// The contract's name of a message type.
@@ -72,25 +88,78 @@ pub(crate) fn type_name(kind: i32) -> &'static str {
     }
 }
 
+/// JSON that a caller gave, as it goes into an event: as it is. What a reader of JSON would not give back byte by byte (space around it,
+/// text that is no JSON) stands beside it in hexadecimal.
+#[derive(Debug, Serialize)]
+pub(crate) struct Content {
+    content: Box<RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content_bytes: Option<String>,
+}
+
+impl Content {
+    pub(crate) fn new(given: &[u8]) -> Result<Self, serde_json::Error> {
+        // Raw text is taken more freely than most readers take it: only what all of them read is passed on.
+        let raw = serde_json::from_slice::<Value>(given).and_then(|_| serde_json::from_slice::<Box<RawValue>>(given));
+        let content = match raw {
+            Ok(raw) => raw,
+            Err(_) => RawValue::from_string("{}".to_owned())?,
+        };
+        let content_bytes = (content.get().as_bytes() != given).then(|| to_hex(given));
+        Ok(Self { content, content_bytes })
+    }
+}
+
+fn to_hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    bytes.iter().flat_map(|b| [b >> 4, b & 15]).map(|digit| char::from(DIGITS[usize::from(digit)])).collect()
+}
+
+/// Bytes that were written by [`Content`]; none for anything else.
+pub(crate) fn from_hex(text: &str) -> Option<Vec<u8>> {
+    let digit = |c: u8| char::from(c).to_digit(16);
+    let (pairs, []) = text.as_bytes().as_chunks::<2>() else { return None };
+    pairs.iter().map(|[high, low]| Some(((digit(*high)? << 4) | digit(*low)?) as u8)).collect()
+}
+
 /// A message as the external contract spells it.
-pub(crate) fn message_json(message: &Message) -> Value {
-    let content = serde_json::from_slice(&message.content).unwrap_or_else(|_| Value::Object(Map::new()));
-    let reactions: BTreeMap<&str, &[String]> =
-        message.reactions.iter().map(|r| (r.emoji.as_str(), r.user_ids.as_slice())).collect();
-    json!({
-        "conversation_id": message.conversation_id,
-        "seq": message.seq.to_string(),
-        "message_id": message.message_id,
-        "client_msg_id": message.client_msg_id,
-        "sender_id": message.sender_id,
-        "sent_at": message.sent_at.to_string(),
-        "type": type_name(message.r#type),
-        "content": content,
-        "mentions": message.mentions,
-        "ext": message.ext,
-        "recalled": message.recalled,
-        "edited_at": (message.edited_at != 0).then(|| message.edited_at.to_string()),
-        "reactions": reactions,
+#[derive(Serialize)]
+struct MessageData<'a> {
+    conversation_id: &'a str,
+    seq: String,
+    message_id: &'a str,
+    client_msg_id: &'a str,
+    sender_id: &'a str,
+    sent_at: String,
+    r#type: &'static str,
+    #[serde(flatten)]
+    content: Content,
+    mentions: &'a [String],
+    ext: &'a BTreeMap<String, String>,
+    recalled: bool,
+    edited_at: Option<String>,
+    reactions: BTreeMap<&'a str, &'a [String]>,
+    /// Not counted as read by its sender.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    privileged: bool,
+}
+
+fn message_data(message: &Message, privileged: bool) -> Result<Vec<u8>, serde_json::Error> {
+    serde_json::to_vec(&MessageData {
+        conversation_id: &message.conversation_id,
+        seq: message.seq.to_string(),
+        message_id: &message.message_id,
+        client_msg_id: &message.client_msg_id,
+        sender_id: &message.sender_id,
+        sent_at: message.sent_at.to_string(),
+        r#type: type_name(message.r#type),
+        content: Content::new(&message.content)?,
+        mentions: &message.mentions,
+        ext: &message.ext,
+        recalled: message.recalled,
+        edited_at: (message.edited_at != 0).then(|| message.edited_at.to_string()),
+        reactions: message.reactions.iter().map(|r| (r.emoji.as_str(), r.user_ids.as_slice())).collect(),
+        privileged,
     })
 }
 
@@ -115,6 +184,25 @@ pub(crate) fn rfc3339(at_ms: i64) -> String {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use serde_json::json;
+
+    #[test]
+    fn content_stands_in_an_event_as_it_was_given_and_no_byte_is_lost() {
+        let text = |given: &[u8]| serde_json::to_string(&Content::new(given).unwrap()).unwrap();
+        assert_eq!(text(br#"{"b": 1.0, "a":1e2}"#), r#"{"content":{"b": 1.0, "a":1e2}}"#);
+        assert_eq!(text(b" {} "), r#"{"content":{},"content_bytes":"207b7d20"}"#);
+        assert_eq!(text(b"{\xff"), r#"{"content":{},"content_bytes":"7bff"}"#);
+        assert_eq!(from_hex("7bff").unwrap(), b"{\xff");
+        assert!(from_hex("7b0").is_none() && from_hex("zz").is_none());
+    }
+
+    #[test]
+    fn a_type_is_found_by_its_name() {
+        for kind in 1..10 {
+            assert_eq!(type_of(type_name(kind)).unwrap() as i32, kind);
+        }
+        assert_eq!(type_of("smell"), None);
+    }
 
     #[test]
     fn times_are_spelt_as_rfc_3339() {
@@ -133,7 +221,7 @@ mod tests {
 
     #[test]
     fn a_message_whose_row_is_missing_is_named() {
-        assert!(read(&message_body("d:a:b", 4), None).unwrap_err().contains("d:a:b seq 4"));
+        assert!(read(&message_body("d:a:b", 4, false), None).unwrap_err().contains("d:a:b seq 4"));
     }
 
     proptest! {

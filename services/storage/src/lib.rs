@@ -7,12 +7,14 @@
 #[cfg(test)]
 mod behaviour;
 mod codec;
+pub mod command;
 mod core;
 mod engine;
 mod event;
 mod grpc;
 mod jitter;
 mod outbox;
+mod repair;
 mod tags;
 
 use std::{sync::Arc, time::Duration};

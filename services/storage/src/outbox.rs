@@ -16,6 +16,7 @@ use kith_kit::{
     kafka::{
         admin::{Topic, ensure_topic},
         producer::{ProduceError, Producer, Record},
+        scan::Log,
     },
 };
 use tokio::sync::watch;
@@ -45,6 +46,7 @@ const RETENTION: Duration = Duration::from_secs(7 * 86_400);
 
 /// The publisher of all partitions.
 pub(crate) struct Outbox {
+    kafka: Kafka,
     producer: Producer,
     topic: String,
     source: String,
@@ -71,6 +73,7 @@ impl Outbox {
         let wanted = Topic { name: topic.clone(), partitions: cluster.event_partitions, retention: Some(RETENTION) };
         tokio::spawn(prepare(kafka.clone(), wanted, ready.clone(), end.clone()));
         Ok(Self {
+            kafka: kafka.clone(),
             producer,
             topic,
             source: format!("kith://{}", cluster.name),
@@ -81,6 +84,40 @@ impl Outbox {
             ready,
             end,
         })
+    }
+
+    /// The Kafka partition that holds a partition's events, among others'.
+    pub(crate) fn part(&self, partition: u32) -> u32 {
+        partition % self.event_partitions
+    }
+
+    /// That part of the event log.
+    pub(crate) fn log(&self, partition: u32) -> Log {
+        Log::new(&self.kafka, &self.topic, self.part(partition))
+    }
+
+    /// Writes a marker behind everything that this instance has handed over for a partition, and waits until it is on the log. Consumers
+    /// pass it by: it has no version.
+    pub(crate) async fn mark(&self, partition: u32, id: &str) -> Result<(), ProduceError> {
+        let (key, time) = (format!("repair:{partition}"), event::rfc3339(kith_kit::clock::now_ms()));
+        let headers = [
+            ("ce_specversion", "1.0"),
+            ("ce_id", id),
+            ("ce_type", "dev.kith.repair.marker.v1"),
+            ("ce_source", self.source.as_str()),
+            ("ce_time", time.as_str()),
+            ("ce_partitionkey", key.as_str()),
+            ("content-type", "application/json"),
+        ];
+        let payload = serde_json::json!({"repair_id": id, "partition": partition}).to_string();
+        let marker = Record {
+            topic: &self.topic,
+            partition: Some(self.part(partition)),
+            key: &key,
+            headers: &headers,
+            payload: payload.as_bytes(),
+        };
+        self.producer.send(&marker)?.await
     }
 
     /// Whether writes must wait until something is published.
@@ -260,7 +297,7 @@ impl Outbox {
         ];
         self.producer.send(&Record {
             topic: &self.topic,
-            partition: Some(partition % self.event_partitions),
+            partition: Some(self.part(partition)),
             key: &event.key,
             headers: &headers,
             payload: &event.data,

@@ -82,7 +82,7 @@ async fn what_is_sent_is_stored_once_listed_counted_and_on_the_event_log() {
     let receipts = client.get_receipts(receipts).await.unwrap();
     assert_eq!((receipts.read_by, receipts.delivered_to), (vec!["alice".to_owned()], vec!["alice".to_owned()]));
 
-    let found = events(&platform, Duration::from_secs(20), |found| found.len() == 3 + 1 + 2 + 2).await;
+    let found = events(&platform, Duration::from_secs(20), |found| found.len() == 3 + 2 + 1 + 2 + 2).await;
     let created: Vec<_> = found.values().filter(|(kind, _)| kind == "dev.kith.message.created.v1").collect();
     assert_eq!(created.len(), 2);
     assert_eq!(created[0].1["content"]["text"], "hi");

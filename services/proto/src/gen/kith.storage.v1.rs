@@ -4472,7 +4472,7 @@ pub struct PartitionsResponse {
 pub struct Partition {
     #[prost(uint32, tag = "1")]
     pub partition: u32,
-    /// closed, claiming, open, data_loss
+    /// closed, claiming, open, data_loss, repairing
     #[prost(string, tag = "2")]
     pub state: ::prost::alloc::string::String,
     #[prost(uint64, tag = "3")]
@@ -4483,6 +4483,94 @@ pub struct Partition {
     pub outbox_bytes: u64,
     #[prost(string, tag = "6")]
     pub reason: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RepairRequest {
+    #[prost(uint32, tag = "1")]
+    pub partition: u32,
+    /// Nothing is written: neither to the store nor to the event log.
+    #[prost(bool, tag = "2")]
+    pub dry_run: bool,
+    /// The highest version of which the caller knows that some instance has seen it committed; 0: none.
+    #[prost(uint64, tag = "3")]
+    pub acknowledged_ver: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RepairResponse {
+    #[prost(uint32, tag = "1")]
+    pub partition: u32,
+    /// The store's version before.
+    #[prost(uint64, tag = "2")]
+    pub stored_ver: u64,
+    /// The highest version that was ever acknowledged, as far as instances that live know.
+    #[prost(uint64, tag = "3")]
+    pub acknowledged_ver: u64,
+    /// The highest version on the event log; 0: it holds none of this partition.
+    #[prost(uint64, tag = "4")]
+    pub log_ver: u64,
+    /// Events that were restored, or would be.
+    #[prost(uint64, tag = "5")]
+    pub restored: u64,
+    /// Versions of which the event log holds nothing: the first 100 runs, and how many versions in all.
+    #[prost(message, repeated, tag = "6")]
+    pub missing: ::prost::alloc::vec::Vec<VersionRange>,
+    #[prost(uint64, tag = "7")]
+    pub missing_count: u64,
+    /// Events that could not be restored: the first 100, and how many in all.
+    #[prost(message, repeated, tag = "8")]
+    pub unrestored: ::prost::alloc::vec::Vec<Unrestored>,
+    #[prost(uint64, tag = "9")]
+    pub unrestored_count: u64,
+    /// Seqs of conversations of which the event log holds nothing: the first 100 gaps, and how many gaps in all.
+    #[prost(message, repeated, tag = "10")]
+    pub seq_gaps: ::prost::alloc::vec::Vec<SeqGap>,
+    #[prost(uint64, tag = "11")]
+    pub seq_gap_count: u64,
+    /// Versions that the event log tells in two ways (the count went back; the first is taken): the first 100, and how many in all.
+    #[prost(uint64, repeated, tag = "12")]
+    pub conflicts: ::prost::alloc::vec::Vec<u64>,
+    #[prost(uint64, tag = "13")]
+    pub conflict_count: u64,
+    /// Records of this part of the event log that are no events: the first 100, and how many in all. They may be other partitions'.
+    #[prost(message, repeated, tag = "14")]
+    pub unreadable: ::prost::alloc::vec::Vec<UnreadableRecord>,
+    #[prost(uint64, tag = "15")]
+    pub unreadable_count: u64,
+    /// As in Partition, and the store's version, when the repair ended.
+    #[prost(string, tag = "16")]
+    pub state: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "17")]
+    pub ver: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct VersionRange {
+    #[prost(uint64, tag = "1")]
+    pub first: u64,
+    #[prost(uint64, tag = "2")]
+    pub last: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Unrestored {
+    #[prost(uint64, tag = "1")]
+    pub ver: u64,
+    #[prost(string, tag = "2")]
+    pub why: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SeqGap {
+    #[prost(string, tag = "1")]
+    pub conversation_id: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub first: u64,
+    #[prost(uint64, tag = "3")]
+    pub last: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnreadableRecord {
+    #[prost(int64, tag = "1")]
+    pub offset: i64,
+    #[prost(string, tag = "2")]
+    pub why: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ApplyRequest {
@@ -4855,6 +4943,29 @@ pub mod peer_client {
                 .insert(GrpcMethod::new("kith.storage.v1.Peer", "Apply"));
             self.inner.unary(req, path, codec).await
         }
+        /// Compares a partition with the event log and restores what the store has lost. Answered by its holder alone, one at a time. An open
+        /// partition that has lost nothing stays open meanwhile; a lost one is closed until the end.
+        pub async fn repair(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RepairRequest>,
+        ) -> std::result::Result<tonic::Response<super::RepairResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/kith.storage.v1.Peer/Repair",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("kith.storage.v1.Peer", "Repair"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -4888,6 +4999,12 @@ pub mod peer_server {
             &self,
             request: tonic::Request<super::ApplyRequest>,
         ) -> std::result::Result<tonic::Response<super::ApplyResponse>, tonic::Status>;
+        /// Compares a partition with the event log and restores what the store has lost. Answered by its holder alone, one at a time. An open
+        /// partition that has lost nothing stays open meanwhile; a lost one is closed until the end.
+        async fn repair(
+            &self,
+            request: tonic::Request<super::RepairRequest>,
+        ) -> std::result::Result<tonic::Response<super::RepairResponse>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct PeerServer<T> {
@@ -5079,6 +5196,49 @@ pub mod peer_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ApplySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/kith.storage.v1.Peer/Repair" => {
+                    #[allow(non_camel_case_types)]
+                    struct RepairSvc<T: Peer>(pub Arc<T>);
+                    impl<T: Peer> tonic::server::UnaryService<super::RepairRequest>
+                    for RepairSvc<T> {
+                        type Response = super::RepairResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RepairRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Peer>::repair(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RepairSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -18,6 +18,7 @@ use tonic::Code;
 
 use super::{
     Core, Plan, check,
+    members::{JoinPlace, joined_json},
     model::{self, Head, MemberData, Seen, key},
     no_conversation, peers,
 };
@@ -51,7 +52,8 @@ fn check_group(group: &Group) -> Result<(), Error> {
     }
 }
 
-fn group_ops(id: &str, group: &Group) -> Vec<Op> {
+/// Writes a group's own fields into its conversation's hash.
+pub(crate) fn group_ops(key: &str, group: &Group) -> Vec<Op> {
     [
         ("na", group.name.clone()),
         ("av", group.avatar_url.clone()),
@@ -60,7 +62,7 @@ fn group_ops(id: &str, group: &Group) -> Vec<Op> {
         ("mu", u8::from(group.muted).to_string()),
     ]
     .into_iter()
-    .map(|(name, value)| Op::Set(Field::new(key::conversation(id), name), value.into()))
+    .map(|(name, value)| Op::Set(Field::new(key, name), value.into()))
     .collect()
 }
 
@@ -81,6 +83,8 @@ impl Core {
             Field::new(c.clone(), "k"),
             Field::new(key::members(&id), user_a.clone()),
             Field::new(key::members(&id), user_b.clone()),
+            Field::new(c.clone(), "n"),
+            Field::new(c.clone(), "mv"),
         ];
         let wants = fields.iter().cloned().map(crate::engine::Want::Field).collect();
         let stands = self.engine().get(self.partition(&id), wants, Self::end()).await?;
@@ -95,17 +99,19 @@ impl Core {
         let created = self
             .update(self.partition(&id), fields.clone(), |values| {
                 let mut ops = Vec::new();
+                let mut joined = Vec::new();
                 for (order, user) in [(1, &user_a), (2, &user_b)] {
                     // A row may stand before its conversation: a block was written into it.
                     if values[order].is_none() {
                         let row = MemberData::new(Role::Member, 1, now).pack();
                         ops.push(Op::Set(Field::new(key::members(&id), user.clone()), row));
+                        joined.push((order, user));
                     }
                     ops.push(Op::Score { key: key::joins(&id), score: order as i64, member: user.clone() });
                 }
                 let created = values[0].is_none();
+                let set = |name: &str, value: String| Op::Set(Field::new(c.clone(), name), value.into());
                 if created {
-                    let set = |name: &str, value: String| Op::Set(Field::new(c.clone(), name), value.into());
                     ops.extend([
                         set("k", "1".to_owned()),
                         set("s", "0".to_owned()),
@@ -118,8 +124,17 @@ impl Core {
                         set("v", "1".to_owned()),
                         set("ca", now.to_string()),
                     ]);
-                    let data = json!({"conversation_id": id, "kind": "direct", "member_ids": [user_a, user_b]});
+                    let data = json!({"conversation_id": id, "kind": "direct", "member_ids": [user_a, user_b], "created_at": now.to_string()});
                     ops.push(Op::Emit(event::body("conversation.created", &id, now, &data)));
+                } else if !joined.is_empty() {
+                    let stored = |at: usize| values[at].as_ref().and_then(model::number::<u64>).unwrap_or(0);
+                    let (count, version) = (stored(3) + joined.len() as u64, stored(4) + 1);
+                    ops.extend([set("n", count.to_string()), set("mv", version.to_string())]);
+                    for (order, user) in joined {
+                        let place = JoinPlace { seq: 1, order: order as i64, count, version };
+                        let data = joined_json(&id, &[user.clone()], Role::Member as i32, now, "", &place);
+                        ops.push(Op::Emit(event::body("member.added", &id, now, &data)));
+                    }
                 }
                 Ok(Plan::new(ops, created))
             })
@@ -218,8 +233,9 @@ impl Core {
         let c = key::conversation(id);
         let mut conditions = vec![condition(Field::new(c.clone(), "v"), Some(head.version.to_string().into()))];
         let mut ops = vec![Op::Set(Field::new(c.clone(), "v"), (head.version + 1).to_string().into())];
-        ops.extend(group_ops(id, group));
+        ops.extend(group_ops(&c, group));
         let mut data = group_json(id, group, &request.actor_id);
+        data["version"] = (head.version + 1).to_string().into();
         if let Some(owner) = request.owner_id.as_ref().filter(|o| **o != head.owner) {
             let members = key::members(id);
             for (user, role) in [(&head.owner, Role::Admin), (owner, Role::Owner)] {
@@ -242,6 +258,7 @@ impl Core {
             }
             ops.push(Op::Set(Field::new(c, "ow"), owner.clone().into()));
             data["owner_id"] = owner.clone().into();
+            data["previous_owner_id"] = head.owner.clone().into();
         }
         ops.push(Op::Emit(event::body("group.updated", id, now, &data)));
         Ok(self.engine().swap(self.partition(id), crate::engine::Swap { conditions, ops }, Self::end()).await?)
@@ -333,7 +350,7 @@ impl Core {
         Ok(MarkReadResponse { read_seq: moved, unread })
     }
 
-    async fn move_cursor(
+    pub(super) async fn move_cursor(
         &self,
         id: &str,
         user_id: &str,
@@ -435,14 +452,15 @@ fn create_ops(id: &str, kind: i32, owner_id: &str, group: &Group, idempotency_ke
     if !idempotency_key.is_empty() {
         ops.push(set("ik", idempotency_key.to_owned()));
     }
-    ops.extend(group_ops(id, group));
+    ops.extend(group_ops(&key::conversation(id), group));
     if !owner_id.is_empty() {
         ops.push(Op::Set(Field::new(key::members(id), owner_id), MemberData::new(Role::Owner, 1, now).pack()));
         ops.push(Op::Score { key: key::joins(id), score: 1, member: owner_id.to_owned() });
     }
     let data = json!({
         "conversation_id": id, "kind": kind_name(kind), "owner_id": owner_id, "name": group.name, "avatar_url": group.avatar_url,
-        "announcement": group.announcement, "join": group.join,
+        "announcement": group.announcement, "join": group.join, "muted": group.muted, "created_at": now.to_string(),
+        "idempotency_key": idempotency_key,
         "member_ids": if owner_id.is_empty() { Vec::new() } else { vec![owner_id] },
     });
     ops.push(Op::Emit(event::body("conversation.created", id, now, &data)));

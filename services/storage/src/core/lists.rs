@@ -12,12 +12,17 @@ use kith_proto::{
     },
 };
 
+use serde_json::json;
+
 use super::{
     Core, Plan, check,
     model::{EntryData, corrupt, key},
     no_conversation, no_user,
 };
-use crate::engine::{Cursor, CursorKind, Field, Got, ListRow, Op, Walk, Want};
+use crate::{
+    engine::{CursorKind, Field, Got, ListRow, Op, Walk, Want},
+    event,
+};
 
 /// Entries that one walk through the pages comes past.
 const MOST_WALKED: u64 = 5_000;
@@ -78,15 +83,20 @@ impl Core {
                 return Err(no_user());
             }
             let entry = Op::Score { key: key::list(user_id), score: activity, member: conversation_id.to_owned() };
-            Ok(Plan::new(vec![entry], true))
+            let data =
+                json!({"user_id": user_id, "conversation_id": conversation_id, "activity": activity.to_string()});
+            let event = Op::Emit(event::body("list.entered", user_id, Self::now(), &data));
+            Ok(Plan::new(vec![entry, event], true))
         })
         .await
     }
 
     pub(super) async fn leave_list(&self, user_id: &str, conversation_id: &str) -> Result<bool, Error> {
+        let data = json!({"user_id": user_id, "conversation_id": conversation_id});
         let ops = vec![
             Op::Unscore { key: key::list(user_id), member: conversation_id.to_owned() },
             Op::Delete(Field::new(key::settings(user_id), conversation_id)),
+            Op::Emit(event::body("list.left", user_id, Self::now(), &data)),
         ];
         let swap = crate::engine::Swap { conditions: Vec::new(), ops };
         self.engine().swap(self.partition(user_id), swap, Self::end()).await?;
@@ -304,7 +314,12 @@ impl Core {
             } else {
                 Op::Set(field.clone(), entry.pack())
             };
-            Ok(Plan::new(vec![op], ()))
+            let data = json!({
+                "user_id": user_id, "conversation_id": conversation_id, "pinned": entry.pinned, "muted": entry.muted,
+                "cleared_seq": entry.cleared.to_string(),
+            });
+            let event = Op::Emit(event::body("list.updated", user_id, Self::now(), &data));
+            Ok(Plan::new(vec![op, event], ()))
         })
         .await
     }
@@ -327,14 +342,9 @@ impl Core {
 
     pub(super) async fn clear_at(&self, conversation_id: &str, user_id: &str) -> Result<u64, Error> {
         self.seen(user_id, conversation_id).await?;
-        let cursor = Cursor {
-            conversation_id: conversation_id.to_owned(),
-            user_id: user_id.to_owned(),
-            kind: CursorKind::Cleared,
-            seq: 0,
-            event: bytes::Bytes::new(),
-        };
-        Ok(self.engine().cursor(self.partition(conversation_id), cursor, Self::end()).await?.seq)
+        let data =
+            json!({"conversation_id": conversation_id, "user_id": user_id, "cleared_seq": event::FOUND.to_string()});
+        self.move_cursor(conversation_id, user_id, CursorKind::Cleared, 0, "conversation.cleared", data).await
     }
 }
 

@@ -116,7 +116,8 @@ impl Core {
             set("mv", version.to_string()),
             set("jn", (head.joins + added.len() as i64).to_string()),
         ]);
-        let data = json!({"conversation_id": id, "user_ids": added, "role": role_name(role as i32), "joined_at": now.to_string(), "actor_id": actor_id});
+        let place = JoinPlace { seq: head.seq + 1, order: head.joins + 1, count: count.into(), version };
+        let data = joined_json(id, &added, role as i32, now, actor_id, &place);
         ops.push(Op::Emit(event::body("member.added", id, now, &data)));
         let conditions = vec![condition(Field::new(c, "mv"), Some(head.member_version.to_string().into()))];
         self.engine().swap(self.partition(id), Swap { conditions, ops }, Self::end()).await?;
@@ -179,7 +180,10 @@ impl Core {
         let count = u64::from(head.members).saturating_sub(removed.len() as u64);
         ops.push(Op::Set(Field::new(c.clone(), "n"), count.to_string().into()));
         ops.push(Op::Set(Field::new(c.clone(), "mv"), version.to_string().into()));
-        let data = json!({"conversation_id": id, "user_ids": removed, "actor_id": actor_id});
+        let data = json!({
+            "conversation_id": id, "user_ids": removed, "actor_id": actor_id, "member_count": count,
+            "member_version": version.to_string(),
+        });
         ops.push(Op::Emit(event::body("member.removed", id, now, &data)));
         let conditions = vec![condition(Field::new(c, "mv"), Some(head.member_version.to_string().into()))];
         self.engine().swap(self.partition(id), Swap { conditions, ops }, Self::end()).await?;
@@ -223,7 +227,7 @@ impl Core {
             let next: u64 = values[1].as_ref().and_then(model::number).unwrap_or(0) + 1;
             let data = json!({
                 "conversation_id": id, "user_id": user_id, "role": role_name(i32::from(member.role)),
-                "muted_until": member.muted_until.to_string(), "actor_id": actor_id,
+                "muted_until": member.muted_until.to_string(), "actor_id": actor_id, "member_version": next.to_string(),
             });
             let ops = vec![
                 Op::Set(field.clone(), member.pack()),
@@ -284,10 +288,39 @@ impl Core {
                 return Ok(Plan::nothing(false));
             }
             let member = MemberData { blocked, ..stored.unwrap_or_else(|| MemberData::new(Role::Member, 1, now)) };
-            Ok(Plan::new(vec![Op::Set(field.clone(), member.pack())], true))
+            let data = json!({
+                "conversation_id": id, "user_id": user_id, "blocked": blocked, "joined_at": member.joined_at.to_string(),
+            });
+            let event = Op::Emit(event::body("member.blocked", id, now, &data));
+            Ok(Plan::new(vec![Op::Set(field.clone(), member.pack()), event], true))
         })
         .await
     }
+}
+
+/// What new members have in common: the first seq that they see, the first of their places in join order, and the conversation's count
+/// and version with them.
+pub(super) struct JoinPlace {
+    pub(super) seq: u64,
+    pub(super) order: i64,
+    pub(super) count: u64,
+    pub(super) version: u64,
+}
+
+/// The data of member.added; the users are in join order.
+pub(super) fn joined_json(
+    id: &str,
+    users: &[String],
+    role: i32,
+    now: i64,
+    actor_id: &str,
+    place: &JoinPlace,
+) -> serde_json::Value {
+    json!({
+        "conversation_id": id, "user_ids": users, "role": role_name(role), "joined_at": now.to_string(),
+        "actor_id": actor_id, "joined_seq": place.seq.to_string(), "join_order": place.order.to_string(),
+        "member_count": place.count, "member_version": place.version.to_string(),
+    })
 }
 
 fn role_name(role: i32) -> &'static str {

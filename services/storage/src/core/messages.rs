@@ -11,6 +11,7 @@ use kith_proto::{
     },
 };
 use rand::RngExt;
+use serde::Serialize;
 use serde_json::json;
 use ulid::Ulid;
 
@@ -238,6 +239,9 @@ impl Core {
         check::user("user_id", &user_id)?;
         let (message, _) = self.one(&id, seq, &user_id).await?;
         check::content(message.r#type, &content)?;
+        if serde_json::from_slice::<serde_json::Value>(&content).is_err() {
+            return Err(Error::invalid("content: must be a JSON object"));
+        }
         if message.sender_id != user_id {
             return Err(Error::denied(reason::NOT_ALLOWED, "only the sender may edit a message"));
         }
@@ -246,13 +250,19 @@ impl Core {
             return Err(Error::denied(reason::NOT_ALLOWED, "too late: the time for editing is over"));
         }
         let text = String::from_utf8_lossy(&content).into_owned();
-        let value: serde_json::Value =
-            serde_json::from_slice(&content).map_err(|_| Error::invalid("content: must be a JSON object"))?;
-        let data = json!({"conversation_id": id, "seq": seq.to_string(), "message_id": message.message_id, "user_id": user_id, "content": value, "edited_at": now.to_string()});
+        let data = EditData {
+            conversation_id: &id,
+            seq: seq.to_string(),
+            message_id: &message.message_id,
+            user_id: &user_id,
+            content: event::Content::new(&content).map_err(|e| Error::internal(e.to_string()))?,
+            edited_at: now.to_string(),
+        };
+        let body = event::body_of("message.edited", &id, now, &data).map_err(|e| Error::internal(e.to_string()))?;
         self.change_overlay(
             &id,
             seq,
-            || event::body("message.edited", &id, now, &data),
+            || body.clone(),
             |overlay| {
                 if overlay.recalled_at != 0 {
                     return Err(Error::not_found("this message has been recalled"));
@@ -290,7 +300,20 @@ impl Core {
     }
 }
 
-fn set_reaction(overlay: &mut Overlay, emoji: &str, user_id: &str, add: bool) -> Result<bool, Error> {
+/// The data of message.edited.
+#[derive(Serialize)]
+struct EditData<'a> {
+    conversation_id: &'a str,
+    seq: String,
+    message_id: &'a str,
+    user_id: &'a str,
+    #[serde(flatten)]
+    content: event::Content,
+    edited_at: String,
+}
+
+/// Adds or takes away one user's reaction; says whether that changed anything.
+pub(crate) fn set_reaction(overlay: &mut Overlay, emoji: &str, user_id: &str, add: bool) -> Result<bool, Error> {
     if add {
         if !overlay.reactions.contains_key(emoji) && overlay.reactions.len() >= REACTIONS {
             return Err(Error::invalid(format!("emoji: at most {REACTIONS} kinds of reactions on a message")));

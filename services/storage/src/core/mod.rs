@@ -1,15 +1,15 @@
 //! The storage layer's calls, above the engine: checks, compare-and-swap, and the steps that span partitions.
 
 mod check;
-mod conversations;
+pub(crate) mod conversations;
 mod hints;
 mod lists;
 mod members;
-mod messages;
+pub(crate) mod messages;
 pub(crate) mod model;
 mod peers;
 mod relations;
-mod users;
+pub(crate) mod users;
 
 use std::{sync::Arc, time::Duration};
 

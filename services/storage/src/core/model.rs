@@ -306,6 +306,31 @@ impl EntryData {
     }
 }
 
+/// A friend: `since|version|alias`.
+pub(crate) struct FriendRow {
+    pub(crate) since: i64,
+    pub(crate) version: u64,
+    pub(crate) alias: String,
+}
+
+impl FriendRow {
+    pub(crate) fn pack(&self) -> Bytes {
+        format!("{}|{}|{}", self.since, self.version, self.alias).into()
+    }
+
+    pub(crate) fn unpack(key: &str, bytes: &Bytes) -> Result<Self, Error> {
+        let read = || {
+            let mut parts = std::str::from_utf8(bytes).ok()?.splitn(3, '|');
+            Some(Self {
+                since: parts.next()?.parse().ok()?,
+                version: parts.next()?.parse().ok()?,
+                alias: parts.next()?.to_owned(),
+            })
+        };
+        read().ok_or_else(|| corrupt(key, "not a friend"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

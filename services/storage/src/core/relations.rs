@@ -1,6 +1,5 @@
 //! Between users: friends, friend requests, blocks. Friendship is mutual; aliases and versions are each side's own.
 
-use bytes::Bytes;
 use kith_kit::{error::Error, ids};
 use kith_proto::storage::v1::{
     AnswerFriendRequestRequest, DeleteFriendRequest, DirectBlock, Friend, FriendRequest, ListBlocksRequest,
@@ -11,7 +10,7 @@ use serde_json::json;
 
 use super::{
     Core, Plan, check,
-    model::{self, key, number, text},
+    model::{FriendRow, key, number, text},
     no_user,
 };
 use crate::{
@@ -21,31 +20,6 @@ use crate::{
 
 /// Friends, requests and blocks of one user.
 const MOST: usize = 5_000;
-
-/// A friend: `since|version|alias`.
-struct FriendRow {
-    since: i64,
-    version: u64,
-    alias: String,
-}
-
-impl FriendRow {
-    fn pack(&self) -> Bytes {
-        format!("{}|{}|{}", self.since, self.version, self.alias).into()
-    }
-
-    fn unpack(key: &str, bytes: &Bytes) -> Result<Self, Error> {
-        let read = || {
-            let mut parts = std::str::from_utf8(bytes).ok()?.splitn(3, '|');
-            Some(Self {
-                since: parts.next()?.parse().ok()?,
-                version: parts.next()?.parse().ok()?,
-                alias: parts.next()?.to_owned(),
-            })
-        };
-        read().ok_or_else(|| model::corrupt(key, "not a friend"))
-    }
-}
 
 fn pair(user: &'static str, user_id: &str, other: &'static str, other_id: &str) -> Result<(), Error> {
     check::user(user, user_id)?;
@@ -176,9 +150,13 @@ impl Core {
     async fn settled(&self, user_id: &str, peer_id: &str) -> Result<bool, Error> {
         let fields = Self::request_fields(user_id, peer_id);
         self.update(self.partition(user_id), fields.to_vec(), |values| {
-            let ops: Vec<Op> =
+            let mut ops: Vec<Op> =
                 fields.iter().zip(values).filter(|(_, v)| v.is_some()).map(|(f, _)| Op::Delete(f.clone())).collect();
             let changed = !ops.is_empty();
+            if changed {
+                let data = json!({"user_id": user_id, "peer_id": peer_id});
+                ops.push(Op::Emit(event::body("friend.request_settled", user_id, Self::now(), &data)));
+            }
             Ok(Plan::new(ops, changed))
         })
         .await
@@ -249,7 +227,10 @@ impl Core {
         }
         self.steps(vec![relate_step(&target_id, relate::Kind::Requested, &user_id, &text, now)]).await?;
         self.update(self.partition(&user_id), vec![outgoing.clone()], |_| {
-            Ok(Plan::new(vec![Op::Set(outgoing.clone(), format!("{now}|{text}").into())], ()))
+            let data =
+                json!({"user_id": user_id, "target_id": target_id, "text": text, "requested_at": now.to_string()});
+            let event = Op::Emit(event::body("friend.request_sent", &user_id, now, &data));
+            Ok(Plan::new(vec![Op::Set(outgoing.clone(), format!("{now}|{text}").into()), event], ()))
         })
         .await
     }
@@ -316,7 +297,7 @@ impl Core {
             }
             let kind = if blocked { "block.added" } else { "block.removed" };
             let op = if blocked { Op::Set(field.clone(), now.to_string().into()) } else { Op::Delete(field.clone()) };
-            let data = json!({"user_id": user_id, "target_id": target_id});
+            let data = json!({"user_id": user_id, "target_id": target_id, "at": now.to_string()});
             Ok(Plan::new(vec![op, Op::Emit(event::body(kind, &user_id, now, &data))], true))
         })
         .await

@@ -233,7 +233,11 @@ impl Core {
         self.update(self.partition(&request.user_id), vec![field.clone()], |values| {
             let before = values[0].as_ref().and_then(number).unwrap_or(0_i64);
             let after = request.issued_at_or_before.max(before);
-            Ok(Plan::new(vec![Op::Set(field.clone(), after.to_string().into())], ()))
+            let data = json!({
+                "user_id": request.user_id, "device_id": request.device_id, "issued_at_or_before": after.to_string(),
+            });
+            let event = Op::Emit(event::body("token.revoked", &request.user_id, Self::now(), &data));
+            Ok(Plan::new(vec![Op::Set(field.clone(), after.to_string().into()), event], ()))
         })
         .await
     }
@@ -254,18 +258,24 @@ impl Core {
 }
 
 fn write_profile(user: &User) -> Result<Vec<Op>, Error> {
-    let attrs = serde_json::to_vec(&user.attrs).map_err(|e| Error::internal(e.to_string()))?;
-    let set = |name: &str, value: Bytes| Op::Set(Field::new(key::profile(&user.user_id), name), value);
+    let mut ops = profile_ops(user).map_err(|e| Error::internal(e.to_string()))?;
     let data = json!({
         "user_id": user.user_id, "nickname": user.nickname, "avatar_url": user.avatar_url, "attrs": user.attrs,
         "version": user.version.to_string(), "line": user.line,
     });
+    ops.push(Op::Emit(event::body("profile.updated", &user.user_id, Core::now(), &data)));
+    Ok(ops)
+}
+
+/// Writes a profile, all but when its user was seen last.
+pub(crate) fn profile_ops(user: &User) -> Result<Vec<Op>, serde_json::Error> {
+    let attrs = serde_json::to_vec(&user.attrs)?;
+    let set = |name: &str, value: Bytes| Op::Set(Field::new(key::profile(&user.user_id), name), value);
     Ok(vec![
         set("v", user.version.to_string().into()),
         set("nn", user.nickname.clone().into()),
         set("av", user.avatar_url.clone().into()),
         set("at", attrs.into()),
         set("ln", user.line.clone().into()),
-        Op::Emit(event::body("profile.updated", &user.user_id, Core::now(), &data)),
     ])
 }

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::{
     Append, Appended, Cursor, CursorKind, Engine, EngineError, Expect, Field, Got, HeadRow, History, ListRow,
-    MemberPage, MemberRow, Moved, Op, Refusal, Stored, Swap, Walk, Want, Window,
+    MemberPage, MemberRow, Moved, Op, Refusal, Restoring, Stored, Swap, Walk, Want, Window, Write,
 };
 use crate::{
     codec::ID_BYTES,
@@ -28,15 +28,15 @@ pub(crate) struct MemoryEngine {
 }
 
 /// One partition.
-#[derive(Default)]
-struct Data {
-    ver: u64,
-    hashes: HashMap<String, BTreeMap<String, Bytes>>,
-    scores: HashMap<String, BTreeMap<String, i64>>,
-    messages: HashMap<String, BTreeMap<u64, Bytes>>,
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Data {
+    pub(crate) ver: u64,
+    pub(crate) hashes: HashMap<String, BTreeMap<String, Bytes>>,
+    pub(crate) scores: HashMap<String, BTreeMap<String, i64>>,
+    pub(crate) messages: HashMap<String, BTreeMap<u64, Bytes>>,
     /// By conversation, sender and the sender's id.
-    seen: HashMap<(String, String, String), u64>,
-    outbox: Vec<(u64, Bytes)>,
+    pub(crate) seen: HashMap<(String, String, String), u64>,
+    pub(crate) outbox: Vec<(u64, Bytes)>,
 }
 
 /// What happens to the next mutation.
@@ -60,7 +60,7 @@ impl MemoryEngine {
         let mut events = Vec::new();
         for (number, data) in partitions.iter() {
             for (ver, body) in &data.outbox {
-                let place = std::str::from_utf8(body).ok().and_then(|b| b.strip_prefix('m')?.split_once(' '));
+                let place = std::str::from_utf8(body).ok().and_then(|b| b.strip_prefix(['m', 'M'])?.split_once(' '));
                 let row = place.and_then(|(seq, id)| data.messages.get(id)?.get(&seq.parse().ok()?).cloned());
                 events.push((*number, *ver, body.clone(), row));
             }
@@ -89,6 +89,21 @@ impl MemoryEngine {
         let Some(value) = row.or_else(|| data.hashes.get_mut(&key)?.get_mut(&name)) else { return };
         let rest = if beginning { value.slice(bytes.len().min(value.len())..) } else { Bytes::new() };
         *value = [bytes, &rest].concat().into();
+    }
+
+    /// Everything as it is now.
+    pub(crate) fn copy(&self) -> BTreeMap<u32, Data> {
+        self.partitions.lock().iter().map(|(number, data)| (*number, data.clone())).collect()
+    }
+
+    /// An engine with these data.
+    pub(crate) fn with(data: BTreeMap<u32, Data>) -> Self {
+        Self { partitions: Mutex::new(data.into_iter().collect()), schedule: Mutex::default() }
+    }
+
+    /// Changes one partition by hand.
+    pub(crate) fn by_hand<T>(&self, partition: u32, change: impl FnOnce(&mut Data) -> T) -> T {
+        change(self.partitions.lock().entry(partition).or_default())
     }
 
     async fn turn(&self) -> Fate {
@@ -180,7 +195,7 @@ impl Data {
         if !a.privileged {
             self.set(format!("r:{}", a.conversation_id), format!("s{}", a.sender_id), seq.to_string());
         }
-        self.emit(event::message_body(&a.conversation_id, seq));
+        self.emit(event::message_body(&a.conversation_id, seq, a.privileged));
         self.seen.insert(identity, seq);
         Ok(Appended { seq, earlier: None })
     }
@@ -222,21 +237,56 @@ impl Data {
                 return Err(EngineError::Conflict);
             }
         }
-        for op in swap.ops {
-            match op {
-                Op::Set(field, value) => self.set(field.key, field.name, value),
-                Op::Delete(field) => {
-                    self.hashes.entry(field.key).or_default().remove(&field.name);
+        swap.ops.into_iter().for_each(|op| self.write_op(op));
+        Ok(())
+    }
+
+    fn write_op(&mut self, op: Op) {
+        match op {
+            Op::Set(field, value) => self.set(field.key, field.name, value),
+            Op::Delete(field) => {
+                self.hashes.entry(field.key).or_default().remove(&field.name);
+            }
+            Op::Score { key, score, member } => {
+                self.scores.entry(key).or_default().insert(member, score);
+            }
+            Op::Unscore { key, member } => {
+                self.scores.entry(key).or_default().remove(&member);
+            }
+            Op::Emit(body) => self.emit(body),
+        }
+    }
+
+    fn restore(&mut self, ver: u64, writes: Vec<Write>) -> Result<(), EngineError> {
+        if ver <= self.ver {
+            return Err(EngineError::Refused(Refusal::NotAbove));
+        }
+        self.rewrite(writes)?;
+        self.ver = ver;
+        Ok(())
+    }
+
+    /// Writes whatever the version is.
+    pub(crate) fn rewrite(&mut self, writes: Vec<Write>) -> Result<(), EngineError> {
+        let mut next = self.clone();
+        for write in writes {
+            match write {
+                Write::Op(op) => next.write_op(op),
+                Write::Row { conversation_id, seq, row } => {
+                    let rows = next.messages.entry(conversation_id.clone()).or_default();
+                    let newest = rows.last_key_value().map_or(0, |(seq, _)| *seq);
+                    if seq > newest {
+                        rows.insert(seq, row);
+                    } else if rows.get(&seq) != Some(&row) {
+                        return Err(EngineError::DataLoss(format!("m:{conversation_id} {seq}")));
+                    }
                 }
-                Op::Score { key, score, member } => {
-                    self.scores.entry(key).or_default().insert(member, score);
+                Write::Sent { conversation_id, sender_id, client_msg_id, seq, .. } => {
+                    next.seen.insert((conversation_id, sender_id, client_msg_id), seq);
                 }
-                Op::Unscore { key, member } => {
-                    self.scores.entry(key).or_default().remove(&member);
-                }
-                Op::Emit(body) => self.emit(body),
             }
         }
+        *self = next;
         Ok(())
     }
 
@@ -306,6 +356,21 @@ impl Data {
             activity,
         })
         .collect()
+    }
+}
+
+/// One partition of the engine that is being restored.
+pub(crate) struct RestoringMemory<'a>(pub(crate) &'a MemoryEngine, pub(crate) u32);
+
+#[async_trait]
+impl Restoring for RestoringMemory<'_> {
+    async fn fields(&self, fields: Vec<Field>) -> Result<Vec<Option<Bytes>>, EngineError> {
+        let look = |data: &Data| fields.iter().map(|f| data.field(&f.key, &f.name).cloned()).collect();
+        self.0.read(self.1, look).await
+    }
+
+    async fn restore(&self, ver: u64, writes: Vec<Write>) -> Result<(), EngineError> {
+        self.0.write(self.1, |data| data.restore(ver, writes)).await
     }
 }
 

@@ -111,6 +111,17 @@ pub(crate) enum Op {
     Emit(Bytes),
 }
 
+/// One write of a restoration from the event log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Write {
+    /// Nothing is emitted: what is restored is on the event log.
+    Op(Op),
+    /// A message's row; nothing changes where it stands already.
+    Row { conversation_id: String, seq: u64, row: Bytes },
+    /// By which a retry of its sender finds a message.
+    Sent { conversation_id: String, sender_id: String, client_msg_id: String, sent_at: i64, seq: u64 },
+}
+
 /// Conditions and writes that happen together or not at all.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Swap {
@@ -213,6 +224,8 @@ pub(crate) enum Refusal {
     Dissolved,
     OtherPayload,
     HotLimit,
+    /// A restoration came to a partition that is at its version, or above.
+    NotAbove,
 }
 
 /// Why an operation did not answer.
@@ -261,6 +274,7 @@ impl From<EngineError> for Error {
                 Refusal::OtherPayload => {
                     Self::new(Code::AlreadyExists, "client_msg_id: used for another message within the last 24 hours")
                 }
+                Refusal::NotAbove => Self::new(Code::FailedPrecondition, "the partition is at this version already"),
                 Refusal::HotLimit => {
                     Self::exhausted("this conversation holds as many messages as are kept", Duration::from_secs(3_600))
                 }
@@ -323,4 +337,14 @@ pub(crate) trait Engine: Send + Sync + 'static {
         limit: u32,
         end: Instant,
     ) -> Result<Vec<ListRow>, EngineError>;
+}
+
+/// A partition that is being restored by its holder: nobody else writes to it.
+#[async_trait]
+pub(crate) trait Restoring: Send + Sync {
+    /// Fields as they are stored.
+    async fn fields(&self, fields: Vec<Field>) -> Result<Vec<Option<Bytes>>, EngineError>;
+    /// Writes, and the version that they bring the partition to; refused if that is not above the stored one. A row for a place where
+    /// another one stands, or that lies below the newest, is DATA_LOSS, and nothing is written.
+    async fn restore(&self, ver: u64, writes: Vec<Write>) -> Result<(), EngineError>;
 }

@@ -17,6 +17,7 @@ use tonic::{Code, Response, Status, service::Routes};
 use crate::{
     core::Core,
     engine::valkey::{Hub, View},
+    repair::Repairs,
 };
 
 /// All services of storage.
@@ -24,7 +25,8 @@ pub(crate) fn routes(core: &Core, hub: &Arc<Hub>, view: &Arc<View>) -> Routes {
     let messages = messages::Service(core.clone());
     let conversations = conversations::Service(core.clone());
     let users = users::Service(core.clone());
-    let peer = peer::Service { core: core.clone(), hub: hub.clone(), view: view.clone() };
+    let repairs = Arc::new(Repairs::new(hub.clone()));
+    let peer = peer::Service { core: core.clone(), hub: hub.clone(), view: view.clone(), repairs };
     Routes::new(MessagesServer::new(messages).max_encoding_message_size(MAX_MESSAGE_BYTES))
         .add_service(ConversationsServer::new(conversations).max_encoding_message_size(MAX_MESSAGE_BYTES))
         .add_service(UsersServer::new(users).max_encoding_message_size(MAX_MESSAGE_BYTES))

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use futures::future::join_all;
 use kith_kit::error::Error;
 use kith_proto::storage::v1::{
-    ApplyRequest, ApplyResponse, LeavingRequest, LeavingResponse, PartitionsRequest, PartitionsResponse, StepResult,
-    peer_server::Peer, step_result,
+    ApplyRequest, ApplyResponse, LeavingRequest, LeavingResponse, PartitionsRequest, PartitionsResponse, RepairRequest,
+    RepairResponse, StepResult, peer_server::Peer, step_result,
 };
 use tonic::{Request, Response, Status};
 
@@ -14,6 +14,7 @@ use super::respond;
 use crate::{
     core::Core,
     engine::valkey::{Hub, View},
+    repair::Repairs,
 };
 
 const MOST_STEPS: usize = 1_000;
@@ -22,6 +23,7 @@ pub(super) struct Service {
     pub(super) core: Core,
     pub(super) hub: Arc<Hub>,
     pub(super) view: Arc<View>,
+    pub(super) repairs: Arc<Repairs>,
 }
 
 #[tonic::async_trait]
@@ -39,6 +41,14 @@ impl Peer for Service {
         let asked = request.into_inner().partitions;
         let partitions = self.hub.report(&asked);
         respond("partitions", Ok(PartitionsResponse { partitions, address: self.view.me().to_owned() }))
+    }
+
+    async fn repair(&self, request: Request<RepairRequest>) -> Result<Response<RepairResponse>, Status> {
+        let repairs = self.repairs.clone();
+        // In a task of its own: a repair goes on to its end when its caller has gone.
+        let repair = tokio::spawn(async move { repairs.repair(request.into_inner()).await });
+        let report = repair.await.unwrap_or_else(|e| Err(Error::internal(format!("the repair ended by itself: {e}"))));
+        respond("repair", report)
     }
 
     async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<ApplyResponse>, Status> {

@@ -210,6 +210,10 @@ pub async fn events(platform: &Platform, limit: Duration, done: impl Fn(&Events)
             (h.key.to_owned(), String::from_utf8(h.value.unwrap().to_vec()).unwrap())
         };
         let headers: BTreeMap<String, String> = record.headers().unwrap().iter().map(text).collect();
+        if !headers.contains_key("ce_kithver") {
+            // A repair's marker.
+            continue;
+        }
         let (partition, ver) =
             (headers["ce_kithpartition"].parse::<u32>().unwrap(), headers["ce_kithver"].parse().unwrap());
         assert_eq!(headers["ce_id"], format!("{partition}-{ver}"));

@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     hub::Hub,
-    node::Item,
-    partition::{Claim, Partition, State},
+    node::{Item, Node},
+    partition::{Claim, Loss, Partition, State},
     wire::{self, Call, Claimed, Emits},
 };
 use crate::{engine::EngineError, jitter::jittered};
@@ -109,19 +109,46 @@ async fn claim(hub: Arc<Hub>, partition: Arc<Partition>) {
         }
         match attempt(&hub, &partition).await {
             Ok(()) => return,
-            Err(EngineError::DataLoss(what)) => {
-                tracing::error!(partition = partition.number, %what, "the partition is closed until it is repaired");
-                partition.state.send_replace(State::Lost(what));
+            Err(Failed::Lost(loss)) => {
+                let what = &loss.what;
+                tracing::error!(partition = partition.number, %what, "the partition is closed until it is repaired: see `kith repair`");
+                partition.state.send_replace(State::Lost(loss));
                 return;
             }
-            Err(error) => tracing::debug!(partition = partition.number, %error, "a claim did not succeed"),
+            Err(Failed::Again(error)) => {
+                tracing::debug!(partition = partition.number, %error, "a claim did not succeed");
+            }
         }
         tokio::time::sleep(jittered(pause)).await;
         pause = (pause * 2).min(MAX_PAUSE);
     }
 }
 
-async fn attempt(hub: &Arc<Hub>, partition: &Arc<Partition>) -> Result<(), EngineError> {
+/// Why a claim did not open its partition.
+enum Failed {
+    /// It is closed until it is repaired.
+    Lost(Loss),
+    Again(EngineError),
+}
+
+impl From<EngineError> for Failed {
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::DataLoss(what) => Self::Lost(Loss { what, stored: None }),
+            error => Self::Again(error),
+        }
+    }
+}
+
+/// A claim that the store has taken.
+pub(super) struct Taken {
+    pub(super) token: [u8; 16],
+    pub(super) node: Arc<Node>,
+    pub(super) claimed: Claimed,
+}
+
+/// Writes a new token into the store: whoever held the partition before is fenced.
+pub(super) async fn take(hub: &Arc<Hub>, partition: &Arc<Partition>) -> Result<Taken, EngineError> {
     let Some(primary) = hub.primary_of(partition.number) else {
         hub.watcher.look_again();
         return Err(EngineError::Unavailable("no primary has the partition".into()));
@@ -146,16 +173,18 @@ async fn attempt(hub: &Arc<Hub>, partition: &Arc<Partition>) -> Result<(), Engin
         Ok(Err(_)) => return Err(EngineError::Unavailable("the storage engine's node is gone".into())),
         Err(_) => return Err(EngineError::Deadline),
     };
-    let Some(Claimed { ver, entries, before }) = wire::read_claim(&values) else {
-        return Err(EngineError::DataLoss(format!("{}: the claim's answer cannot be read", partition.key)));
-    };
+    let claimed = wire::read_claim(&values)
+        .ok_or_else(|| EngineError::DataLoss(format!("{}: the claim's answer cannot be read", partition.key)))?;
+    Ok(Taken { token, node, claimed })
+}
+
+async fn attempt(hub: &Arc<Hub>, partition: &Arc<Partition>) -> Result<(), Failed> {
+    let Taken { token, node, claimed: Claimed { ver, entries, before } } = take(hub, partition).await?;
     let high = partition.high.load(std::sync::atomic::Ordering::Acquire);
     if ver < high {
         metrics::counter!("kith_storage_data_loss_total").increment(1);
-        return Err(EngineError::DataLoss(format!(
-            "partition {}: version {ver} is stored, {high} was acknowledged",
-            partition.number
-        )));
+        let what = format!("partition {}: version {ver} is stored, {high} was acknowledged", partition.number);
+        return Err(Failed::Lost(Loss { what, stored: Some(ver) }));
     }
     tracing::debug!(partition = partition.number, ver, entries, %before, "claimed");
     partition.high.fetch_max(ver, std::sync::atomic::Ordering::AcqRel);

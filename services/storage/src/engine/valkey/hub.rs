@@ -22,7 +22,7 @@ use super::{
 use crate::{outbox::Outbox, tags};
 
 /// The library version that this service needs: same major, at least this minor.
-const LIBRARY: (u32, u32) = (1, 1);
+const LIBRARY: (u32, u32) = (1, 2);
 
 /// Shared by all parts of the engine.
 pub(crate) struct Hub {
@@ -151,7 +151,7 @@ impl Hub {
         }
     }
 
-    fn closed(&self, partition: &Partition) {
+    pub(super) fn closed(&self, partition: &Partition) {
         self.outbox.closed(partition);
         self.gauge(self.open.fetch_sub(1, Ordering::AcqRel) - 1);
     }
@@ -198,11 +198,13 @@ impl Hub {
 }
 
 impl Hub {
-    /// What is known of these partitions; of none named, of all that are or should be this instance's.
+    /// What is known of these partitions; of none named, of all that are or should be this instance's, and of those that it found lost.
     pub(crate) fn report(&self, asked: &[u32]) -> Vec<kith_proto::storage::v1::Partition> {
+        let named: std::collections::HashSet<u32> = asked.iter().copied().collect();
         let mine = if asked.is_empty() { self.view.mine(self.partitions.len() as u32) } else { Vec::new() };
         let listed = |p: &Partition| {
-            if asked.is_empty() { p.claim().is_some() || mine.contains(&p.number) } else { asked.contains(&p.number) }
+            let kept = || matches!(&*p.state.borrow(), State::Open(_) | State::Lost(_) | State::Repairing);
+            if asked.is_empty() { kept() || mine.contains(&p.number) } else { named.contains(&p.number) }
         };
         self.partitions.iter().filter(|p| listed(p)).map(|p| describe(p)).collect()
     }
@@ -218,7 +220,8 @@ fn describe(partition: &Partition) -> kith_proto::storage::v1::Partition {
         State::Closed(holder) => ("closed", holder.clone().unwrap_or_default(), partition.high.load(Ordering::Acquire)),
         State::Claiming => ("claiming", String::new(), partition.high.load(Ordering::Acquire)),
         State::Open(claim) => ("open", String::new(), claim.committed()),
-        State::Lost(what) => ("data_loss", what.clone(), partition.high.load(Ordering::Acquire)),
+        State::Lost(loss) => ("data_loss", loss.what.clone(), partition.high.load(Ordering::Acquire)),
+        State::Repairing => ("repairing", String::new(), partition.high.load(Ordering::Acquire)),
     };
     let backlog = partition.backlog.lock();
     kith_proto::storage::v1::Partition {

@@ -5,6 +5,7 @@ mod coalesce;
 mod hub;
 mod node;
 mod partition;
+mod repair;
 mod topology;
 mod view;
 mod wire;
@@ -23,8 +24,9 @@ use tokio_util::sync::CancellationToken;
 use coalesce::Coalesce;
 pub(crate) use hub::Hub;
 use node::Item;
-pub(crate) use partition::{Backlog, Claim, Partition, Pending};
+pub(crate) use partition::{Backlog, Claim, Loss, Partition, Pending};
 use partition::{Doubt, State};
+pub(crate) use repair::{Held, Standing};
 pub(crate) use view::View;
 use wire::{Call, Emits, Verdict};
 
@@ -91,7 +93,8 @@ impl ValkeyEngine {
             let seen = state.borrow_and_update().clone();
             match seen {
                 State::Open(claim) => return Ok(claim),
-                State::Lost(what) => return Err(EngineError::DataLoss(what)),
+                State::Lost(loss) => return Err(EngineError::DataLoss(loss.what)),
+                State::Repairing => return Err(being_repaired(number)),
                 State::Closed(_) => {
                     let owner = self.hub.view.owner(number);
                     if owner.as_deref() != Some(self.hub.view.me()) {
@@ -267,7 +270,7 @@ impl Hub {
         bytes: u64,
     ) -> Result<(u64, Vec<Pending>), EngineError> {
         let end = Instant::now() + DRAIN;
-        let build = |call: Call| call.arg(after.to_string()).arg(limit.to_string()).arg(bytes.to_string());
+        let build = |call: Call| call.arg(after.to_string()).arg(limit.to_string()).arg(bytes.to_string()).arg("1");
         let (values, doubt) = self.read(partition, claim, "k1_outbox", build, end).await?;
         let mut ver = values.first().and_then(wire::number).unwrap_or(0);
         let mut entries = wire::named(&format!("outbox of partition {}", partition.number), wire::read_outbox(values))?;
@@ -339,6 +342,10 @@ fn key_of(want: &Want) -> String {
     }
 }
 
+fn being_repaired(number: u32) -> EngineError {
+    EngineError::DataLoss(format!("partition {number} is being repaired"))
+}
+
 fn unreadable(what: &str) -> EngineError {
     EngineError::DataLoss(format!("the function library's answer to {what} cannot be read"))
 }
@@ -352,7 +359,8 @@ impl Engine for ValkeyEngine {
     async fn append(&self, partition: u32, append: Append, end: Instant) -> Result<Appended, EngineError> {
         let build = |call| {
             let call = wire::append(call, &append);
-            (call, Emits::Message { conversation_id: append.conversation_id, row: append.row })
+            let Append { conversation_id, row, privileged, .. } = append;
+            (call, Emits::Message { conversation_id, row, privileged })
         };
         let values = self.write(partition, "k1_append", build, end).await?;
         let mut values = values.into_iter().skip(1);

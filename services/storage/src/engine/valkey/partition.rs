@@ -132,7 +132,17 @@ pub(crate) enum State {
     Claiming,
     Open(Arc<Claim>),
     /// Stored data are older than what was acknowledged: closed until repaired.
-    Lost(String),
+    Lost(Loss),
+    /// This instance restores it from the event log.
+    Repairing,
+}
+
+/// Why a partition is closed until it is repaired.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Loss {
+    pub(crate) what: String,
+    /// The stored version, where the store could be read: then the event log may help.
+    pub(crate) stored: Option<u64>,
 }
 
 /// An event that is committed and not yet on the event log.

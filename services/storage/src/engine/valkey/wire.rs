@@ -10,7 +10,7 @@ use super::partition::Pending;
 use crate::{
     engine::{
         Append, Cursor, CursorKind, EngineError, Expect, Got, HeadRow, History, ListRow, MemberPage, MemberRow, Op,
-        Refusal, Stored, Swap, Walk, Want, Window,
+        Refusal, Stored, Swap, Walk, Want, Window, Write,
     },
     event::{self, FOUND},
 };
@@ -75,6 +75,7 @@ fn refusal(why: &str) -> EngineError {
         "DISSOLVED" => Refusal::Dissolved,
         "OTHER_PAYLOAD" => Refusal::OtherPayload,
         "HOT_LIMIT" => Refusal::HotLimit,
+        "NOT_ABOVE" => Refusal::NotAbove,
         other => return EngineError::DataLoss(format!("an unknown refusal of the function library: {other}")),
     })
 }
@@ -82,7 +83,7 @@ fn refusal(why: &str) -> EngineError {
 /// What a committed call puts on the event log.
 pub(super) enum Emits {
     Nothing,
-    Message { conversation_id: String, row: Bytes },
+    Message { conversation_id: String, row: Bytes, privileged: bool },
     Cursor(Bytes),
     Bodies(Vec<Bytes>),
 }
@@ -91,9 +92,10 @@ pub(super) enum Emits {
 pub(super) fn emitted(emits: &Emits, ver: u64, values: &[Value]) -> Vec<Pending> {
     match emits {
         // A third value is the row of an earlier call: nothing was emitted.
-        Emits::Message { conversation_id, row } if values.len() == 2 => {
+        Emits::Message { conversation_id, row, privileged } if values.len() == 2 => {
             let seq = values.get(1).and_then(number).unwrap_or(0);
-            vec![Pending { ver, body: event::message_body(conversation_id, seq), row: Some(row.clone()) }]
+            let body = event::message_body(conversation_id, seq, *privileged);
+            vec![Pending { ver, body, row: Some(row.clone()) }]
         }
         Emits::Nothing | Emits::Message { .. } => Vec::new(),
         Emits::Cursor(body) => {
@@ -142,17 +144,22 @@ impl Call {
     }
 }
 
+/// By which a retry is found.
+fn sent_hash(sender_id: &str, client_msg_id: &str) -> [u8; 8] {
+    let mut hash = Xxh3::new();
+    hash.update(sender_id.as_bytes());
+    hash.update(b"\0");
+    hash.update(client_msg_id.as_bytes());
+    hash.digest().to_be_bytes()
+}
+
 pub(super) fn append(call: Call, a: &Append) -> Call {
     let day = a.now_ms.div_euclid(DAY_MS);
-    let mut hash = Xxh3::new();
-    hash.update(a.sender_id.as_bytes());
-    hash.update(b"\0");
-    hash.update(a.client_msg_id.as_bytes());
     call.arg(&a.conversation_id)
         .arg(&a.sender_id)
         .number(day)
         .number(day - 1)
-        .arg(hash.digest().to_be_bytes())
+        .arg(sent_hash(&a.sender_id, &a.client_msg_id))
         .number(BUCKET_SECONDS)
         .number(a.identity_len)
         .number(a.now_ms)
@@ -181,18 +188,40 @@ pub(super) fn swap(mut call: Call, swap: &Swap) -> (Call, Vec<Bytes>) {
     }
     let mut bodies = Vec::new();
     for op in &swap.ops {
-        call = match op {
-            Op::Set(field, value) => call.arg("S").arg(&field.key).arg(&field.name).arg(value),
-            Op::Delete(field) => call.arg("D").arg(&field.key).arg(&field.name),
-            Op::Score { key, score, member } => call.arg("Z").arg(key).number(score).arg(member),
-            Op::Unscore { key, member } => call.arg("Y").arg(key).arg(member),
-            Op::Emit(body) => {
-                bodies.push(body.clone());
-                call.arg("E").arg(body)
-            }
-        };
+        if let Op::Emit(body) = op {
+            bodies.push(body.clone());
+        }
+        call = operation(call, op);
     }
     (call, bodies)
+}
+
+fn operation(call: Call, op: &Op) -> Call {
+    match op {
+        Op::Set(field, value) => call.arg("S").arg(&field.key).arg(&field.name).arg(value),
+        Op::Delete(field) => call.arg("D").arg(&field.key).arg(&field.name),
+        Op::Score { key, score, member } => call.arg("Z").arg(key).number(score).arg(member),
+        Op::Unscore { key, member } => call.arg("Y").arg(key).arg(member),
+        Op::Emit(body) => call.arg("E").arg(body),
+    }
+}
+
+pub(super) fn restore(mut call: Call, ver: u64, writes: &[Write]) -> Call {
+    call = call.number(ver);
+    for write in writes {
+        call = match write {
+            Write::Op(op) => operation(call, op),
+            Write::Row { conversation_id, seq, row } => call.arg("M").arg(conversation_id).number(seq).arg(row),
+            Write::Sent { conversation_id, sender_id, client_msg_id, sent_at, seq } => call
+                .arg("I")
+                .arg(conversation_id)
+                .number(sent_at.div_euclid(DAY_MS))
+                .arg(sent_hash(sender_id, client_msg_id))
+                .number(seq)
+                .number(sent_at / 1_000 + i64::from(BUCKET_SECONDS)),
+        };
+    }
+    call
 }
 
 pub(super) fn get(mut call: Call, wants: &[Want]) -> Call {

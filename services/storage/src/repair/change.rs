@@ -1,0 +1,426 @@
+//! What an event of the log changed, as writes that bring it back: pure, for every event that storage emits.
+//!
+//! Reading is total. An event that says too little (an older version wrote it, or it is damaged) or does not fit what is stored is refused
+//! with a reason, and nothing is guessed. Applying an event again changes nothing.
+
+use bytes::Bytes;
+use kith_kit::ids;
+use kith_proto::{chat::v1::ConversationKind, storage::v1::Role};
+use serde::Deserialize;
+use thiserror::Error;
+
+use super::{
+    data::{self, Num},
+    of_user,
+};
+use crate::{
+    core::{
+        messages::set_reaction,
+        model::{MemberData, Overlay, key, number},
+    },
+    engine::{Field, Op, Write},
+};
+
+/// Why an event was not restored.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub(crate) enum Unrestorable {
+    /// Its data are not what its type promises, or say too little.
+    #[error("{0}")]
+    Data(String),
+    /// A type that this version does not know.
+    #[error("no event type of this version: {0:?}")]
+    Kind(String),
+    /// The record is about another entity than its key says.
+    #[error("the record's key is {key:?}, its data are about {about:?}")]
+    Key {
+        /// The record's key.
+        key: String,
+        /// Conversation or user of the data.
+        about: String,
+    },
+    /// It changes what is not stored.
+    #[error("{0} is not stored")]
+    Missing(String),
+    /// It does not fit what is stored.
+    #[error("{0}")]
+    Unfit(String),
+}
+
+impl From<serde_json::Error> for Unrestorable {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Data(format!("data: {error}"))
+    }
+}
+
+impl From<ids::IdError> for Unrestorable {
+    fn from(error: ids::IdError) -> Self {
+        Self::Data(format!("data: {error}"))
+    }
+}
+
+/// Seqs of a conversation of which no event is left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SeqGap {
+    pub(crate) conversation_id: String,
+    pub(crate) first: u64,
+    pub(crate) last: u64,
+}
+
+/// What restores one event.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Restored {
+    pub(crate) writes: Vec<Write>,
+    pub(crate) gap: Option<SeqGap>,
+}
+
+type Decide = Box<dyn Fn(&[Option<Bytes>]) -> Result<Restored, Unrestorable> + Send + Sync>;
+
+/// An event that was read: the stored fields that decide what it changes, and the decision.
+pub(crate) struct Change {
+    pub(crate) reads: Vec<Field>,
+    decide: Decide,
+}
+
+impl std::fmt::Debug for Change {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Change").field("reads", &self.reads).finish_non_exhaustive()
+    }
+}
+
+impl Change {
+    /// The same writes whatever is stored.
+    pub(super) fn plain(writes: Vec<Write>) -> Self {
+        Self { reads: Vec::new(), decide: Box::new(move |_| Ok(Restored { writes: writes.clone(), gap: None })) }
+    }
+
+    fn with(
+        reads: Vec<Field>,
+        decide: impl Fn(&[Option<Bytes>]) -> Result<Vec<Write>, Unrestorable> + Send + Sync + 'static,
+    ) -> Self {
+        Self { reads, decide: Box::new(move |values| Ok(Restored { writes: decide(values)?, gap: None })) }
+    }
+
+    /// The writes, given the values of [`Change::reads`] in their order.
+    pub(crate) fn decide(&self, values: &[Option<Bytes>]) -> Result<Restored, Unrestorable> {
+        (self.decide)(values)
+    }
+}
+
+pub(super) fn set(key: String, name: impl Into<String>, value: impl Into<Bytes>) -> Write {
+    Write::Op(Op::Set(Field::new(key, name), value.into()))
+}
+
+pub(super) fn delete(key: String, name: impl Into<String>) -> Write {
+    Write::Op(Op::Delete(Field::new(key, name)))
+}
+
+/// Reads an event: its type without `dev.kith.` and `.v1`, the record's key, and its data.
+pub(crate) fn read(kind: &str, key: &str, data: &[u8]) -> Result<Change, Unrestorable> {
+    match kind {
+        "message.created" => message(key, data),
+        "message.recalled" => Ok(recalled(&parse(key, data)?)),
+        "message.edited" => edited(&parse(key, data)?),
+        "message.reaction" => reaction(parse(key, data)?),
+        "receipt.read" => {
+            let d: data::Read = parse(key, data)?;
+            cursor(&d.conversation_id, format!("r{}", d.user_id), &d.user_id, d.read_seq)
+        }
+        "receipt.delivered" => {
+            let d: data::Delivered = parse(key, data)?;
+            ids::check_id("device_id", &d.device_id)?;
+            cursor(&d.conversation_id, format!("d{}/{}", d.user_id, d.device_id), &d.user_id, d.seq)
+        }
+        "conversation.cleared" => {
+            let d: data::Cleared = parse(key, data)?;
+            cursor(&d.conversation_id, format!("c{}", d.user_id), &d.user_id, d.cleared_seq)
+        }
+        "conversation.created" => created(parse(key, data)?),
+        "group.updated" => updated(parse(key, data)?),
+        "group.dissolved" => {
+            let d: data::Dissolved = parse(key, data)?;
+            Ok(Change::plain(vec![set(key::conversation(&d.conversation_id), "di", "1")]))
+        }
+        "member.added" => added(&parse(key, data)?),
+        "member.removed" => removed(&parse(key, data)?),
+        "member.updated" => member_updated(parse(key, data)?),
+        "member.blocked" => member_blocked(parse(key, data)?),
+        _ => of_user::read(kind, key, data),
+    }
+}
+
+/// Data whose entity must be the record's key.
+pub(super) trait About: for<'de> Deserialize<'de> {
+    fn about(&self) -> &str;
+}
+
+macro_rules! about {
+    ($field:ident: $($name:ident),* $(,)?) => { $(impl About for data::$name { fn about(&self) -> &str { &self.$field } })* };
+}
+about!(conversation_id: Recalled, Edited, Reaction, Read, Delivered, Cleared, Created, Updated, Dissolved, Added, Removed, Member, Blocked);
+about!(user_id: FriendAdded, FriendRemoved, Requested, RequestSent, Settled, Block, Profile, Listed, Unlisted, Settings, Revoked);
+
+pub(super) fn parse<T: About>(key: &str, data: &[u8]) -> Result<T, Unrestorable> {
+    let data: T = serde_json::from_slice(data)?;
+    same(key, data.about())?;
+    Ok(data)
+}
+
+fn same(key: &str, about: &str) -> Result<(), Unrestorable> {
+    if key == about && !key.is_empty() {
+        Ok(())
+    } else {
+        Err(Unrestorable::Key { key: key.to_owned(), about: about.to_owned() })
+    }
+}
+
+/// A stored number; a value that is none is not overwritten by a guess.
+fn stored(field: &Field, value: Option<&Bytes>) -> Result<Option<u64>, Unrestorable> {
+    value
+        .map(|v| number(v).ok_or_else(|| Unrestorable::Unfit(format!("{} {} is no number", field.key, field.name))))
+        .transpose()
+}
+
+fn message(key: &str, data: &[u8]) -> Result<Change, Unrestorable> {
+    let data: data::Message = serde_json::from_slice(data)?;
+    same(key, &data.conversation_id)?;
+    let (id, seq, sent_at) = (data.conversation_id.clone(), data.seq.0, data.sent_at.0);
+    let (sender_id, client_msg_id, privileged) = (data.sender_id.clone(), data.client_msg_id.clone(), data.privileged);
+    let row = data.row()?;
+    let c = key::conversation(&id);
+    let reads = vec![Field::new(c.clone(), "k"), Field::new(c.clone(), "s")];
+    let last = reads[1].clone();
+    let decide = move |values: &[Option<Bytes>]| {
+        if values[0].is_none() {
+            return Err(Unrestorable::Missing(format!("conversation {id} of seq {seq}")));
+        }
+        let before = stored(&last, values[1].as_ref())?.unwrap_or(0);
+        let mut writes = vec![Write::Row { conversation_id: id.clone(), seq, row: row.clone() }];
+        if seq > before {
+            writes.extend([set(c.clone(), "s", seq.to_string()), set(c.clone(), "a", sent_at.to_string())]);
+            if !privileged {
+                writes.push(set(key::cursors(&id), format!("s{sender_id}"), seq.to_string()));
+            }
+        }
+        writes.push(Write::Sent {
+            conversation_id: id.clone(),
+            sender_id: sender_id.clone(),
+            client_msg_id: client_msg_id.clone(),
+            sent_at,
+            seq,
+        });
+        let gap = (seq > before + 1).then(|| SeqGap { conversation_id: id.clone(), first: before + 1, last: seq - 1 });
+        Ok(Restored { writes, gap })
+    };
+    Ok(Change { reads, decide: Box::new(decide) })
+}
+
+fn overlay(
+    id: &str,
+    seq: u64,
+    change: impl Fn(&mut Overlay) -> Result<bool, Unrestorable> + Send + Sync + 'static,
+) -> Change {
+    let field = Field::new(key::overlays(id), seq.to_string());
+    let decide = move |values: &[Option<Bytes>]| {
+        let bad = || Unrestorable::Unfit(format!("{} {} cannot be read", field.key, field.name));
+        let mut overlay = Overlay::read(values[0].as_ref()).ok_or_else(bad)?;
+        if !change(&mut overlay)? {
+            return Ok(Vec::new());
+        }
+        Ok(vec![Write::Op(Op::Set(field.clone(), serde_json::to_vec(&overlay)?.into()))])
+    };
+    Change::with(vec![Field::new(key::overlays(id), seq.to_string())], decide)
+}
+
+fn recalled(d: &data::Recalled) -> Change {
+    let recalled_at = d.recalled_at.0;
+    overlay(&d.conversation_id, d.seq.0, move |overlay| {
+        *overlay = Overlay { recalled_at, ..Overlay::default() };
+        Ok(true)
+    })
+}
+
+fn edited(d: &data::Edited) -> Result<Change, Unrestorable> {
+    let text =
+        String::from_utf8(d.content()?.to_vec()).map_err(|_| Unrestorable::Data("data.content: no text".into()))?;
+    let edited_at = d.edited_at.0;
+    Ok(overlay(&d.conversation_id, d.seq.0, move |overlay| {
+        // A recall is for good.
+        if overlay.recalled_at == 0 {
+            overlay.edited_at = edited_at;
+            overlay.content = Some(text.clone());
+        }
+        Ok(overlay.recalled_at == 0)
+    }))
+}
+
+fn reaction(d: data::Reaction) -> Result<Change, Unrestorable> {
+    ids::check_id("user_id", &d.user_id)?;
+    let (id, seq) = (d.conversation_id.clone(), d.seq.0);
+    Ok(overlay(&id, seq, move |overlay| {
+        if overlay.recalled_at != 0 {
+            return Ok(false);
+        }
+        set_reaction(overlay, &d.emoji, &d.user_id, d.added).map_err(|e| Unrestorable::Unfit(e.detail.into_owned()))
+    }))
+}
+
+/// A cursor never moves back.
+fn cursor(id: &str, name: String, user_id: &str, seq: Num<u64>) -> Result<Change, Unrestorable> {
+    ids::check_id("user_id", user_id)?;
+    let field = Field::new(key::cursors(id), name);
+    Ok(Change::with(vec![field.clone()], move |values| {
+        let before = stored(&field, values[0].as_ref())?.unwrap_or(0);
+        Ok(if seq.0 > before {
+            vec![set(field.key.clone(), field.name.clone(), seq.0.to_string())]
+        } else {
+            Vec::new()
+        })
+    }))
+}
+
+fn created(d: data::Created) -> Result<Change, Unrestorable> {
+    ids::check_conversation_id("conversation_id", &d.conversation_id)?;
+    for user in &d.member_ids {
+        ids::check_id("member_ids", user)?;
+    }
+    let (kind, role) = match d.kind.as_str() {
+        "direct" => (ConversationKind::Direct, Role::Member),
+        "group" => (ConversationKind::Group, Role::Owner),
+        "system" => (ConversationKind::System, Role::Owner),
+        other => return Err(Unrestorable::Data(format!("data.kind: {other:?} is no kind"))),
+    };
+    let id = d.conversation_id.clone();
+    let mut reads = vec![Field::new(key::conversation(&id), "k")];
+    reads.extend(d.member_ids.iter().map(|user| Field::new(key::members(&id), user.clone())));
+    let decide = move |values: &[Option<Bytes>]| {
+        if values[0].is_some() {
+            return Ok(Vec::new());
+        }
+        let (c, now, count) = (key::conversation(&id), d.created_at.0.to_string(), d.member_ids.len().to_string());
+        let field = |name: &str, value: String| set(c.clone(), name, value);
+        let mut writes = vec![
+            field("k", (kind as i32).to_string()),
+            field("s", "0".into()),
+            field("a", now.clone()),
+            field("n", count.clone()),
+            field("mv", "1".into()),
+            field("jn", count),
+            field("v", "1".into()),
+            field("ca", now),
+        ];
+        if kind != ConversationKind::Direct {
+            writes.push(field("ow", d.owner_id.clone()));
+            writes.extend(d.group.writes(&c));
+            if !d.idempotency_key.is_empty() {
+                writes.push(field("ik", d.idempotency_key.clone()));
+            }
+        }
+        for (order, user) in (1..).zip(&d.member_ids) {
+            // A row may stand before its conversation.
+            if values.get(order as usize).is_none_or(Option::is_none) {
+                writes.push(set(key::members(&id), user.clone(), MemberData::new(role, 1, d.created_at.0).pack()));
+            }
+            writes.push(Write::Op(Op::Score { key: key::joins(&id), score: order, member: user.clone() }));
+        }
+        Ok(writes)
+    };
+    Ok(Change::with(reads, decide))
+}
+
+fn updated(d: data::Updated) -> Result<Change, Unrestorable> {
+    let id = d.conversation_id.clone();
+    let mut roles: Vec<(Field, Role)> = Vec::new();
+    for (user, role) in [(&d.previous_owner_id, Role::Admin), (&d.owner_id, Role::Owner)] {
+        if let Some(user) = user.as_ref().filter(|user| !user.is_empty()) {
+            ids::check_id("owner_id", user)?;
+            roles.push((Field::new(key::members(&id), user.clone()), role));
+        }
+    }
+    let reads = roles.iter().map(|(field, _)| field.clone()).collect();
+    let decide = move |values: &[Option<Bytes>]| {
+        let c = key::conversation(&id);
+        let mut writes = vec![set(c.clone(), "v", d.version.0.to_string())];
+        writes.extend(d.group.writes(&c));
+        for ((field, role), value) in roles.iter().zip(values) {
+            let Some(row) = value else { continue };
+            let mut member = member_of(field, row)?;
+            member.role = *role as u8;
+            writes.push(Write::Op(Op::Set(field.clone(), member.pack())));
+        }
+        if let Some(owner) = &d.owner_id {
+            writes.push(set(c, "ow", owner.clone()));
+        }
+        Ok(writes)
+    };
+    Ok(Change::with(reads, decide))
+}
+
+fn member_of(field: &Field, row: &Bytes) -> Result<MemberData, Unrestorable> {
+    MemberData::unpack(row).ok_or_else(|| Unrestorable::Unfit(format!("{} {} is no member row", field.key, field.name)))
+}
+
+fn counts(id: &str, count: u64, version: Num<u64>) -> [Write; 2] {
+    let c = key::conversation(id);
+    [set(c.clone(), "n", count.to_string()), set(c, "mv", version.0.to_string())]
+}
+
+fn added(d: &data::Added) -> Result<Change, Unrestorable> {
+    let role = data::role(&d.role)?;
+    if d.join_order.0 < 1 {
+        return Err(Unrestorable::Data(format!("data.join_order: {}", d.join_order.0)));
+    }
+    let row = MemberData::new(role, d.joined_seq.0, d.joined_at.0).pack();
+    let mut writes: Vec<Write> = counts(&d.conversation_id, d.member_count.0, d.member_version).into();
+    let last = d.join_order.0.saturating_add(d.user_ids.len() as i64 - 1);
+    for (score, user) in (d.join_order.0..=last).zip(&d.user_ids) {
+        ids::check_id("user_ids", user)?;
+        writes.push(set(key::members(&d.conversation_id), user.clone(), row.clone()));
+        writes.push(Write::Op(Op::Score { key: key::joins(&d.conversation_id), score, member: user.clone() }));
+    }
+    // Orders are never given twice, not even after their members have gone.
+    let field = Field::new(key::conversation(&d.conversation_id), "jn");
+    Ok(Change::with(vec![field.clone()], move |values| {
+        let mut writes = writes.clone();
+        if stored(&field, values[0].as_ref())?.is_none_or(|joins| joins < last.unsigned_abs()) {
+            writes.push(set(field.key.clone(), "jn", last.to_string()));
+        }
+        Ok(writes)
+    }))
+}
+
+fn removed(d: &data::Removed) -> Result<Change, Unrestorable> {
+    let id = &d.conversation_id;
+    let mut writes: Vec<Write> = counts(id, d.member_count.0, d.member_version).into();
+    for user in &d.user_ids {
+        ids::check_id("user_ids", user)?;
+        writes.push(delete(key::members(id), user.clone()));
+        writes.push(Write::Op(Op::Unscore { key: key::joins(id), member: user.clone() }));
+        writes.extend(["r", "s", "c"].map(|prefix| delete(key::cursors(id), format!("{prefix}{user}"))));
+    }
+    Ok(Change::plain(writes))
+}
+
+fn member_updated(d: data::Member) -> Result<Change, Unrestorable> {
+    ids::check_id("user_id", &d.user_id)?;
+    let role = data::role(&d.role)?;
+    let field = Field::new(key::members(&d.conversation_id), d.user_id.clone());
+    Ok(Change::with(vec![field.clone()], move |values| {
+        let row = values[0].as_ref().ok_or_else(|| Unrestorable::Missing(format!("{} {}", field.key, field.name)))?;
+        let mut member = member_of(&field, row)?;
+        (member.role, member.muted_until) = (role as u8, d.muted_until.0);
+        let version = set(key::conversation(&d.conversation_id), "mv", d.member_version.0.to_string());
+        Ok(vec![Write::Op(Op::Set(field.clone(), member.pack())), version])
+    }))
+}
+
+fn member_blocked(d: data::Blocked) -> Result<Change, Unrestorable> {
+    ids::check_id("user_id", &d.user_id)?;
+    let field = Field::new(key::members(&d.conversation_id), d.user_id.clone());
+    Ok(Change::with(vec![field.clone()], move |values| {
+        let member = match &values[0] {
+            Some(row) => member_of(&field, row)?,
+            None => MemberData::new(Role::Member, 1, d.joined_at.0),
+        };
+        Ok(vec![Write::Op(Op::Set(field.clone(), MemberData { blocked: d.blocked, ..member }.pack()))])
+    }))
+}
