@@ -1,5 +1,6 @@
 //! The one service binary: a subcommand per service.
 
+mod repair;
 mod service;
 
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
@@ -40,6 +41,8 @@ enum Command {
     Gateway(Run),
     /// ImBusiness: the gRPC endpoint of business lines.
     Business(Run),
+    /// Restores what the storage engine has lost from the event log: the partitions that are closed with DATA_LOSS, or those that are named.
+    Repair(repair::Args),
 }
 
 /// What every service is told.
@@ -74,6 +77,7 @@ async fn main() -> ExitCode {
         Command::Api(run) => (Service::Api, run),
         Command::Gateway(run) => (Service::Gateway, run),
         Command::Business(run) => (Service::Business, run),
+        Command::Repair(args) => return repair::run(args).await,
     };
     telemetry::init_tracing();
     match start(service, run).await {
