@@ -64,13 +64,20 @@ pub struct Event {
     pub data: Value,
 }
 
-fn event(record: &BorrowedMessage<'_>) -> Result<Event, String> {
+/// The one type of `<cluster>.events` that is no change: where a repair's reading ends.
+const MARKER: &str = "dev.kith.repair.marker.v1";
+
+/// None: a marker.
+fn event(record: &BorrowedMessage<'_>) -> Result<Option<Event>, String> {
     let mut headers = HashMap::new();
     if let Some(all) = record.headers() {
         for header in all.iter() {
             let value = String::from_utf8_lossy(header.value.unwrap_or_default()).into_owned();
             headers.insert(header.key.to_owned(), value);
         }
+    }
+    if headers.get("ce_type").is_some_and(|kind| kind == MARKER) {
+        return Ok(None);
     }
     let mut take = |name: &str| headers.remove(name).ok_or_else(|| format!("no header {name}"));
     let (version, content_type) = (take("ce_specversion")?, take("content-type")?);
@@ -83,7 +90,7 @@ fn event(record: &BorrowedMessage<'_>) -> Result<Event, String> {
         return Err(format!("key {key:?}, ce_partitionkey {partition_key:?}"));
     }
     let number = |name: &str, text: String| text.parse::<u64>().map_err(|e| format!("{name} {text:?}: {e}"));
-    Ok(Event {
+    Ok(Some(Event {
         id: take("ce_id")?,
         kind: take("ce_type")?,
         source: take("ce_source")?,
@@ -92,7 +99,7 @@ fn event(record: &BorrowedMessage<'_>) -> Result<Event, String> {
         ver: number("ce_kithver", take("ce_kithver")?)?,
         key,
         data: serde_json::from_slice(record.payload().unwrap_or_default()).map_err(|e| format!("payload: {e}"))?,
-    })
+    }))
 }
 
 /// What the log says, rebuilt from its beginning.
@@ -254,7 +261,7 @@ fn read_blocking(bootstrap: &str, topic: &str, deadline: Duration) -> Result<Vec
         let Some(high) = left.get(&partition).copied() else { continue };
         if offset < high {
             let event = event(&record).map_err(|problem| LogError::Contract { partition, offset, problem })?;
-            events.push(event);
+            events.extend(event);
         }
         if offset + 1 >= high {
             left.remove(&partition);

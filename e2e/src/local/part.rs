@@ -4,7 +4,7 @@ use std::{
     fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Output},
     time::Duration,
 };
 
@@ -110,6 +110,13 @@ impl Instance {
             .env("RUST_LOG", filter);
         self.process = Some(Process::spawn(self.to_string(), command, &self.log)?);
         Ok(())
+    }
+
+    /// Runs another command of the service binary with this instance's configuration, to its end.
+    pub async fn run(&self, command: &str, arguments: &[&str]) -> std::io::Result<Output> {
+        let mut command_line = tokio::process::Command::new(binary());
+        command_line.arg(command).arg("--config").arg(&self.config).args(arguments).kill_on_drop(true);
+        command_line.output().await
     }
 
     pub(super) fn process_mut(&mut self) -> &mut Option<Process> {
