@@ -8,7 +8,7 @@
 "$KITH_LOCAL/deps.sh" all
 export CARGO_TARGET_DIR="$KITH_CACHE/target"
 cd "$KITH_ROOT"
-cargo build --release --quiet -p kith -p kith-e2e --bins
+cargo build --release --quiet --workspace --bins --locked
 bench() { "$CARGO_TARGET_DIR/release/kith-e2e" bench "$@"; }
 if [ "$#" -gt 0 ]; then
   bench "$@"

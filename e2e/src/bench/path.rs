@@ -14,6 +14,8 @@ use super::{
     pace::pace,
     usage::{Cpu, engine_memory, storage_memory},
 };
+use kith_kit::testing::Jit;
+
 use crate::{
     client::Draft,
     load::Via,
@@ -27,6 +29,9 @@ const MAX_OPEN: usize = 4_096;
 /// The contract of a held rate.
 const HELD_P99: Duration = Duration::from_millis(100);
 const HELD_SHARE: f64 = 0.98;
+/// What is sent before anything is measured.
+const WARM_UP_RATE: f64 = 500.0;
+const WARM_UP: Duration = Duration::from_secs(25);
 /// Seconds of each step of a sweep.
 const STEP: Duration = Duration::from_secs(5);
 
@@ -73,8 +78,13 @@ impl PathOptions {
 pub async fn run(options: PathOptions) -> Result<(), BenchError> {
     options.check()?;
     println!("starting local processes …");
-    let mut local =
-        Options { storages: options.storages, tls: options.tls, log: "warn".to_owned(), ..Options::default() };
+    let mut local = Options {
+        storages: options.storages,
+        tls: options.tls,
+        log: "warn".to_owned(),
+        jit: Jit::Full,
+        ..Options::default()
+    };
     // The generator stands for many people behind few ids: what protects against one person is not what is measured.
     local.limits.sends_per_second = 0;
     local.gateway.frames_per_second = 1_000_000;
@@ -113,11 +123,10 @@ struct Bench {
 }
 
 impl Bench {
-    /// Makes every pair's conversation and gets every connection going.
+    /// Makes every pair's conversation, gets every connection going and leaves the broker the time to compile its code.
     async fn warm_up(&self) -> Result<(), BenchError> {
-        let lasts = Duration::from_secs(2);
-        let rate = self.options.users as f64;
-        self.phase(rate, lasts).await?;
+        self.phase(self.options.users as f64, Duration::from_secs(2)).await?;
+        self.phase(WARM_UP_RATE, WARM_UP).await?;
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures::{StreamExt, TryStreamExt, stream};
-use kith_kit::{client::MAX_MESSAGE_BYTES, ids, shutdown::CancellationToken, storage::Storage};
+use kith_kit::{client::MAX_MESSAGE_BYTES, ids, shutdown::CancellationToken, storage::Storage, testing::Jit};
 use kith_proto::{
     chat::v1::{Draft, MessageType},
     storage::v1::{
@@ -67,6 +67,7 @@ pub async fn run(options: StorageOptions) -> Result<(), BenchError> {
         businesses: 0,
         tls: options.tls,
         log: "warn".to_owned(),
+        jit: Jit::Full,
         ..Options::default()
     };
     let mut platform = Platform::start(local).await?;
@@ -222,7 +223,7 @@ impl Streams {
         let way = client.storage.router().address(key).and_then(|address| self.ways.get(&address));
         let Some(way) = way.and_then(|ways| ways.get(key as usize % STREAMS)) else { return self.phase.stuck() };
         self.open.lock().insert(n, due);
-        if way.try_send(AppendItem { id: n, append: Some(append), timeout_ms: 0 }).is_err() {
+        if way.try_send(AppendItem { id: n, append: Some(append), ..AppendItem::default() }).is_err() {
             self.open.lock().remove(&n);
             self.phase.stuck();
         }

@@ -13,7 +13,7 @@ use std::{
 
 use kith_kit::{
     config::{Auth, Cluster, Config, Durability, Gateway, Limits, Service, Services, Tls},
-    testing::{KafkaBroker, Pki, Process, TestError, ValkeyCluster, ValkeyOptions},
+    testing::{Jit, KafkaBroker, Pki, Process, TestError, ValkeyCluster, ValkeyOptions},
 };
 use tempfile::TempDir;
 
@@ -88,6 +88,8 @@ pub struct Options {
     pub tls: bool,
     /// `always`, `everysec` or `no`.
     pub fsync: &'static str,
+    /// How the broker's code is compiled.
+    pub jit: Jit,
     /// Bounds.
     pub limits: Limits,
     /// The gateway's own settings.
@@ -108,6 +110,7 @@ impl Default for Options {
             replicas: 1,
             tls: true,
             fsync: "always",
+            jit: Jit::default(),
             limits: Limits::default(),
             gateway: Gateway::default(),
             log: std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned()),
@@ -149,7 +152,7 @@ impl Platform {
                 cluster: NAME.to_owned(),
                 ..ValkeyOptions::default()
             }),
-            KafkaBroker::start(),
+            KafkaBroker::start_with(options.jit),
         )?;
         keys::write(&dir.path().join("keys"))?;
         let line = if options.tls { Some(pki.line("default")?) } else { None };

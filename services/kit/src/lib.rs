@@ -10,6 +10,8 @@ pub mod rendezvous;
 #[cfg(feature = "telemetry")]
 pub mod admin;
 #[cfg(feature = "grpc")]
+mod append;
+#[cfg(feature = "grpc")]
 pub mod auth;
 #[cfg(feature = "grpc")]
 pub mod batch;

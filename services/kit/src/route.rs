@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::FutureExt;
 use parking_lot::Mutex;
 use rand::RngExt;
 use tokio_util::sync::CancellationToken;
@@ -159,6 +160,20 @@ impl Router {
         F: Fn(Transport, Request<Req>) -> Fut,
         Fut: Future<Output = Result<Response<Res>, Status>>,
     {
+        self.repeat(key, deadline, |address, limit| {
+            let mut request = Request::new(message.clone());
+            request.set_timeout(limit);
+            f(self.0.dialer.channel(address), request).map(|answer| answer.map(Response::into_inner))
+        })
+        .await
+    }
+
+    /// The same for attempts that are not a call on a transport: `f` makes one at an address, to be answered within the time given.
+    pub(crate) async fn repeat<Res, F, Fut>(&self, key: u64, deadline: Duration, f: F) -> Result<Res, Error>
+    where
+        F: Fn(&str, Duration) -> Fut,
+        Fut: Future<Output = Result<Res, Status>>,
+    {
         let end = Instant::now() + deadline;
         let mut pause = MIN_PAUSE;
         let mut last: Option<Error> = None;
@@ -175,11 +190,10 @@ impl Router {
                 last = Some(error);
                 continue;
             };
-            let mut request = Request::new(message.clone());
-            let attempt = left.min(ATTEMPT);
-            request.set_timeout(attempt);
-            let error = match self.attempt(&address, attempt, f(self.0.dialer.channel(&address), request)).await {
-                Some(Ok(response)) => return Ok(response.into_inner()),
+            let limit = left.min(ATTEMPT);
+            // Boxed: the futures of generated clients are large, and would be copied into those of all callers above.
+            let error = match self.attempt(&address, limit, Box::pin(f(&address, limit))).await {
+                Some(Ok(answer)) => return Ok(answer),
                 Some(Err(status)) => Error::from(status),
                 None => Error::new(Code::DeadlineExceeded, format!("{} did not answer in time", self.0.component)),
             };

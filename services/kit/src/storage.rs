@@ -4,30 +4,31 @@
 use std::{future::Future, time::Duration};
 
 use kith_proto::{
-    chat::v1::Position,
+    chat::v1::{Position, Receipt},
     storage::v1::{
         AckError, AckRequest, AckResponse, AddMembersRequest, AddMembersResponse, AnswerFriendRequestRequest,
-        AnswerFriendRequestResponse, AppendRequest, AppendResponse, ClearRequest, ClearResponse, Conversation,
-        ConversationMessages, CreateConversationRequest, CreateConversationResponse, DeleteDeviceRequest,
-        DeleteDeviceResponse, DeleteFriendRequest, DeleteFriendResponse, DissolveRequest, DissolveResponse,
-        EditRequest, EditResponse, GetConversationsRequest, GetReceiptsRequest, GetReceiptsResponse,
-        GetRevocationRequest, GetRevocationResponse, GetUsersRequest, ItemError, ListAfterRequest, ListBehindRequest,
-        ListBehindResponse, ListBlocksRequest, ListBlocksResponse, ListConversationsRequest, ListConversationsResponse,
-        ListDevicesRequest, ListDevicesResponse, ListFriendRequestsRequest, ListFriendRequestsResponse,
-        ListFriendsRequest, ListFriendsResponse, ListMembersRequest, ListMembersResponse, ListMessagesRequest,
-        ListMessagesResponse, MarkReadRequest, MarkReadResponse, OpenDirectRequest, OpenDirectResponse,
-        PutDeviceRequest, PutDeviceResponse, PutFriendRequest, PutFriendResponse, ReactRequest, ReactResponse,
-        RecallRequest, RecallResponse, RemoveMembersRequest, RemoveMembersResponse, RequestFriendRequest,
-        RequestFriendResponse, RevokeTokensRequest, RevokeTokensResponse, SetBlockRequest, SetBlockResponse,
-        SetListEntryRequest, SetListEntryResponse, UpdateConversationRequest, UpdateConversationResponse,
-        UpdateMemberRequest, UpdateMemberResponse, UpsertResult, UpsertUsersRequest, User, UserUpdate,
-        conversations_client::ConversationsClient, messages_client::MessagesClient, users_client::UsersClient,
+        AnswerFriendRequestResponse, AppendRequest, ClearRequest, ClearResponse, Conversation, ConversationMessages,
+        CreateConversationRequest, CreateConversationResponse, DeleteDeviceRequest, DeleteDeviceResponse,
+        DeleteFriendRequest, DeleteFriendResponse, DissolveRequest, DissolveResponse, EditRequest, EditResponse,
+        GetConversationsRequest, GetReceiptsRequest, GetReceiptsResponse, GetRevocationRequest, GetRevocationResponse,
+        GetUsersRequest, ItemError, ListAfterRequest, ListBehindRequest, ListBehindResponse, ListBlocksRequest,
+        ListBlocksResponse, ListConversationsRequest, ListConversationsResponse, ListDevicesRequest,
+        ListDevicesResponse, ListFriendRequestsRequest, ListFriendRequestsResponse, ListFriendsRequest,
+        ListFriendsResponse, ListMembersRequest, ListMembersResponse, ListMessagesRequest, ListMessagesResponse,
+        MarkReadRequest, MarkReadResponse, OpenDirectRequest, OpenDirectResponse, PutDeviceRequest, PutDeviceResponse,
+        PutFriendRequest, PutFriendResponse, ReactRequest, ReactResponse, RecallRequest, RecallResponse,
+        RemoveMembersRequest, RemoveMembersResponse, RequestFriendRequest, RequestFriendResponse, RevokeTokensRequest,
+        RevokeTokensResponse, SetBlockRequest, SetBlockResponse, SetListEntryRequest, SetListEntryResponse,
+        UpdateConversationRequest, UpdateConversationResponse, UpdateMemberRequest, UpdateMemberResponse, UpsertResult,
+        UpsertUsersRequest, User, UserUpdate, conversations_client::ConversationsClient,
+        messages_client::MessagesClient, users_client::UsersClient,
     },
 };
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
 use crate::{
+    append::Appends,
     batch::{Settled, settled, timed},
     client::{MAX_MESSAGE_BYTES, Transport},
     config::Config,
@@ -43,6 +44,7 @@ pub const DEADLINE: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub struct Storage {
     router: Router,
+    appends: Appends,
     partitions: u32,
 }
 
@@ -65,7 +67,6 @@ macro_rules! unary {
 }
 
 unary! {
-    MessagesClient.append(AppendRequest) -> AppendResponse, by conversation_id;
     MessagesClient.list_messages(ListMessagesRequest) -> ListMessagesResponse, by conversation_id;
     MessagesClient.recall(RecallRequest) -> RecallResponse, by conversation_id;
     MessagesClient.edit(EditRequest) -> EditResponse, by conversation_id;
@@ -102,7 +103,7 @@ impl Storage {
     /// The storage layer of the ChatCluster in `config`.
     pub fn new(config: &Config, shutdown: CancellationToken) -> Result<Self, RouteError> {
         let router = Router::new(config, "storage", &config.services.storage, shutdown)?;
-        Ok(Self { router, partitions: config.cluster.partitions })
+        Ok(Self { router, appends: Appends::default(), partitions: config.cluster.partitions })
     }
 
     /// The routing beneath.
@@ -134,6 +135,16 @@ impl Storage {
         Fut: Future<Output = Result<Vec<Settled<K, V>>, tonic::Status>>,
     {
         self.router.batch(DEADLINE, items, |item| self.key(id(item)), ask).await
+    }
+
+    /// Stores a message; see the contract in `kith.storage.v1`.
+    pub async fn append(&self, request: AppendRequest) -> Result<Receipt, Error> {
+        self.router
+            .repeat(self.key(&request.conversation_id), DEADLINE, |address, limit| {
+                let (address, append) = (address.to_owned(), request.clone());
+                async move { self.appends.append(self.router.dialer(), &address, append, limit).await }
+            })
+            .await
     }
 
     /// Makes the direct conversation of two users if it is not there.

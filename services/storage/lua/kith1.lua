@@ -206,6 +206,8 @@ local function cas(keys, args)
     local holds = not stored
     if want == '=' then
       holds = stored == string.sub(args[i + 2], 2)
+    elseif want == '+' then
+      holds = stored and true
     end
     if not holds then return fail('K1CONFLICT ' .. c) end
     i = i + 3

@@ -111,9 +111,9 @@ pub async fn run(
         ValkeyEngine::start(&config, connector, valkey.seeds, view.clone(), outbox, readiness.clone(), end.clone());
     let hub = engine.hub().clone();
     let core = Core::new(Arc::new(engine), config.cluster.partitions, config.limits.clone(), Some(router.clone()));
-    let routes = grpc::routes(&core, &hub, &view);
-
     let stop = CancellationToken::new();
+    let routes = grpc::routes(&core, &hub, &view, stop.clone());
+
     let leave = async {
         shutdown.cancelled().await;
         readiness.not_ready("shutdown", "ending");

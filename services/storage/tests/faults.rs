@@ -49,9 +49,8 @@ impl Load {
             let began = Instant::now();
             loop {
                 match client.append(text(&id, &sender, &client_msg_id, "something to say")).await {
-                    Ok(response) => {
-                        let seq = response.receipt.unwrap().seq;
-                        self.promised.lock().entry(id.clone()).or_default().insert(client_msg_id, seq);
+                    Ok(receipt) => {
+                        self.promised.lock().entry(id.clone()).or_default().insert(client_msg_id, receipt.seq);
                         break;
                     }
                     Err(error) => {

@@ -22,7 +22,7 @@ use crate::config::Kafka;
 const QUEUE_RECORDS: &str = "100000";
 const QUEUE_KIB: &str = "32768";
 /// How long the library gathers records for a batch: latency against requests.
-const LINGER_MS: &str = "1";
+const LINGER_MS: &str = "3";
 
 /// Why a record was not taken or not delivered.
 #[derive(Debug, Error)]
@@ -75,8 +75,7 @@ impl Producer {
             .set("queue.buffering.max.ms", LINGER_MS)
             .set("queue.buffering.max.messages", QUEUE_RECORDS)
             .set("queue.buffering.max.kbytes", QUEUE_KIB)
-            .set("compression.type", "zstd")
-            .set("compression.level", "1")
+            .set("compression.type", "lz4")
             .create()?;
         Ok(Self(producer))
     }

@@ -12,16 +12,32 @@ use crate::config::Kafka;
 const START_DEADLINE: Duration = Duration::from_secs(90);
 const STOP_GRACE: Duration = Duration::from_secs(10);
 
+/// How a broker's code is compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Jit {
+    /// Once and quickly.
+    #[default]
+    Quick,
+    /// As in production: slow for its first minute, then at its best.
+    Full,
+}
+
 /// A running broker; its data outlives its process, not its value.
 pub struct KafkaBroker {
     port: u16,
+    jit: Jit,
     dir: TempDir,
     process: Process,
 }
 
 impl KafkaBroker {
-    /// Starts it and waits until it listens.
+    /// Starts it and waits until it listens. Its code is compiled once and quickly: for a short life.
     pub async fn start() -> Result<Self, TestError> {
+        Self::start_with(Jit::Quick).await
+    }
+
+    /// The same, with its compiler as `jit` says.
+    pub async fn start_with(jit: Jit) -> Result<Self, TestError> {
         let dir = TempDir::with_prefix("kith-kafka-").map_err(TestError::io("temporary folder"))?;
         let (port, controller) = (free_port(), free_port());
         let file = dir.path().join("server.properties");
@@ -40,8 +56,8 @@ impl KafkaBroker {
             dir.path().join("data").display(),
         );
         std::fs::write(&file, text).map_err(TestError::io(file.display().to_string()))?;
-        let process = spawn(&dir, port)?;
-        let mut broker = Self { port, dir, process };
+        let process = spawn(&dir, port, jit)?;
+        let mut broker = Self { port, jit, dir, process };
         broker.listens().await?;
         Ok(broker)
     }
@@ -69,7 +85,7 @@ impl KafkaBroker {
     /// Starts it again on its own data and port.
     pub async fn restart(&mut self) -> Result<(), TestError> {
         self.stop().await?;
-        self.process = spawn(&self.dir, self.port)?;
+        self.process = spawn(&self.dir, self.port, self.jit)?;
         self.listens().await
     }
 
@@ -85,13 +101,13 @@ impl KafkaBroker {
     }
 }
 
-fn spawn(dir: &TempDir, port: u16) -> Result<Process, TestError> {
+fn spawn(dir: &TempDir, port: u16, jit: Jit) -> Result<Process, TestError> {
     let file: PathBuf = dir.path().join("server.properties");
     let mut command = Command::new(bin_dir().join("kafka-server"));
     command
         .arg(file)
         .env("KAFKA_HEAP_OPTS", "-Xmx256m -Xms128m")
-        .env("KAFKA_JIT_LEVEL", "1")
+        .env("KAFKA_JIT_LEVEL", if jit == Jit::Quick { "1" } else { "4" })
         .env("KAFKA_LOG_LEVEL", "warn")
         .env("KAFKA_CLUSTER_ID", "a2l0aC10ZXN0LWJyb2tlcg");
     Process::spawn(format!("kafka:{port}"), command, &dir.path().join("kafka.log"))

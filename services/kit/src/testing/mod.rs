@@ -10,7 +10,7 @@ mod valkey;
 
 use std::{net::TcpListener, path::PathBuf, time::Duration};
 
-pub use kafka::KafkaBroker;
+pub use kafka::{Jit, KafkaBroker};
 pub use pki::Pki;
 pub use process::Process;
 use rand::RngExt;

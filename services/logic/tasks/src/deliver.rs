@@ -42,6 +42,9 @@ const MAX_USERS: usize = 5_000;
 const MAX_BYTES: usize = 4 << 20;
 /// Above the time that `sessions` may wait for gateways to report.
 const ATTEMPT: Duration = Duration::from_secs(6);
+/// The least time from one call of a lane to the next: what comes in meanwhile shares it. A delivery that finds the lane at rest does not
+/// wait.
+const SPACING: Duration = Duration::from_millis(3);
 /// A lane without work is given up after this.
 const IDLE: Duration = Duration::from_secs(30);
 /// What may wait in all lanes together, in units of one user or [`UNIT_BYTES`].
@@ -155,9 +158,14 @@ impl Deliverer {
 impl Inner {
     /// Works a lane off until it has been idle for long.
     async fn work(&self, lane: &Lane, wake: &Notify) {
+        let mut last: Option<Instant> = None;
         loop {
+            if let Some(last) = last {
+                tokio::time::sleep_until((last + SPACING).into()).await;
+            }
             let parts = self.take(lane);
             if !parts.is_empty() {
+                last = Some(Instant::now());
                 self.deliver(parts).await;
                 continue;
             }

@@ -31,6 +31,9 @@ pub struct AppendItem {
     /// Milliseconds left for this item; 0: the stream's default (5,000).
     #[prost(uint32, tag = "3")]
     pub timeout_ms: u32,
+    /// What the metadata x-request-id is to a call of its own; may be empty.
+    #[prost(string, tag = "4")]
+    pub request_id: ::prost::alloc::string::String,
 }
 /// What was committed together, in no order.
 #[derive(Clone, PartialEq, ::prost::Message)]

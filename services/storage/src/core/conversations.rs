@@ -86,9 +86,8 @@ impl Core {
             Field::new(c.clone(), "n"),
             Field::new(c.clone(), "mv"),
         ];
-        let wants = fields.iter().cloned().map(crate::engine::Want::Field).collect();
-        let stands = self.engine().get(self.partition(&id), wants, Self::end()).await?;
-        if stands.iter().all(|got| matches!(got, crate::engine::Got::Field(Some(_)))) {
+        let stands = self.fields(self.partition(&id), &fields, Self::end()).await?;
+        if stands.iter().all(Option::is_some) {
             return Ok(OpenDirectResponse { conversation_id: id, created: false });
         }
         let now = Self::now();
@@ -97,7 +96,7 @@ impl Core {
         }
         self.0.hints.fresh(&id, now);
         let created = self
-            .update(self.partition(&id), fields.clone(), |values| {
+            .update_seen(self.partition(&id), fields, stands, |values| {
                 let mut ops = Vec::new();
                 let mut joined = Vec::new();
                 for (order, user) in [(1, &user_a), (2, &user_b)] {
@@ -132,7 +131,7 @@ impl Core {
                     ops.extend([set("n", count.to_string()), set("mv", version.to_string())]);
                     for (order, user) in joined {
                         let place = JoinPlace { seq: 1, order: order as i64, count, version };
-                        let data = joined_json(&id, &[user.clone()], Role::Member as i32, now, "", &place);
+                        let data = joined_json(&id, std::slice::from_ref(user), Role::Member as i32, now, "", &place);
                         ops.push(Op::Emit(event::body("member.added", &id, now, &data)));
                     }
                 }

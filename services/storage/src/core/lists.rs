@@ -20,7 +20,7 @@ use super::{
     no_conversation, no_user,
 };
 use crate::{
-    engine::{CursorKind, Field, Got, ListRow, Op, Walk, Want},
+    engine::{Condition, CursorKind, EngineError, Expect, Field, Got, ListRow, Op, Swap, Walk, Want},
     event,
 };
 
@@ -77,18 +77,17 @@ impl Core {
         check::user("user_id", user_id)?;
         check::conversation(conversation_id)?;
         let partition = self.partition(user_id);
-        let profile = Field::new(key::profile(user_id), "v");
-        self.update(partition, vec![profile], |values| {
-            if values[0].is_none() {
-                return Err(no_user());
-            }
-            let entry = Op::Score { key: key::list(user_id), score: activity, member: conversation_id.to_owned() };
-            let data =
-                json!({"user_id": user_id, "conversation_id": conversation_id, "activity": activity.to_string()});
-            let event = Op::Emit(event::body("list.entered", user_id, Self::now(), &data));
-            Ok(Plan::new(vec![entry, event], true))
-        })
-        .await
+        // One call that asks and writes: a user is made once and never unmade.
+        let made = Condition { field: Field::new(key::profile(user_id), "v"), expect: Expect::Present };
+        let entry = Op::Score { key: key::list(user_id), score: activity, member: conversation_id.to_owned() };
+        let data = json!({"user_id": user_id, "conversation_id": conversation_id, "activity": activity.to_string()});
+        let event = Op::Emit(event::body("list.entered", user_id, Self::now(), &data));
+        let swap = Swap { conditions: vec![made], ops: vec![entry, event] };
+        match self.engine().swap(partition, swap, Self::end()).await {
+            Ok(()) => Ok(true),
+            Err(EngineError::Conflict) => Err(no_user()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     pub(super) async fn leave_list(&self, user_id: &str, conversation_id: &str) -> Result<bool, Error> {
@@ -98,7 +97,7 @@ impl Core {
             Op::Delete(Field::new(key::settings(user_id), conversation_id)),
             Op::Emit(event::body("list.left", user_id, Self::now(), &data)),
         ];
-        let swap = crate::engine::Swap { conditions: Vec::new(), ops };
+        let swap = Swap { conditions: Vec::new(), ops };
         self.engine().swap(self.partition(user_id), swap, Self::end()).await?;
         Ok(true)
     }

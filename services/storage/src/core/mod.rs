@@ -86,17 +86,28 @@ impl Core {
         fields: Vec<Field>,
         decide: impl Fn(&[Option<Bytes>]) -> Result<Plan<T>, Error> + Send + Sync,
     ) -> Result<T, Error> {
+        let seen = self.fields(partition, &fields, Self::end()).await?;
+        self.update_seen(partition, fields, seen, decide).await
+    }
+
+    /// The values of fields.
+    async fn fields(&self, partition: u32, fields: &[Field], end: Instant) -> Result<Vec<Option<Bytes>>, Error> {
+        let wants = fields.iter().cloned().map(Want::Field).collect();
+        let got = self.engine().get(partition, wants, end).await?.into_iter();
+        Ok(got.map(|got| if let Got::Field(value) = got { value } else { None }).collect())
+    }
+
+    /// [`Core::update`] for fields whose values were read a moment ago.
+    async fn update_seen<T>(
+        &self,
+        partition: u32,
+        fields: Vec<Field>,
+        seen: Vec<Option<Bytes>>,
+        decide: impl Fn(&[Option<Bytes>]) -> Result<Plan<T>, Error> + Send + Sync,
+    ) -> Result<T, Error> {
         let end = Self::end();
-        let mut attempt = 0;
+        let (mut attempt, mut values) = (0, seen);
         loop {
-            let wants = fields.iter().cloned().map(Want::Field).collect();
-            let values: Vec<Option<Bytes>> = self
-                .engine()
-                .get(partition, wants, end)
-                .await?
-                .into_iter()
-                .map(|got| if let Got::Field(value) = got { value } else { None })
-                .collect();
             let plan = decide(&values)?;
             if plan.ops.is_empty() {
                 return Ok(plan.result);
@@ -112,6 +123,7 @@ impl Core {
                     attempt += 1;
                     let pause = rand::rng().random_range(0..2 << attempt.min(5));
                     tokio::time::sleep(Duration::from_millis(pause)).await;
+                    values = self.fields(partition, &fields, end).await?;
                 }
                 Err(error) => return Err(error.into()),
             }

@@ -231,6 +231,7 @@ impl Data {
             let Field { key, name } = &condition.field;
             let holds = match &condition.expect {
                 Expect::Absent => self.field(key, name).is_none(),
+                Expect::Present => self.field(key, name).is_some(),
                 Expect::Value(value) => self.field(key, name) == Some(value),
             };
             if !holds {

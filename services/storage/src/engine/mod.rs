@@ -70,6 +70,8 @@ pub(crate) struct Moved {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Expect {
     Value(Bytes),
+    /// Any value.
+    Present,
     Absent,
 }
 

@@ -11,7 +11,9 @@ use kith_proto::storage::v1::{
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status, Streaming};
+use tracing::Instrument;
 
 use super::service;
 use crate::core::Core;
@@ -24,7 +26,8 @@ const MOST_ITEMS: usize = 1_024;
 const ANSWERS: usize = 16;
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-pub(super) struct Service(pub(super) Core);
+/// The core, and the end of the server: streams end then, when what is under way has been answered.
+pub(super) struct Service(pub(super) Core, pub(super) CancellationToken);
 
 service! {
     Messages for Service {
@@ -37,7 +40,7 @@ service! {
 
         async fn append_stream(&self, request: Request<Streaming<AppendStreamRequest>>) -> Result<Response<Self::AppendStreamStream>, Status> {
             let (answers, out) = mpsc::channel(ANSWERS);
-            tokio::spawn(serve(self.0.clone(), request.into_inner(), answers));
+            tokio::spawn(serve(self.0.clone(), request.into_inner(), answers, self.1.clone()));
             Ok(Response::new(Box::pin(ReceiverStream::new(out))))
         }
     }
@@ -54,6 +57,7 @@ async fn serve(
     core: Core,
     mut requests: Streaming<AppendStreamRequest>,
     answers: mpsc::Sender<Result<AppendStreamResponse, Status>>,
+    end: CancellationToken,
 ) {
     let mut under_way: FuturesUnordered<BoxFuture<'static, AppendResult>> = FuturesUnordered::new();
     let mut open = true;
@@ -86,7 +90,9 @@ async fn serve(
                     results.push(answer);
                 }
             }
-            // Both branches are off only when the loop is about to end.
+            // What is sent after this was not read: its sender hears of the end of the stream and asks another instance.
+            () = end.cancelled(), if open => open = false,
+            // All branches are off only when the loop is about to end.
             else => return,
         }
         if !results.is_empty() && answers.send(Ok(AppendStreamResponse { results })).await.is_err() {
@@ -98,14 +104,16 @@ async fn serve(
 async fn one(core: Core, item: AppendItem) -> AppendResult {
     let limit = if item.timeout_ms == 0 { TIMEOUT } else { Duration::from_millis(item.timeout_ms.into()) };
     let append = item.append.unwrap_or_default();
-    let outcome = match tokio::time::timeout(limit, core.append(append)).await {
+    let span = tracing::debug_span!("append", request_id = %item.request_id);
+    let started = std::time::Instant::now();
+    let outcome = match tokio::time::timeout(limit, core.append(append).instrument(span)).await {
         Ok(outcome) => outcome,
         Err(_) => {
             Err(Error::new(Code::DeadlineExceeded, "not stored in time, or not known to be: retry with the same ids"))
         }
     };
-    let code = outcome.as_ref().map_or_else(Error::code_name, |_| "OK");
-    metrics::counter!("kith_storage_calls_total", "call" => "append_stream", "code" => code).increment(1);
+    super::account("append", outcome.as_ref().err());
+    metrics::histogram!("kith_storage_append_seconds").record(started.elapsed());
     let result = match outcome {
         Ok(receipt) => Outcome::Receipt(receipt),
         Err(error) => Outcome::Error(error.into()),

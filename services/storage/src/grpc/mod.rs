@@ -12,6 +12,7 @@ use kith_proto::storage::v1::{
     conversations_server::ConversationsServer, messages_server::MessagesServer, peer_server::PeerServer,
     users_server::UsersServer,
 };
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Response, Status, service::Routes};
 
 use crate::{
@@ -20,9 +21,9 @@ use crate::{
     repair::Repairs,
 };
 
-/// All services of storage.
-pub(crate) fn routes(core: &Core, hub: &Arc<Hub>, view: &Arc<View>) -> Routes {
-    let messages = messages::Service(core.clone());
+/// All services of storage; streams end with `end`.
+pub(crate) fn routes(core: &Core, hub: &Arc<Hub>, view: &Arc<View>, end: CancellationToken) -> Routes {
+    let messages = messages::Service(core.clone(), end);
     let conversations = conversations::Service(core.clone());
     let users = users::Service(core.clone());
     let repairs = Arc::new(Repairs::new(hub.clone()));
@@ -35,14 +36,19 @@ pub(crate) fn routes(core: &Core, hub: &Arc<Hub>, view: &Arc<View>) -> Routes {
 
 /// An outcome as gRPC tells it; counted.
 fn respond<T>(call: &'static str, outcome: Result<T, Error>) -> Result<Response<T>, Status> {
-    let code = outcome.as_ref().map_or_else(Error::code_name, |_| "OK");
+    account(call, outcome.as_ref().err());
+    outcome.map(Response::new).map_err(Status::from)
+}
+
+/// Counts a call, and logs a failure that a person should see.
+fn account(call: &'static str, failed: Option<&Error>) {
+    let code = failed.map_or("OK", Error::code_name);
     metrics::counter!("kith_storage_calls_total", "call" => call, "code" => code).increment(1);
-    outcome.map(Response::new).map_err(|error| {
-        if matches!(error.code, Code::Internal | Code::DataLoss) {
-            tracing::error!(call, %error, "a call failed");
-        }
-        error.into()
-    })
+    if let Some(error) = failed
+        && matches!(error.code, Code::Internal | Code::DataLoss)
+    {
+        tracing::error!(call, %error, "a call failed");
+    }
 }
 
 /// Implements a service: calls of its own, and calls that hand the request to the core as it is and answer what the core gives, put into

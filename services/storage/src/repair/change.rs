@@ -414,13 +414,14 @@ fn member_updated(d: data::Member) -> Result<Change, Unrestorable> {
 }
 
 fn member_blocked(d: data::Blocked) -> Result<Change, Unrestorable> {
-    ids::check_id("user_id", &d.user_id)?;
-    let field = Field::new(key::members(&d.conversation_id), d.user_id.clone());
+    let data::Blocked { conversation_id, user_id, blocked, joined_at } = d;
+    ids::check_id("user_id", &user_id)?;
+    let field = Field::new(key::members(&conversation_id), user_id);
     Ok(Change::with(vec![field.clone()], move |values| {
         let member = match &values[0] {
             Some(row) => member_of(&field, row)?,
-            None => MemberData::new(Role::Member, 1, d.joined_at.0),
+            None => MemberData::new(Role::Member, 1, joined_at.0),
         };
-        Ok(vec![Write::Op(Op::Set(field.clone(), MemberData { blocked: d.blocked, ..member }.pack()))])
+        Ok(vec![Write::Op(Op::Set(field.clone(), MemberData { blocked, ..member }.pack()))])
     }))
 }

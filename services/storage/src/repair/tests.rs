@@ -233,7 +233,9 @@ fn essence(mut state: BTreeMap<u32, Data>) -> BTreeMap<u32, Data> {
         data.hashes.retain(|_, fields| !fields.is_empty());
         for (key, scores) in &mut data.scores {
             if key.starts_with("l:") {
-                scores.values_mut().for_each(|score| *score = 0);
+                for score in scores.values_mut() {
+                    *score = 0;
+                }
             }
         }
         data.scores.retain(|_, scores| !scores.is_empty());

@@ -17,7 +17,7 @@ use super::{
     hub::Hub,
     partition::{Claim, Partition, Pending},
     topology::Primary,
-    wire::{self, Emits, Verdict},
+    wire::{self, Call, Emits, Verdict},
 };
 use crate::{engine::EngineError, jitter::jittered};
 
@@ -26,11 +26,17 @@ const QUEUE: usize = 8_192;
 /// Calls in one group, and the bytes at which a group is full.
 const GROUP: usize = 512;
 const GROUP_BYTES: usize = 1 << 20;
+/// The least time from one group to the next: what comes in meanwhile shares its disk writes and its round trip to the replicas. A call that
+/// finds the writer at rest does not wait.
+const SPACING: Duration = Duration::from_millis(2);
 /// How long replicas may take to acknowledge a group.
 const WAIT_MS: u64 = 1_000;
 /// How long a group may take in all; longer than WAIT, so that a slow replica is told from a silent primary.
 const ANSWER: Duration = Duration::from_millis(2_500);
 const READ_ANSWER: Duration = Duration::from_secs(2);
+/// A group that is not answered after this gets a nudge, and again, a few times.
+const NUDGE: Duration = Duration::from_millis(5);
+const NUDGES: usize = 3;
 /// Between two looks at replicas that are behind.
 const SETTLE: Duration = Duration::from_millis(50);
 /// After a connection that failed.
@@ -67,6 +73,7 @@ impl Node {
             primary: primary.clone(),
             connector: connector.clone(),
             connection: None,
+            nudger: None,
             hub: hub.clone(),
             unsettled: Vec::new(),
         };
@@ -108,6 +115,7 @@ struct Writer {
     primary: Primary,
     connector: Connector,
     connection: Option<Connection>,
+    nudger: Option<Connection>,
     hub: Arc<Hub>,
     /// Calls that are done on the primary; too few replicas had acknowledged them in time. In the order in which they were sent over
     /// `connection`, so the next WAIT that succeeds on it covers them.
@@ -125,6 +133,7 @@ struct Unsettled {
 impl Writer {
     async fn run(mut self, mut items: mpsc::Receiver<Item>) {
         let mut group = Vec::with_capacity(GROUP);
+        let mut last: Option<Instant> = None;
         loop {
             let first = if self.unsettled.is_empty() {
                 items.recv().await
@@ -139,6 +148,10 @@ impl Writer {
                 }
             };
             let Some(first) = first else { return };
+            if let Some(last) = last {
+                tokio::time::sleep_until(last + SPACING).await;
+            }
+            last = Some(Instant::now());
             let mut bytes = first.bytes;
             group.push(first);
             while group.len() < GROUP && bytes < GROUP_BYTES {
@@ -204,7 +217,16 @@ impl Writer {
         }
         let k = self.hub.ack_replicas();
         pipeline.add_command(cmd("WAIT").arg(k).arg(WAIT_MS).take());
-        let outcome = tokio::time::timeout(ANSWER, connection.pipeline(&pipeline)).await;
+        let nudge = items.iter().find_map(|i| Some((i.partition.clone(), i.claim.clone()?)));
+        let outcome = tokio::time::timeout(ANSWER, async {
+            let mut answer = std::pin::pin!(connection.pipeline(&pipeline));
+            tokio::select! {
+                biased;
+                outcome = &mut answer => outcome,
+                () = self.nudge(nudge) => answer.await,
+            }
+        })
+        .await;
         metrics::histogram!("kith_storage_group_items").record(items.len() as f64);
         metrics::histogram!("kith_storage_commit_seconds").record(now.elapsed().as_secs_f64());
         match outcome {
@@ -216,6 +238,30 @@ impl Writer {
             Ok(Ok(_)) => self.lost(items, "an answer of another length"),
             Ok(Err(error)) => self.lost(items, &error.to_string()),
             Err(_) => self.lost(items, "no answer in time"),
+        }
+    }
+
+    /// Writes something small over another connection while a group waits for its replicas.
+    ///
+    /// Valkey (9.1 at least) leaves Nagle's algorithm on at the replica's end of the replication connection. An acknowledgement that follows
+    /// the one which replicas send every second by themselves is held back there until the primary's kernel confirms the first: with
+    /// something to send at once, else 40 ms later. The primary has nothing to send, since the next group waits for this one.
+    async fn nudge(&mut self, of: Option<(Arc<Partition>, Arc<Claim>)>) {
+        let Some((partition, claim)) = of else { return };
+        for _ in 0..NUDGES {
+            tokio::time::sleep(NUDGE).await;
+            let mut nudger = match self.nudger.clone().filter(|c| !c.is_closed()) {
+                Some(nudger) => nudger,
+                None => match self.connector.connect(&self.primary.address, READ_ANSWER).await {
+                    Ok(fresh) => self.nudger.insert(fresh).clone(),
+                    // The group's own connection tells what is wrong.
+                    Err(_) => return,
+                },
+            };
+            metrics::counter!("kith_storage_nudges_total").increment(1);
+            // Writes the version that it finds. Whatever the answer is, the group's own says it too.
+            let touch = Call::mutation("k1_trim", &partition.key, &claim.token, 0);
+            drop(nudger.command(&touch.command).await);
         }
     }
 

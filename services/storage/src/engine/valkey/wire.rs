@@ -182,6 +182,7 @@ pub(super) fn swap(mut call: Call, swap: &Swap) -> (Call, Vec<Bytes>) {
     for condition in &swap.conditions {
         let expect = match &condition.expect {
             Expect::Absent => b"-".to_vec(),
+            Expect::Present => b"+".to_vec(),
             Expect::Value(value) => [b"=", value.as_ref()].concat(),
         };
         call = call.arg(&condition.field.key).arg(&condition.field.name).arg(expect);
