@@ -41,6 +41,8 @@ pub enum Via {
 pub struct LoadOptions {
     /// Direct conversations; each has two users.
     pub pairs: usize,
+    /// Further users who are connected and say nothing: what they are shown is not theirs.
+    pub bystanders: usize,
     /// Messages per second over all of them.
     pub rate: f64,
     /// Bytes of text.
@@ -51,7 +53,7 @@ pub struct LoadOptions {
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { pairs: 10, rate: 50.0, payload: 64, via: Via::Http }
+        Self { pairs: 10, bystanders: 0, rate: 50.0, payload: 64, via: Via::Http }
     }
 }
 
@@ -70,6 +72,7 @@ pub struct Load {
     target: Target,
     ledger: Arc<Ledger>,
     pairs: Vec<Pair>,
+    bystanders: Vec<Side>,
     senders: JoinSet<()>,
     stop: CancellationToken,
 }
@@ -94,6 +97,11 @@ impl Load {
         let ledger = Arc::new(Ledger::default());
         let pairs: Vec<Pair> =
             stream::iter(0..options.pairs).map(|_| make_pair(target)).buffer_unordered(PARALLEL).try_collect().await?;
+        let bystanders: Vec<Side> = stream::iter(0..options.bystanders)
+            .map(|_| make_side(target))
+            .buffer_unordered(PARALLEL)
+            .try_collect()
+            .await?;
         let stop = CancellationToken::new();
         let mut senders = JoinSet::new();
         let every = Duration::from_secs_f64(2.0 * options.pairs as f64 / options.rate.max(0.001));
@@ -111,7 +119,7 @@ impl Load {
                 senders.spawn(sender.run(every, stop.clone()));
             }
         }
-        Ok(Self { target: target.clone(), ledger, pairs, senders, stop })
+        Ok(Self { target: target.clone(), ledger, pairs, bystanders, senders, stop })
     }
 
     /// The record so far.
@@ -157,6 +165,9 @@ impl Load {
             self.ledger.check_history(&pair.id, history);
             self.check_delivery(pair, history, end).await;
         }
+        for bystander in &self.bystanders {
+            bystander.device.inbox(|inbox| self.ledger.check_bystander(&bystander.user.id, inbox));
+        }
         self.check_log(&histories, end).await?;
         Ok(self.ledger.report())
     }
@@ -193,12 +204,16 @@ impl Load {
 }
 
 async fn make_pair(target: &Target) -> Result<Pair, TargetError> {
-    let (a, b) = (target.new_user("load").await?, target.new_user("load").await?);
-    let id = kith_kit::ids::direct_conversation_id(&a.id, &b.id).map_err(|e| ClientError::Contract(e.to_string()))?;
-    let device_a = target.device(&a, DeviceOptions::default()).await?;
-    let device_b = target.device(&b, DeviceOptions::default()).await?;
-    let sides = [Side { user: a, device: Arc::new(device_a) }, Side { user: b, device: Arc::new(device_b) }];
+    let sides = [make_side(target).await?, make_side(target).await?];
+    let id = kith_kit::ids::direct_conversation_id(&sides[0].user.id, &sides[1].user.id)
+        .map_err(|e| ClientError::Contract(e.to_string()))?;
     Ok(Pair { id, sides })
+}
+
+async fn make_side(target: &Target) -> Result<Side, TargetError> {
+    let user = target.new_user("load").await?;
+    let device = Arc::new(target.device(&user, DeviceOptions::default()).await?);
+    Ok(Side { user, device })
 }
 
 /// One side of a conversation: sends, waits for the answer, sends the next.

@@ -56,7 +56,7 @@ enum Command {
         #[arg(long, default_value_t = 300.0)]
         rate: f64,
         /// Conversations, each of two users.
-        #[arg(long, default_value_t = 100)]
+        #[arg(long, default_value_t = 20)]
         pairs: usize,
         /// The short run of every check instead.
         #[arg(long)]

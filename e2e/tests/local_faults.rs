@@ -17,7 +17,7 @@ async fn survive(faults: &[Fault], rounds: usize, via: Via) {
     let mut platform = Platform::start(options).await.expect("the local platform");
     let seed = std::env::var("KITH_FAULT_SEED").ok().and_then(|n| n.parse().ok()).unwrap_or_else(rand::random);
     println!("seed {seed}");
-    let load = LoadOptions { pairs: 10, rate: 100.0, payload: 64, via };
+    let load = LoadOptions { pairs: 10, rate: 100.0, via, ..LoadOptions::default() };
     let run = Run { rounds, faults: faults.to_vec(), seed, load };
     let reports = fault_run(&mut platform, &run).await.unwrap_or_else(|e| panic!("{e}"));
     for report in &reports {

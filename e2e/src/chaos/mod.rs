@@ -56,7 +56,8 @@ impl ChaosOptions {
         if nodes > 1 {
             faults.push((Fault::Node, 1));
         }
-        let load = LoadOptions { pairs: 100, rate: 300.0, ..LoadOptions::default() };
+        // Twenty busy conversations among two hundred users.
+        let load = LoadOptions { pairs: 20, bystanders: 160, rate: 300.0, ..LoadOptions::default() };
         Self { load, lasts, faults, shards: vec![3, 5, 2], steer: true, nodes }
     }
 

@@ -296,6 +296,16 @@ impl Ledger {
         }
     }
 
+    /// Holds what a user without conversations was shown against nothing.
+    pub fn check_bystander(&self, user: &str, inbox: &Inbox) {
+        let mut state = self.0.lock();
+        for message in inbox.all() {
+            state.checks.doubled += 1;
+            let (conversation, seq) = (&message.conversation_id, message.seq);
+            state.checks.example(|| format!("{user} was shown {conversation} {seq}, which is not theirs"));
+        }
+    }
+
     /// Takes what differs between the event log and the store.
     pub fn log_differences(&self, differences: &[String]) {
         let mut state = self.0.lock();

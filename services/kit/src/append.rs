@@ -173,6 +173,8 @@ impl Waiting {
 mod tests {
     use kith_proto::{chat::v1::Draft, storage::v1::ItemError};
 
+    use tonic::Code;
+
     use super::*;
 
     fn order(bytes: usize) -> (Order, oneshot::Receiver<Answer>) {
@@ -209,11 +211,17 @@ mod tests {
         send.send(second).await.unwrap();
         let mut waiting = Waiting::default();
         let ids: Vec<_> = waiting.frame(first, &mut orders).items.iter().map(|i| i.id).collect();
-        let refused = ItemError { code: 9, reason: "WRONG_HOLDER".to_owned(), ..ItemError::default() };
+        let refused = ItemError {
+            code: Code::ResourceExhausted as i32,
+            reason: "OUTBOX".to_owned(),
+            retry_after_ms: 250,
+            ..ItemError::default()
+        };
         waiting.settle(AppendResult { id: ids[1], result: Some(append_result::Result::Error(refused)) });
         assert!(one.try_recv().is_err());
         let error = Error::from(two.try_recv().unwrap().unwrap_err());
-        assert_eq!(error.reason.as_deref(), Some("WRONG_HOLDER"));
+        assert_eq!((error.code, error.reason.as_deref()), (Code::ResourceExhausted, Some("OUTBOX")));
+        assert_eq!(error.retry_after, Some(Duration::from_millis(250)), "says when to come back");
         let receipt = Receipt { seq: 7, ..Receipt::default() };
         waiting.settle(AppendResult { id: ids[0], result: Some(append_result::Result::Receipt(receipt)) });
         assert_eq!(one.try_recv().unwrap().unwrap().seq, 7);

@@ -305,6 +305,7 @@ impl From<ItemError> for Error {
             error = error.with_reason(item.reason);
         }
         error.metadata = item.metadata.into_iter().collect();
+        error.retry_after = (item.retry_after_ms > 0).then(|| Duration::from_millis(item.retry_after_ms));
         error
     }
 }
@@ -316,6 +317,8 @@ impl From<Error> for ItemError {
             message: error.detail.into_owned(),
             reason: error.reason.map(std::borrow::Cow::into_owned).unwrap_or_default(),
             metadata: error.metadata.into_iter().collect(),
+            // Rounded up: 0 would say nothing.
+            retry_after_ms: error.retry_after.map_or(0, |after| (after.as_millis() as u64).max(1)),
         }
     }
 }

@@ -74,6 +74,9 @@ pub struct ItemError {
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
+    /// As in google.rpc.RetryInfo, in milliseconds; 0: not said.
+    #[prost(uint64, tag = "5")]
+    pub retry_after_ms: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListMessagesRequest {
