@@ -99,6 +99,7 @@ impl Core {
             .update_seen(self.partition(&id), fields, stands, |values| {
                 let mut ops = Vec::new();
                 let mut joined = Vec::new();
+                let created = values[0].is_none();
                 for (order, user) in [(1, &user_a), (2, &user_b)] {
                     // A row may stand before its conversation: a block was written into it.
                     if values[order].is_none() {
@@ -106,9 +107,10 @@ impl Core {
                         ops.push(Op::Set(Field::new(key::members(&id), user.clone()), row));
                         joined.push((order, user));
                     }
-                    ops.push(Op::Score { key: key::joins(&id), score: order as i64, member: user.clone() });
+                    if created || values[order].is_none() {
+                        ops.push(Op::Score { key: key::joins(&id), score: order as i64, member: user.clone() });
+                    }
                 }
-                let created = values[0].is_none();
                 let set = |name: &str, value: String| Op::Set(Field::new(c.clone(), name), value.into());
                 if created {
                     ops.extend([
