@@ -191,7 +191,26 @@ local function hints(keys, args)
   return { p.ver }
 end
 
--- cas: number of conditions, conditions (suffix, field, '=' .. value or '-' absent), then operations:
+-- Carries out an operation S, D, Z or Y, which stands at args[i]; answers the number of its words, nil for another operation.
+local function write(p, args, i)
+  local op, key = args[i], p.tag .. (args[i + 1] or '')
+  if op == 'S' then
+    server.call('HSET', key, args[i + 2], args[i + 3])
+    return 4
+  elseif op == 'D' then
+    server.call('HDEL', key, args[i + 2])
+    return 3
+  elseif op == 'Z' then
+    server.call('ZADD', key, args[i + 2], args[i + 3])
+    return 4
+  elseif op == 'Y' then
+    server.call('ZREM', key, args[i + 2])
+    return 3
+  end
+  return nil
+end
+
+-- cas: number of conditions, conditions (suffix, field, '=' .. value, '+' present or '-' absent), then operations:
 --   S suffix field value    set a field          D suffix field    delete it
 --   Z suffix score member   set a score          Y suffix member   remove it
 --   E body                  emit an event
@@ -213,23 +232,12 @@ local function cas(keys, args)
     i = i + 3
   end
   while args[i] do
-    local op = args[i]
-    if op == 'S' then
-      server.call('HSET', p.tag .. args[i + 1], args[i + 2], args[i + 3])
-      i = i + 4
-    elseif op == 'D' then
-      server.call('HDEL', p.tag .. args[i + 1], args[i + 2])
-      i = i + 3
-    elseif op == 'Z' then
-      server.call('ZADD', p.tag .. args[i + 1], args[i + 2], args[i + 3])
-      i = i + 4
-    elseif op == 'Y' then
-      server.call('ZREM', p.tag .. args[i + 1], args[i + 2])
-      i = i + 3
-    else
+    local words = write(p, args, i)
+    if not words then
       emit(p, args[i + 1])
-      i = i + 2
+      words = 2
     end
+    i = i + words
   end
   close(p, args)
   return { p.ver, p.events }
@@ -278,23 +286,17 @@ local function restore(keys, args)
   local i = 4
   while args[i] do
     local op = args[i]
-    if op == 'S' then
-      server.call('HSET', p.tag .. args[i + 1], args[i + 2], args[i + 3])
-    elseif op == 'D' then
-      server.call('HDEL', p.tag .. args[i + 1], args[i + 2])
-    elseif op == 'Z' then
-      server.call('ZADD', p.tag .. args[i + 1], args[i + 2], args[i + 3])
-    elseif op == 'Y' then
-      server.call('ZREM', p.tag .. args[i + 1], args[i + 2])
-    elseif op == 'M' then
+    if op == 'M' then
       local mkey, id = p.tag .. 'm:' .. args[i + 1], args[i + 2] .. '-0'
       if #server.call('XRANGE', mkey, id, id) == 0 then
         server.call('XADD', mkey, id, 'm', args[i + 3])
       end
-    else
+    elseif op == 'I' then
       local dkey = p.tag .. 'd:' .. args[i + 2] .. ':' .. args[i + 1]
       server.call('HSET', dkey, args[i + 3], args[i + 4])
       server.call('EXPIREAT', dkey, args[i + 5], 'NX')
+    else
+      write(p, args, i)
     end
     i = i + WORDS[op]
   end

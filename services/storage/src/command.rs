@@ -281,18 +281,15 @@ impl fmt::Display for Summary {
                     r.unrestored_count.to_string(),
                     r.ver.to_string(),
                 ]),
-                Ok(_) => {}
-                Err(error) => rows.push(vec![number.to_string(), format!("not repaired: {}", error.detail)]),
+                _ => {}
             }
         }
         if rows.len() > 1 {
-            // Words of failures are no column.
-            let (failed, told): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.len() == 2);
-            if told.len() > 1 {
-                table(f, &told)?;
-            }
-            for row in failed {
-                writeln!(f, "partition {}: {}", row[0], row[1])?;
+            table(f, &rows)?;
+        }
+        for (number, outcome) in &self.outcomes {
+            if let Err(error) = outcome {
+                writeln!(f, "partition {number}: not repaired: {}", error.detail)?;
             }
         }
         for report in self.outcomes.values().flatten() {

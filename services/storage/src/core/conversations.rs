@@ -52,6 +52,23 @@ fn check_group(group: &Group) -> Result<(), Error> {
     }
 }
 
+/// Writes the fields that every conversation begins with into its hash.
+pub(crate) fn conversation_ops(key: &str, kind: i32, members: usize, now: i64) -> Vec<Op> {
+    [
+        ("k", kind.to_string()),
+        ("s", "0".to_owned()),
+        ("a", now.to_string()),
+        ("n", members.to_string()),
+        ("mv", "1".to_owned()),
+        ("jn", members.to_string()),
+        ("v", "1".to_owned()),
+        ("ca", now.to_string()),
+    ]
+    .into_iter()
+    .map(|(name, value)| Op::Set(Field::new(key, name), value.into()))
+    .collect()
+}
+
 /// Writes a group's own fields into its conversation's hash.
 pub(crate) fn group_ops(key: &str, group: &Group) -> Vec<Op> {
     [
@@ -113,18 +130,7 @@ impl Core {
                 }
                 let set = |name: &str, value: String| Op::Set(Field::new(c.clone(), name), value.into());
                 if created {
-                    ops.extend([
-                        set("k", "1".to_owned()),
-                        set("s", "0".to_owned()),
-                        set("a", now.to_string()),
-                        set("n", "2".to_owned()),
-                    ]);
-                    ops.extend([
-                        set("mv", "1".to_owned()),
-                        set("jn", "2".to_owned()),
-                        set("v", "1".to_owned()),
-                        set("ca", now.to_string()),
-                    ]);
+                    ops.extend(conversation_ops(&c, ConversationKind::Direct as i32, 2, now));
                     let data = json!({"conversation_id": id, "kind": "direct", "member_ids": [user_a, user_b], "created_at": now.to_string()});
                     ops.push(Op::Emit(event::body("conversation.created", &id, now, &data)));
                 } else if !joined.is_empty() {
@@ -266,8 +272,7 @@ impl Core {
     }
 
     pub(super) async fn field(&self, id: &str, field: Field) -> Result<Option<Bytes>, Error> {
-        let got = self.engine().get(self.partition(id), vec![crate::engine::Want::Field(field)], Self::end()).await?;
-        Ok(got.into_iter().next().and_then(|g| if let crate::engine::Got::Field(value) = g { value } else { None }))
+        Ok(self.fields(self.partition(id), &[field], Self::end()).await?.into_iter().next().flatten())
     }
 
     /// Ends a group at once; its members are removed in the background, in chunks, and again with a repeated call.
@@ -437,23 +442,14 @@ pub(super) fn condition(field: Field, value: Option<Bytes>) -> crate::engine::Co
 }
 
 fn create_ops(id: &str, kind: i32, owner_id: &str, group: &Group, idempotency_key: &str, now: i64) -> Vec<Op> {
-    let set = |name: &str, value: String| Op::Set(Field::new(key::conversation(id), name), value.into());
-    let owned = u8::from(!owner_id.is_empty());
-    let mut ops = vec![
-        set("k", kind.to_string()),
-        set("s", "0".to_owned()),
-        set("a", now.to_string()),
-        set("n", owned.to_string()),
-        set("mv", "1".to_owned()),
-        set("jn", owned.to_string()),
-        set("v", "1".to_owned()),
-        set("ca", now.to_string()),
-        set("ow", owner_id.to_owned()),
-    ];
+    let c = key::conversation(id);
+    let set = |name: &str, value: String| Op::Set(Field::new(c.clone(), name), value.into());
+    let mut ops = conversation_ops(&c, kind, usize::from(!owner_id.is_empty()), now);
+    ops.push(set("ow", owner_id.to_owned()));
     if !idempotency_key.is_empty() {
         ops.push(set("ik", idempotency_key.to_owned()));
     }
-    ops.extend(group_ops(&key::conversation(id), group));
+    ops.extend(group_ops(&c, group));
     if !owner_id.is_empty() {
         ops.push(Op::Set(Field::new(key::members(id), owner_id), MemberData::new(Role::Owner, 1, now).pack()));
         ops.push(Op::Score { key: key::joins(id), score: 1, member: owner_id.to_owned() });

@@ -93,8 +93,7 @@ impl Core {
     /// The values of fields.
     async fn fields(&self, partition: u32, fields: &[Field], end: Instant) -> Result<Vec<Option<Bytes>>, Error> {
         let wants = fields.iter().cloned().map(Want::Field).collect();
-        let got = self.engine().get(partition, wants, end).await?.into_iter();
-        Ok(got.map(|got| if let Got::Field(value) = got { value } else { None }).collect())
+        Ok(self.engine().get(partition, wants, end).await?.into_iter().map(Got::field).collect())
     }
 
     /// [`Core::update`] for fields whose values were read a moment ago.

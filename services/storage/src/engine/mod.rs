@@ -146,6 +146,16 @@ pub(crate) enum Got {
     All(Vec<(String, Bytes)>),
 }
 
+impl Got {
+    /// The value of a field that was asked for.
+    pub(crate) fn field(self) -> Option<Bytes> {
+        match self {
+            Self::Field(value) => value,
+            Self::All(_) => None,
+        }
+    }
+}
+
 /// Which messages of a conversation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Window {

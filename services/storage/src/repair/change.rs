@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     core::{
+        conversations::conversation_ops,
         messages::set_reaction,
         model::{MemberData, Overlay, key, number},
     },
@@ -296,23 +297,14 @@ fn created(d: data::Created) -> Result<Change, Unrestorable> {
         if values[0].is_some() {
             return Ok(Vec::new());
         }
-        let (c, now, count) = (key::conversation(&id), d.created_at.0.to_string(), d.member_ids.len().to_string());
-        let field = |name: &str, value: String| set(c.clone(), name, value);
-        let mut writes = vec![
-            field("k", (kind as i32).to_string()),
-            field("s", "0".into()),
-            field("a", now.clone()),
-            field("n", count.clone()),
-            field("mv", "1".into()),
-            field("jn", count),
-            field("v", "1".into()),
-            field("ca", now),
-        ];
+        let c = key::conversation(&id);
+        let fields = conversation_ops(&c, kind as i32, d.member_ids.len(), d.created_at.0);
+        let mut writes: Vec<Write> = fields.into_iter().map(Write::Op).collect();
         if kind != ConversationKind::Direct {
-            writes.push(field("ow", d.owner_id.clone()));
+            writes.push(set(c.clone(), "ow", d.owner_id.clone()));
             writes.extend(d.group.writes(&c));
             if !d.idempotency_key.is_empty() {
-                writes.push(field("ik", d.idempotency_key.clone()));
+                writes.push(set(c, "ik", d.idempotency_key.clone()));
             }
         }
         for (order, user) in (1..).zip(&d.member_ids) {

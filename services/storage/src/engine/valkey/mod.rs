@@ -88,27 +88,9 @@ impl ValkeyEngine {
         if let Some(claim) = partition.claim() {
             return Ok(claim);
         }
-        let mut state = partition.state.subscribe();
-        loop {
-            let seen = state.borrow_and_update().clone();
-            match seen {
-                State::Open(claim) => return Ok(claim),
-                State::Lost(loss) => return Err(EngineError::DataLoss(loss.what)),
-                State::Repairing => return Err(being_repaired(number)),
-                State::Closed(_) => {
-                    let owner = self.hub.view.owner(number);
-                    if owner.as_deref() != Some(self.hub.view.me()) {
-                        return Err(EngineError::WrongHolder(owner));
-                    }
-                    claims::start(&self.hub, partition);
-                }
-                State::Claiming => {}
-            }
-            match tokio::time::timeout_at(end, state.changed()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) => return Err(EngineError::Unavailable("storage is ending".into())),
-                Err(_) => return Err(EngineError::Unavailable("the partition is not open yet: try again".into())),
-            }
+        match self.hub.decided(partition, end).await? {
+            Decided::Open(claim) => Ok(claim),
+            Decided::Lost(loss) => Err(EngineError::DataLoss(loss.what)),
         }
     }
 
@@ -206,7 +188,45 @@ impl ValkeyEngine {
     }
 }
 
+/// A partition whose claim is decided.
+enum Decided {
+    Open(Arc<Claim>),
+    Lost(Loss),
+}
+
 impl Hub {
+    /// Waits until a partition is open or known to be lost; claims it when nobody does and it should be this instance's.
+    async fn decided(self: &Arc<Self>, partition: &Arc<Partition>, end: Instant) -> Result<Decided, EngineError> {
+        let number = partition.number;
+        let mut state = partition.state.subscribe();
+        loop {
+            let seen = state.borrow_and_update().clone();
+            match seen {
+                State::Open(claim) => return Ok(Decided::Open(claim)),
+                State::Lost(loss) => return Ok(Decided::Lost(loss)),
+                State::Repairing => {
+                    return Err(EngineError::DataLoss(format!("partition {number} is being repaired")));
+                }
+                State::Closed(_) => {
+                    self.owned(number)?;
+                    claims::start(self, partition);
+                }
+                State::Claiming => {}
+            }
+            match tokio::time::timeout_at(end, state.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(EngineError::Unavailable("storage is ending".into())),
+                Err(_) => return Err(EngineError::Unavailable("the partition is not open yet: try again".into())),
+            }
+        }
+    }
+
+    /// Whether a partition should be this instance's; the refusal names its owner.
+    fn owned(&self, number: u32) -> Result<(), EngineError> {
+        let owner = self.view.owner(number);
+        if owner.as_deref() == Some(self.view.me()) { Ok(()) } else { Err(EngineError::WrongHolder(owner)) }
+    }
+
     async fn read(
         &self,
         partition: &Partition,
@@ -340,10 +360,6 @@ fn key_of(want: &Want) -> String {
         Want::Field(field) => format!("{} {}", field.key, field.name),
         Want::All(key) => key.clone(),
     }
-}
-
-fn being_repaired(number: u32) -> EngineError {
-    EngineError::DataLoss(format!("partition {number} is being repaired"))
 }
 
 fn unreadable(what: &str) -> EngineError {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::{
-    ValkeyEngine, being_repaired, claims,
+    Decided, ValkeyEngine, claims,
     hub::Hub,
     partition::{Claim, Loss, Partition, State},
     wire::{self, Emits},
@@ -31,23 +31,9 @@ pub(crate) enum Standing {
 impl Hub {
     /// How a partition stands once its claim is decided; an error where it is another instance's.
     pub(crate) async fn standing(self: &Arc<Self>, number: u32, end: Instant) -> Result<Standing, EngineError> {
-        let partition = &self.partitions[number as usize];
-        let mut state = partition.state.subscribe();
-        loop {
-            let seen = state.borrow_and_update().clone();
-            let owner = self.view.owner(number);
-            let ours = owner.as_deref() == Some(self.view.me());
-            match seen {
-                State::Open(claim) => return Ok(Standing::Open(claim.committed())),
-                State::Repairing => return Err(being_repaired(number)),
-                _ if !ours => return Err(EngineError::WrongHolder(owner)),
-                State::Lost(loss) => return Ok(Standing::Lost(loss)),
-                State::Closed(_) => claims::start(self, partition),
-                State::Claiming => {}
-            }
-            if tokio::time::timeout_at(end, state.changed()).await.is_err() {
-                return Err(EngineError::Unavailable("the partition is not open yet: try again".into()));
-            }
+        match self.decided(&self.partitions[number as usize], end).await? {
+            Decided::Open(claim) => Ok(Standing::Open(claim.committed())),
+            Decided::Lost(loss) => self.owned(number).map(|()| Standing::Lost(loss)),
         }
     }
 
@@ -143,7 +129,7 @@ impl Restoring for Restored {
         let build = |call| wire::get(call, &wants);
         let (values, _) = self.hub.read(&self.partition, &self.claim, "k1_get", build, end).await?;
         let got = wire::read_get(&wants, values)?;
-        Ok(got.into_iter().map(|got| if let Got::Field(value) = got { value } else { None }).collect())
+        Ok(got.into_iter().map(Got::field).collect())
     }
 
     async fn restore(&self, ver: u64, writes: Vec<Write>) -> Result<(), EngineError> {
