@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use kith_kit::testing::Jit;
 use tokio::sync::Semaphore;
 
 use super::{
@@ -14,8 +15,6 @@ use super::{
     pace::pace,
     usage::{Cpu, engine_memory, storage_memory},
 };
-use kith_kit::testing::Jit;
-
 use crate::{
     client::Draft,
     load::Via,

@@ -1,22 +1,20 @@
-//! Storage alone: appends through its bidirectional streams, beside the floor in the same run.
+//! Storage alone: appends as the services make them, beside the floor in the same run.
 
 use std::{
-    collections::HashMap,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use futures::{StreamExt, TryStreamExt, stream};
-use kith_kit::{client::MAX_MESSAGE_BYTES, ids, shutdown::CancellationToken, storage::Storage, testing::Jit};
+use kith_kit::{ids, shutdown::CancellationToken, storage::Storage, testing::Jit};
 use kith_proto::{
     chat::v1::{Draft, MessageType},
-    storage::v1::{
-        AppendItem, AppendRequest, AppendStreamRequest, OpenDirectRequest, UserUpdate,
-        append_result::Result as Outcome, messages_client::MessagesClient,
-    },
+    storage::v1::{AppendRequest, OpenDirectRequest, UserUpdate},
 };
-use parking_lot::Mutex;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::{sync::Semaphore, task::JoinSet};
 
 use super::{
     BenchError, Phase, Stats,
@@ -26,15 +24,10 @@ use super::{
 };
 use crate::local::{Kind, Options, Platform};
 
-/// Streams to each storage instance.
-const STREAMS: usize = 2;
 /// Appends in flight when going as fast as it goes.
 const WINDOW: usize = 512;
-/// Appends in one request.
-const GATHERED: usize = 64;
-/// Appends that may wait for the stream in the open loop.
+/// Appends that may be open in the open loop.
 const QUEUE: usize = 65_536;
-const DRAIN: Duration = Duration::from_secs(10);
 /// Calls at once while conversations are made.
 const PARALLEL: usize = 32;
 
@@ -106,20 +99,12 @@ pub async fn run(options: StorageOptions) -> Result<(), BenchError> {
     Ok(())
 }
 
-type Open = Arc<Mutex<HashMap<u64, Instant>>>;
-
-/// Streams to the instances, and the conversations to write to.
+/// The client that the services use, and the conversations to write to.
+#[derive(Clone)]
 struct Client {
     storage: Storage,
-    conversations: Vec<(String, String)>,
+    conversations: Arc<[(String, String)]>,
     payload: usize,
-}
-
-/// The streams of one run.
-struct Streams {
-    ways: HashMap<String, Vec<mpsc::Sender<AppendItem>>>,
-    open: Open,
-    phase: Phase,
 }
 
 impl Client {
@@ -133,7 +118,7 @@ impl Client {
         let storage = Storage::new(&config, shutdown)?;
         storage.discovered().await;
         let pairs = (0..options.users / 2).map(|n| (format!("bench-{n}-a"), format!("bench-{n}-b")));
-        let conversations = stream::iter(pairs)
+        let conversations: Vec<_> = stream::iter(pairs)
             .map(|(a, b)| {
                 let storage = storage.clone();
                 async move {
@@ -146,28 +131,7 @@ impl Client {
             .buffer_unordered(PARALLEL)
             .try_collect()
             .await?;
-        Ok(Self { storage, conversations, payload: options.payload })
-    }
-
-    /// Opens streams whose answers are counted in a new phase. A permit is given back with every answer.
-    async fn streams(&self, lasts: Duration, permits: Option<Arc<Semaphore>>) -> Result<Streams, BenchError> {
-        let phase = Phase::begin(lasts);
-        let open = Open::default();
-        let mut ways: HashMap<String, Vec<_>> = HashMap::new();
-        for address in self.storage.router().discovery().current().iter() {
-            for _ in 0..STREAMS {
-                let (send, items) = mpsc::channel(QUEUE);
-                let mut client = MessagesClient::new(self.storage.router().dialer().channel(address))
-                    .max_decoding_message_size(MAX_MESSAGE_BYTES);
-                let requests = tokio_stream::wrappers::ReceiverStream::new(items)
-                    .ready_chunks(GATHERED)
-                    .map(|items| AppendStreamRequest { items });
-                let answers = client.append_stream(requests).await.map_err(kith_kit::error::Error::from)?.into_inner();
-                tokio::spawn(count(answers, phase.clone(), open.clone(), permits.clone()));
-                ways.entry(address.clone()).or_default().push(send);
-            }
-        }
-        Ok(Streams { ways, open, phase })
+        Ok(Self { storage, conversations: conversations.into(), payload: options.payload })
     }
 
     fn request(&self, n: u64) -> AppendRequest {
@@ -183,90 +147,52 @@ impl Client {
         AppendRequest { conversation_id: conversation.clone(), draft: Some(draft), privileged: false }
     }
 
+    async fn append(&self, phase: &Phase, n: u64, due: Instant) {
+        match self.storage.append(self.request(n)).await {
+            Ok(_) => phase.acked(due),
+            Err(error) => {
+                phase.refused(&format!("{} {}", error.code_name(), error.reason.as_deref().unwrap_or_default()));
+            }
+        }
+    }
+
     /// Closed loop with a fixed number in flight.
     async fn saturate(&self, lasts: Duration) -> Result<Stats, BenchError> {
-        let permits = Arc::new(Semaphore::new(WINDOW));
-        let streams = self.streams(lasts, Some(permits.clone())).await?;
-        let end = streams.phase.began() + lasts;
-        let mut n = 0;
-        while Instant::now() < end {
-            let acquired = tokio::time::timeout(DRAIN, permits.acquire()).await;
-            let Ok(Ok(permit)) = acquired else {
-                return Err(BenchError::Option("storage answers nothing any more".to_owned()));
-            };
-            permit.forget();
-            streams.send(self, n, Instant::now());
-            n += 1;
+        let (phase, next) = (Phase::begin(lasts), Arc::new(AtomicU64::new(0)));
+        let end = phase.began() + lasts;
+        let mut running = JoinSet::new();
+        for _ in 0..WINDOW {
+            let (client, phase, next) = (self.clone(), phase.clone(), next.clone());
+            running.spawn(async move {
+                while Instant::now() < end {
+                    phase.due();
+                    client.append(&phase, next.fetch_add(1, Ordering::Relaxed), Instant::now()).await;
+                }
+            });
         }
-        Ok(streams.drained().await)
+        while let Some(ended) = running.join_next().await {
+            ended.map_err(|e| BenchError::Engine(e.to_string()))?;
+        }
+        Ok(phase.stats())
     }
 
     /// Open loop.
     async fn at_rate(&self, rate: f64, lasts: Duration) -> Result<Stats, BenchError> {
-        let streams = Arc::new(self.streams(lasts, None).await?);
-        let (client, sending) = (
-            Self { storage: self.storage.clone(), conversations: self.conversations.clone(), payload: self.payload },
-            streams.clone(),
-        );
-        pace(rate, lasts, streams.phase.began(), move |n, due| sending.send(&client, n, due))
-            .await
-            .map_err(|e| BenchError::Engine(e.to_string()))?;
-        Ok(streams.drained().await)
-    }
-}
-
-impl Streams {
-    fn send(&self, client: &Client, n: u64, due: Instant) {
-        self.phase.due();
-        let append = client.request(n);
-        let key = client.storage.key(&append.conversation_id);
-        let way = client.storage.router().address(key).and_then(|address| self.ways.get(&address));
-        let Some(way) = way.and_then(|ways| ways.get(key as usize % STREAMS)) else { return self.phase.stuck() };
-        self.open.lock().insert(n, due);
-        if way.try_send(AppendItem { id: n, append: Some(append), ..AppendItem::default() }).is_err() {
-            self.open.lock().remove(&n);
-            self.phase.stuck();
-        }
-    }
-
-    async fn drained(&self) -> Stats {
-        let end = Instant::now() + DRAIN;
-        while self.phase.stats().open() > 0 && Instant::now() < end {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        self.phase.stats()
-    }
-}
-
-async fn count(
-    mut answers: tonic::Streaming<kith_proto::storage::v1::AppendStreamResponse>,
-    phase: Phase,
-    open: Open,
-    permits: Option<Arc<Semaphore>>,
-) {
-    loop {
-        match answers.message().await {
-            Ok(None) => return,
-            Err(status) => {
-                tracing::warn!(%status, "an append stream has ended");
-                return;
-            }
-            Ok(Some(answer)) => {
-                for result in answer.results {
-                    let due = open.lock().remove(&result.id);
-                    match (result.result, due) {
-                        (Some(Outcome::Receipt(_)), Some(due)) => phase.acked(due),
-                        (Some(Outcome::Error(error)), _) => {
-                            let code = kith_kit::error::code_name(tonic::Code::from_i32(error.code));
-                            phase.refused(&format!("{code} {}", error.reason));
-                        }
-                        _ => {}
-                    }
-                    if let Some(permits) = &permits {
-                        permits.add_permits(1);
-                    }
-                }
-            }
-        }
+        let (phase, open) = (Phase::begin(lasts), Arc::new(Semaphore::new(QUEUE)));
+        let (client, counted, runtime) = (self.clone(), phase.clone(), tokio::runtime::Handle::current());
+        let places = open.clone();
+        let send = move |n, due| {
+            counted.due();
+            let Ok(place) = places.clone().try_acquire_owned() else { return counted.stuck() };
+            let (client, phase) = (client.clone(), counted.clone());
+            runtime.spawn(async move {
+                client.append(&phase, n, due).await;
+                drop(place);
+            });
+        };
+        pace(rate, lasts, phase.began(), send).await.map_err(|e| BenchError::Engine(e.to_string()))?;
+        // Every append ends within its own deadline.
+        drop(open.acquire_many(QUEUE as u32).await.map_err(|e| BenchError::Engine(e.to_string()))?);
+        Ok(phase.stats())
     }
 }

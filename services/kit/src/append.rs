@@ -13,7 +13,6 @@ use kith_proto::{
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Status;
 
 use crate::{
     client::{Dialer, MAX_MESSAGE_BYTES, Transport},
@@ -30,7 +29,7 @@ const MAX_BYTES: usize = 1 << 20;
 const FRAMES: usize = 2;
 
 /// What an append came to.
-type Answer = Result<Receipt, Status>;
+type Answer = Result<Receipt, Error>;
 
 /// One append on its way.
 struct Order {
@@ -79,27 +78,27 @@ impl Appends {
     }
 }
 
-fn lost() -> Status {
-    Status::unavailable("the stream to storage ended before the answer")
+fn lost() -> Error {
+    Error::unavailable("the stream to storage ended before the answer")
 }
 
 /// Carries orders over one stream until it ends; then everything that waits is told so, and the next append opens another.
 async fn carry(transport: Transport, mut orders: mpsc::Receiver<Order>) {
     let mut waiting = Waiting::default();
-    let status = match run(transport, &mut orders, &mut waiting).await {
+    let error = match run(transport, &mut orders, &mut waiting).await {
         Ok(()) => return,
-        Err(status) => status,
+        Err(error) => error,
     };
     orders.close();
     let queued = std::iter::from_fn(|| orders.try_recv().ok()).map(|order| order.answer);
     for answer in waiting.open.into_values().chain(queued) {
         // The caller may have given up.
-        drop(answer.send(Err(status.clone())));
+        drop(answer.send(Err(error.clone())));
     }
 }
 
 /// Returns when nobody can order any more.
-async fn run(transport: Transport, orders: &mut mpsc::Receiver<Order>, waiting: &mut Waiting) -> Result<(), Status> {
+async fn run(transport: Transport, orders: &mut mpsc::Receiver<Order>, waiting: &mut Waiting) -> Result<(), Error> {
     let (frames, outgoing) = mpsc::channel(FRAMES);
     let mut client = MessagesClient::new(transport).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let mut answers = client.append_stream(ReceiverStream::new(outgoing)).await?.into_inner();
@@ -107,7 +106,7 @@ async fn run(transport: Transport, orders: &mut mpsc::Receiver<Order>, waiting: 
         // Answers are read while no frame can be sent: else both sides could wait for each other.
         let next = async {
             let room = frames.reserve().await.map_err(|_| lost())?;
-            Ok::<_, Status>((room, orders.recv().await))
+            Ok::<_, Error>((room, orders.recv().await))
         };
         tokio::select! {
             next = next => {
@@ -161,8 +160,8 @@ impl Waiting {
         };
         let outcome = match result {
             Some(append_result::Result::Receipt(receipt)) => Ok(receipt),
-            Some(append_result::Result::Error(error)) => Err(Error::from(error).into()),
-            None => Err(Error::internal("storage answered an append without a result").into()),
+            Some(append_result::Result::Error(error)) => Err(error.into()),
+            None => Err(Error::internal("storage answered an append without a result")),
         };
         // The caller may have given up.
         drop(answer.send(outcome));
@@ -172,7 +171,6 @@ impl Waiting {
 #[cfg(test)]
 mod tests {
     use kith_proto::{chat::v1::Draft, storage::v1::ItemError};
-
     use tonic::Code;
 
     use super::*;
@@ -219,7 +217,7 @@ mod tests {
         };
         waiting.settle(AppendResult { id: ids[1], result: Some(append_result::Result::Error(refused)) });
         assert!(one.try_recv().is_err());
-        let error = Error::from(two.try_recv().unwrap().unwrap_err());
+        let error = two.try_recv().unwrap().unwrap_err();
         assert_eq!((error.code, error.reason.as_deref()), (Code::ResourceExhausted, Some("OUTBOX")));
         assert_eq!(error.retry_after, Some(Duration::from_millis(250)), "says when to come back");
         let receipt = Receipt { seq: 7, ..Receipt::default() };

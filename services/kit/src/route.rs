@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::FutureExt;
+use futures::TryFutureExt;
 use parking_lot::Mutex;
 use rand::RngExt;
 use tokio_util::sync::CancellationToken;
@@ -163,7 +163,7 @@ impl Router {
         self.repeat(key, deadline, |address, limit| {
             let mut request = Request::new(message.clone());
             request.set_timeout(limit);
-            f(self.0.dialer.channel(address), request).map(|answer| answer.map(Response::into_inner))
+            f(self.0.dialer.channel(address), request).map_ok(Response::into_inner).err_into()
         })
         .await
     }
@@ -172,7 +172,7 @@ impl Router {
     pub(crate) async fn repeat<Res, F, Fut>(&self, key: u64, deadline: Duration, f: F) -> Result<Res, Error>
     where
         F: Fn(&str, Duration) -> Fut,
-        Fut: Future<Output = Result<Res, Status>>,
+        Fut: Future<Output = Result<Res, Error>>,
     {
         let end = Instant::now() + deadline;
         let mut pause = MIN_PAUSE;
@@ -194,7 +194,7 @@ impl Router {
             // Boxed: the futures of generated clients are large, and would be copied into those of all callers above.
             let error = match self.attempt(&address, limit, Box::pin(f(&address, limit))).await {
                 Some(Ok(answer)) => return Ok(answer),
-                Some(Err(status)) => Error::from(status),
+                Some(Err(error)) => error,
                 None => Error::new(Code::DeadlineExceeded, format!("{} did not answer in time", self.0.component)),
             };
             let timed_out = error.code == Code::DeadlineExceeded;
@@ -213,12 +213,12 @@ impl Router {
     }
 
     /// Waits for an answer; none when it takes longer than `limit` or the instance turns out to be silent, which is remembered.
-    pub(crate) async fn attempt<T>(
+    pub(crate) async fn attempt<T, E>(
         &self,
         address: &str,
         limit: Duration,
-        call: impl Future<Output = Result<T, Status>>,
-    ) -> Option<Result<T, Status>> {
+        call: impl Future<Output = Result<T, E>>,
+    ) -> Option<Result<T, E>> {
         tokio::select! {
             biased;
             outcome = tokio::time::timeout(limit, call) => outcome.ok(),
