@@ -158,14 +158,12 @@ impl Deliverer {
 impl Inner {
     /// Works a lane off until it has been idle for long.
     async fn work(&self, lane: &Lane, wake: &Notify) {
-        let mut last: Option<Instant> = None;
+        let mut next = Instant::now();
         loop {
-            if let Some(last) = last {
-                tokio::time::sleep_until((last + SPACING).into()).await;
-            }
+            tokio::time::sleep_until(next.into()).await;
             let parts = self.take(lane);
             if !parts.is_empty() {
-                last = Some(Instant::now());
+                next = Instant::now() + SPACING;
                 self.deliver(parts).await;
                 continue;
             }

@@ -63,23 +63,23 @@ impl<K: Hash + Eq + Clone, V> Drop for Lead<K, V> {
 impl<K: Hash + Eq + Clone, V: Clone> Coalesce<K, V> {
     /// Reads, or takes over what another read that began after this call. A failure is not shared: who waited reads for itself.
     pub(super) async fn read<E>(&self, key: K, read: impl Future<Output = Result<V, E>>) -> Result<V, E> {
-        let turn = {
+        let lead = {
             let mut all = self.0.lock();
             match all.get_mut(&key) {
                 None => {
                     all.insert(key.clone(), Vec::new());
-                    Err(Lead { all: self.0.clone(), key, others: Vec::new(), void: false })
+                    Ok(Lead { all: self.0.clone(), key, others: Vec::new(), void: false })
                 }
                 Some(waiting) => {
                     let (send, turn) = oneshot::channel();
                     waiting.push(send);
-                    Ok(turn)
+                    Err(turn)
                 }
             }
         };
-        let mut lead = match turn {
-            Err(lead) => lead,
-            Ok(turn) => match turn.await {
+        let mut lead = match lead {
+            Ok(lead) => lead,
+            Err(turn) => match turn.await {
                 Ok(Turn::Done(value)) => {
                     metrics::counter!("kith_storage_reads_shared_total").increment(1);
                     return Ok(value);

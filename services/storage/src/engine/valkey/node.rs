@@ -133,7 +133,7 @@ struct Unsettled {
 impl Writer {
     async fn run(mut self, mut items: mpsc::Receiver<Item>) {
         let mut group = Vec::with_capacity(GROUP);
-        let mut last: Option<Instant> = None;
+        let mut next = Instant::now();
         loop {
             let first = if self.unsettled.is_empty() {
                 items.recv().await
@@ -148,10 +148,8 @@ impl Writer {
                 }
             };
             let Some(first) = first else { return };
-            if let Some(last) = last {
-                tokio::time::sleep_until(last + SPACING).await;
-            }
-            last = Some(Instant::now());
+            tokio::time::sleep_until(next).await;
+            next = Instant::now() + SPACING;
             let mut bytes = first.bytes;
             group.push(first);
             while group.len() < GROUP && bytes < GROUP_BYTES {
