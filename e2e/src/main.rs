@@ -110,6 +110,9 @@ enum Bench {
         /// Instances of storage.
         #[arg(long, default_value_t = 1)]
         storages: usize,
+        /// Partitions of the event log.
+        #[arg(long, default_value_t = 4)]
+        event_partitions: u32,
     },
 }
 
@@ -169,7 +172,16 @@ async fn run_bench(what: Bench) -> Result<(), Failure> {
             let Common { seconds, users, plaintext } = common;
             bench::storage::run(StorageOptions { rate, seconds, users, payload, tls: !plaintext, storages }).await?;
         }
-        Bench::Path { rate, common, payload, new_conversations_per_second, sweep, http, storages } => {
+        Bench::Path {
+            rate,
+            common,
+            payload,
+            new_conversations_per_second,
+            sweep,
+            http,
+            storages,
+            event_partitions,
+        } => {
             let Common { seconds, users, plaintext } = common;
             bench::path::run(PathOptions {
                 rate,
@@ -181,6 +193,7 @@ async fn run_bench(what: Bench) -> Result<(), Failure> {
                 tls: !plaintext,
                 via: if http { Via::Http } else { Via::Socket },
                 storages,
+                event_partitions,
             })
             .await?;
         }

@@ -144,7 +144,12 @@ impl Client {
             content: content.into(),
             ..Draft::default()
         };
-        AppendRequest { conversation_id: conversation.clone(), draft: Some(draft), privileged: false }
+        AppendRequest {
+            conversation_id: conversation.clone(),
+            draft: Some(draft),
+            privileged: false,
+            peers: Vec::new(),
+        }
     }
 
     async fn append(&self, phase: &Phase, n: u64, due: Instant) {

@@ -84,6 +84,8 @@ pub struct Options {
     pub businesses: usize,
     /// Replicas of the Valkey shard.
     pub replicas: usize,
+    /// Partitions of the event log.
+    pub event_partitions: u32,
     /// mTLS everywhere, as in a cluster.
     pub tls: bool,
     /// `always`, `everysec` or `no`.
@@ -108,6 +110,7 @@ impl Default for Options {
             apis: 1,
             businesses: 1,
             replicas: 1,
+            event_partitions: 8,
             tls: true,
             fsync: "always",
             jit: Jit::default(),
@@ -192,7 +195,12 @@ impl Platform {
     fn config(&self, tls: Option<Tls>) -> Config {
         let endpoints = |kind: Kind| Service { endpoints: format!("file:{}", self.endpoints_file(kind).display()) };
         Config {
-            cluster: Cluster { name: NAME.to_owned(), uid: UID.to_owned(), partitions: 1024, event_partitions: 8 },
+            cluster: Cluster {
+                name: NAME.to_owned(),
+                uid: UID.to_owned(),
+                partitions: 1024,
+                event_partitions: self.options.event_partitions,
+            },
             services: Services { storage: endpoints(Kind::Storage), sessions: endpoints(Kind::Sessions) },
             tls,
             valkey: Some(self.valkey.config()),

@@ -4,17 +4,17 @@
 
 mod common;
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use common::{Platform, events, text, user};
 use kith_kit::error::reason;
 use kith_proto::{
     chat::v1::Position,
     storage::v1::{
-        ClearRequest, CreateConversationRequest, Device, GetReceiptsRequest, GetRevocationRequest, ListBehindRequest,
-        ListConversationsRequest, ListMembersRequest, ListMessagesRequest, MarkReadRequest, OpenDirectRequest,
-        PutDeviceRequest, ReactRequest, RecallRequest, RemoveMembersRequest, RevokeTokensRequest, SetBlockRequest,
-        SetListEntryRequest,
+        AppendRequest, ClearRequest, CreateConversationRequest, Device, GetReceiptsRequest, GetRevocationRequest,
+        ListBehindRequest, ListConversationsRequest, ListMembersRequest, ListMessagesRequest, MarkReadRequest,
+        OpenDirectRequest, PutDeviceRequest, ReactRequest, RecallRequest, RemoveMembersRequest, RevokeTokensRequest,
+        SetBlockRequest, SetListEntryRequest,
     },
 };
 use tonic::Code;
@@ -28,6 +28,51 @@ async fn history(client: &kith_kit::storage::Storage, id: &str, user: &str) -> V
     };
     let page = client.list_messages(request).await.unwrap();
     page.messages.into_iter().map(|m| (m.seq, m.client_msg_id)).collect()
+}
+
+fn first(sender: &str, peers: &[&str], client_msg_id: &str) -> AppendRequest {
+    let id = kith_kit::ids::direct_conversation_id(sender, peers[0]).unwrap();
+    AppendRequest { peers: peers.iter().map(|&p| p.to_owned()).collect(), ..text(&id, sender, client_msg_id, "hi") }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_message_opens_its_conversation_once_and_only_with_someone_who_exists() {
+    let platform = Platform::start(1, 1).await;
+    let one = platform.instance().await;
+    let client = platform.client().await;
+    client.upsert_users(["alice", "bob", "a:b", "a", "b:c", "c"].map(user).to_vec()).await.unwrap();
+
+    let nobody = client.append(first("alice", &["nobody"], "c-1")).await.unwrap_err();
+    assert_eq!(nobody.code, Code::NotFound);
+    let stranger = AppendRequest { peers: vec!["bob".to_owned()], ..text("d:alice:carol", "alice", "c-1", "hi") };
+    let error = client.append(stranger).await.unwrap_err();
+    assert_eq!((error.code, error.detail.starts_with("peers: ")), (Code::InvalidArgument, true));
+    let list = |user: &str| ListConversationsRequest { user_id: user.to_owned(), limit: 0, cursor: String::new() };
+    assert!(client.list_conversations(list("alice")).await.unwrap().conversations.is_empty());
+
+    // Both write first, at the same moment.
+    let (a, b) =
+        tokio::join!(client.append(first("alice", &["bob"], "c-1")), client.append(first("bob", &["alice"], "c-1")));
+    let (a, b) = (a.unwrap(), b.unwrap());
+    assert_eq!(BTreeSet::from([a.seq, b.seq]), BTreeSet::from([1, 2]));
+    for user in ["alice", "bob"] {
+        let page = client.list_conversations(list(user)).await.unwrap().conversations;
+        assert_eq!((page.len(), page[0].seq, page[0].member_count), (1, 2, 2));
+    }
+    let again = client.append(first("alice", &["bob"], "c-1")).await.unwrap();
+    assert_eq!((again.seq, again.duplicate), (a.seq, true));
+
+    // `d:a:b:c` is of a and b:c as well as of a:b and c: the first who exists is meant.
+    let ambiguous = AppendRequest { peers: vec!["b:c".to_owned()], ..text("d:a:b:c", "a", "c-1", "hi") };
+    assert_eq!(client.append(ambiguous).await.unwrap().seq, 1);
+
+    // A block stands before the conversation: it is opened, and the blocked one is told.
+    let block = SetBlockRequest { user_id: "bob".to_owned(), target_id: "c".to_owned(), blocked: true };
+    client.set_block(block).await.unwrap();
+    let refused = client.append(first("c", &["bob"], "c-1")).await.unwrap_err();
+    assert_eq!(refused.reason.as_deref(), Some(reason::BLOCKED));
+    assert_eq!(client.append(first("bob", &["c"], "c-1")).await.unwrap().seq, 1);
+    one.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

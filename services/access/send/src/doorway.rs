@@ -3,14 +3,11 @@
 use std::time::Instant;
 
 use kith_kit::{
-    error::{Error, reason},
+    error::Error,
     ids::{self, ConversationId},
     storage::Storage,
 };
-use kith_proto::{
-    chat::v1::Receipt,
-    storage::v1::{AppendRequest, OpenDirectRequest},
-};
+use kith_proto::{chat::v1::Receipt, storage::v1::AppendRequest};
 use tonic::Code;
 
 use crate::draft::{Checked, Draft};
@@ -55,44 +52,18 @@ impl Doorway {
 
     async fn append(&self, checked: Checked, privileged: bool) -> Result<Receipt, Error> {
         let Checked { conversation_id, kind, recipient_id, draft } = checked;
-        let sender_id = draft.sender_id.clone();
-        let request = AppendRequest { conversation_id, draft: Some(draft), privileged };
-        let missing = match self.storage.append(request.clone()).await {
-            Ok(receipt) => return Ok(receipt),
-            Err(error) if kind == ConversationId::Direct && may_have_to_be_opened(&error) => error,
-            Err(error) => return Err(error),
-        };
-        // The first message of a direct conversation: rare, so it pays to try without asking first.
-        let peers = match &recipient_id {
-            Some(peer) => vec![peer.as_str()],
-            None => ids::direct_peers(&request.conversation_id, &sender_id),
-        };
-        let opened = self.open(&sender_id, &peers).await?;
-        if !opened {
-            return Err(match recipient_id {
-                Some(_) => Error::not_found("recipient_id: no such user"),
-                None => missing,
-            });
-        }
-        self.storage.append(request).await
-    }
-
-    /// Opens the direct conversation with the first peer that exists; ids with colons may be read in several ways.
-    async fn open(&self, sender_id: &str, peers: &[&str]) -> Result<bool, Error> {
-        for peer in peers {
-            let request = OpenDirectRequest { user_a: sender_id.to_owned(), user_b: (*peer).to_owned() };
-            match self.storage.open_direct(request).await {
-                Ok(_) => return Ok(true),
-                Err(error) if error.code == Code::NotFound => {}
-                Err(error) => return Err(error),
+        let named = recipient_id.is_some();
+        let peers = match recipient_id {
+            Some(peer) => vec![peer],
+            None if kind == ConversationId::Direct => {
+                ids::direct_peers(&conversation_id, &draft.sender_id).into_iter().map(str::to_owned).collect()
             }
-        }
-        Ok(false)
+            None => Vec::new(),
+        };
+        let request = AppendRequest { conversation_id, draft: Some(draft), privileged, peers };
+        self.storage.append(request).await.map_err(|error| match error.code {
+            Code::NotFound if named => Error::not_found("recipient_id: no such user"),
+            _ => error,
+        })
     }
-}
-
-/// Whether opening the conversation can help: it is not there, or a block made its first row and the sender's is still missing.
-fn may_have_to_be_opened(error: &Error) -> bool {
-    error.code == Code::NotFound
-        || (error.code == Code::PermissionDenied && error.reason.as_deref() == Some(reason::NOT_MEMBER))
 }

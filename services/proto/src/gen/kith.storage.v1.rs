@@ -8,6 +8,10 @@ pub struct AppendRequest {
     /// The sender need not be a member: system accounts and business lines.
     #[prost(bool, tag = "3")]
     pub privileged: bool,
+    /// Of a direct conversation that is opened if it is not there: the user that the sender writes to. Several where its id can be read in
+    /// several ways: the first that exists, at most 64. NOT_FOUND if none does.
+    #[prost(string, repeated, tag = "4")]
+    pub peers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AppendResponse {
@@ -283,7 +287,8 @@ pub mod messages_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// Stores a message: success means on disk and on ackReplicas replicas. The conversation must exist (OpenDirect, CreateConversation).
+        /// Stores a message: success means on disk and on ackReplicas replicas. The conversation must exist (OpenDirect, CreateConversation), but
+        /// for a direct one whose `peers` are given: their first message opens it.
         /// The sender's right to write is decided in the same atomic step: PERMISSION_DENIED with reason NOT_MEMBER, BLOCKED or MUTED.
         /// The same (sender, client_msg_id) with another payload: ALREADY_EXISTS. UNAVAILABLE and DEADLINE_EXCEEDED: outcome unknown, retry
         /// with the same client_msg_id. RESOURCE_EXHAUSTED: the outbox, the queue or the hot limit is full.
@@ -463,7 +468,8 @@ pub mod messages_server {
     /// Generated trait containing gRPC methods that should be implemented for use with MessagesServer.
     #[async_trait]
     pub trait Messages: std::marker::Send + std::marker::Sync + 'static {
-        /// Stores a message: success means on disk and on ackReplicas replicas. The conversation must exist (OpenDirect, CreateConversation).
+        /// Stores a message: success means on disk and on ackReplicas replicas. The conversation must exist (OpenDirect, CreateConversation), but
+        /// for a direct one whose `peers` are given: their first message opens it.
         /// The sender's right to write is decided in the same atomic step: PERMISSION_DENIED with reason NOT_MEMBER, BLOCKED or MUTED.
         /// The same (sender, client_msg_id) with another payload: ALREADY_EXISTS. UNAVAILABLE and DEADLINE_EXCEEDED: outcome unknown, retry
         /// with the same client_msg_id. RESOURCE_EXHAUSTED: the outbox, the queue or the hot limit is full.

@@ -37,7 +37,12 @@ async fn every_call(core: &Core, a: String, b: String, seq: u64, number: u32, by
         mentions: vec![b.clone()],
         ..Draft::default()
     };
-    let append = AppendRequest { conversation_id: b.clone(), draft: Some(draft), privileged: number.is_multiple_of(2) };
+    let append = AppendRequest {
+        conversation_id: b.clone(),
+        draft: Some(draft),
+        privileged: number.is_multiple_of(2),
+        peers: Vec::new(),
+    };
     let list = ListMessagesRequest {
         conversation_id: b.clone(),
         user_id: a.clone(),

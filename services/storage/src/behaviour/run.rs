@@ -86,7 +86,17 @@ impl Caller {
 
     async fn try_call(&self, act: &Act) -> Result<Seen, Error> {
         match *act {
-            Act::Append { talk, by, id, text } => self.append(talk, by, id, text).await,
+            Act::Append { talk, by, id, text } => self.append(talk, by, id, text, Vec::new()).await,
+            Act::First { talk, by, id, text } => {
+                let pair = PAIRS[usize::from(talk)];
+                let other = if pair.0 == by { pair.1 } else { pair.0 };
+                let stored = self.append(talk, by, id, text, vec![self.user(other)]).await;
+                assert!(
+                    !stored.as_ref().is_err_and(|e| e.code == Code::NotFound),
+                    "a first message opens its conversation: {stored:?}"
+                );
+                stored
+            }
             Act::History { talk, by, part, limit } => self.history(talk, by, part, limit).await,
             Act::Head { talk, by } => self.head(talk, by).await,
             Act::List { by } => self.list(by).await,
@@ -103,7 +113,7 @@ impl Caller {
         assert!(before.is_none_or(|b| b == told), "seq {seq} has had another message id");
     }
 
-    async fn append(&self, talk: u8, by: u8, id: u8, text: u8) -> Result<Seen, Error> {
+    async fn append(&self, talk: u8, by: u8, id: u8, text: u8, peers: Vec<String>) -> Result<Seen, Error> {
         let draft = Draft {
             client_msg_id: format!("c{id}"),
             sender_id: self.user(by),
@@ -111,7 +121,7 @@ impl Caller {
             content: content(text),
             ..Draft::default()
         };
-        let request = AppendRequest { conversation_id: self.talk(talk), draft: Some(draft), privileged: false };
+        let request = AppendRequest { conversation_id: self.talk(talk), draft: Some(draft), privileged: false, peers };
         let receipt = self.core.append(request).await?;
         self.tell(talk, receipt.seq, receipt.message_id, receipt.sent_at);
         Ok(Seen::Stored { seq: receipt.seq, duplicate: receipt.duplicate })

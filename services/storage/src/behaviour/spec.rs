@@ -21,20 +21,85 @@ pub(super) enum Part {
 /// One call.
 #[derive(Debug, Clone)]
 pub(super) enum Act {
-    Open { talk: u8 },
-    Append { talk: u8, by: u8, id: u8, text: u8 },
-    History { talk: u8, by: Option<u8>, part: Part, limit: u8 },
-    Recall { talk: u8, seq: u8, by: u8 },
-    Edit { talk: u8, seq: u8, by: u8, text: u8 },
-    React { talk: u8, seq: u8, by: u8, emoji: u8, add: bool },
-    Read { talk: u8, by: u8, seq: u8 },
-    Ack { talk: u8, by: u8, seq: u8 },
-    Join { user: u8 },
-    Leave { user: u8 },
-    Clear { talk: u8, by: u8 },
-    Block { talk: u8, turned: bool, blocked: bool },
-    Head { talk: u8, by: u8 },
-    List { by: u8 },
+    Open {
+        talk: u8,
+    },
+    Append {
+        talk: u8,
+        by: u8,
+        id: u8,
+        text: u8,
+    },
+    /// An append that opens its conversation: [`Act::opens`], then stores.
+    First {
+        talk: u8,
+        by: u8,
+        id: u8,
+        text: u8,
+    },
+    History {
+        talk: u8,
+        by: Option<u8>,
+        part: Part,
+        limit: u8,
+    },
+    Recall {
+        talk: u8,
+        seq: u8,
+        by: u8,
+    },
+    Edit {
+        talk: u8,
+        seq: u8,
+        by: u8,
+        text: u8,
+    },
+    React {
+        talk: u8,
+        seq: u8,
+        by: u8,
+        emoji: u8,
+        add: bool,
+    },
+    Read {
+        talk: u8,
+        by: u8,
+        seq: u8,
+    },
+    Ack {
+        talk: u8,
+        by: u8,
+        seq: u8,
+    },
+    Join {
+        user: u8,
+    },
+    Leave {
+        user: u8,
+    },
+    Clear {
+        talk: u8,
+        by: u8,
+    },
+    Block {
+        talk: u8,
+        turned: bool,
+        blocked: bool,
+    },
+    Head {
+        talk: u8,
+        by: u8,
+    },
+    List {
+        by: u8,
+    },
+}
+
+impl Act {
+    /// What it opens before it does what it says, whatever comes of that.
+    pub(super) fn opens(&self) -> Option<Self> {
+        if let Self::First { talk, .. } = *self { Some(Self::Open { talk }) } else { None }
+    }
 }
 
 /// What a caller saw.
@@ -134,7 +199,9 @@ impl Spec {
     pub(super) fn apply(&mut self, act: &Act) -> Seen {
         match *act {
             Act::Open { talk } => self.open(talk),
-            Act::Append { talk, by, id, text } => self.talks[usize::from(talk)].append(by, id, text),
+            Act::Append { talk, by, id, text } | Act::First { talk, by, id, text } => {
+                self.talks[usize::from(talk)].append(by, id, text)
+            }
             Act::History { talk, by, part, limit } => self.talks[usize::from(talk)].history(by, part, limit),
             Act::Recall { talk, seq, by } => self.talks[usize::from(talk)].recall(seq, by),
             Act::Edit { talk, seq, by, text } => self.talks[usize::from(talk)].edit(seq, by, text),
@@ -365,6 +432,10 @@ pub(super) fn together() -> impl Strategy<Value = Act> {
     let (user, seq) = (0..USERS, 1..10_u8);
     prop_oneof![
         8 => (talk(), user.clone(), 0..3_u8, 0..2_u8).prop_map(|(talk, by, id, text)| Act::Append { talk, by, id, text }),
+        4 => (0..2_u8, any::<bool>(), 0..3_u8, 0..2_u8).prop_map(|(talk, turned, id, text)| {
+            let (a, b) = PAIRS[usize::from(talk)];
+            Act::First { talk, by: if turned { b } else { a }, id, text }
+        }),
         2 => (0..2_u8).prop_map(|talk| Act::Open { talk }),
         2 => (talk(), part, 1..5_u8).prop_map(|(talk, part, limit)| Act::History { talk, by: None, part, limit }),
         2 => (talk(), seq.clone(), user.clone()).prop_map(|(talk, seq, by)| Act::Recall { talk, seq, by }),

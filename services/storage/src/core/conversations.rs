@@ -1,4 +1,4 @@
-//! Conversations: opening, making, changing, ending; heads; read and delivered cursors; receipts.
+//! Conversations: making, changing, ending; heads; read and delivered cursors; receipts.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use kith_proto::{
     storage::v1::{
         AckError, AckRequest, AckResponse, Conversation, CreateConversationRequest, CreateConversationResponse,
         DissolveRequest, GetConversationsRequest, GetReceiptsRequest, GetReceiptsResponse, Group, MarkReadRequest,
-        MarkReadResponse, OpenDirectRequest, OpenDirectResponse, Role, UpdateConversationRequest,
+        MarkReadResponse, Role, UpdateConversationRequest,
     },
 };
 use serde_json::{Value, json};
@@ -18,7 +18,6 @@ use tonic::Code;
 
 use super::{
     Core, Plan, check,
-    members::{JoinPlace, joined_json},
     model::{self, Head, MemberData, Seen, key},
     no_conversation, peers,
 };
@@ -91,64 +90,6 @@ pub(super) fn group_json(id: &str, group: &Group, actor: &str) -> Value {
 }
 
 impl Core {
-    /// Makes a direct conversation and what belongs to it; adds only what is not there.
-    pub(crate) async fn open_direct(&self, request: OpenDirectRequest) -> Result<OpenDirectResponse, Error> {
-        let OpenDirectRequest { user_a, user_b } = request;
-        let id = kith_kit::ids::direct_conversation_id(&user_a, &user_b)?;
-        let c = key::conversation(&id);
-        let fields = vec![
-            Field::new(c.clone(), "k"),
-            Field::new(key::members(&id), user_a.clone()),
-            Field::new(key::members(&id), user_b.clone()),
-            Field::new(c.clone(), "n"),
-            Field::new(c.clone(), "mv"),
-        ];
-        let stands = self.fields(self.partition(&id), &fields, Self::end()).await?;
-        if stands.iter().all(Option::is_some) {
-            return Ok(OpenDirectResponse { conversation_id: id, created: false });
-        }
-        let now = Self::now();
-        for entered in self.apply(vec![peers::enter(&user_a, &id, now), peers::enter(&user_b, &id, now)]).await? {
-            entered?;
-        }
-        self.0.hints.fresh(&id, now);
-        let created = self
-            .update_seen(self.partition(&id), fields, stands, |values| {
-                let mut ops = Vec::new();
-                let mut joined = Vec::new();
-                let created = values[0].is_none();
-                for (order, user) in [(1, &user_a), (2, &user_b)] {
-                    // A row may stand before its conversation: a block was written into it.
-                    if values[order].is_none() {
-                        let row = MemberData::new(Role::Member, 1, now).pack();
-                        ops.push(Op::Set(Field::new(key::members(&id), user.clone()), row));
-                        joined.push((order, user));
-                    }
-                    if created || values[order].is_none() {
-                        ops.push(Op::Score { key: key::joins(&id), score: order as i64, member: user.clone() });
-                    }
-                }
-                let set = |name: &str, value: String| Op::Set(Field::new(c.clone(), name), value.into());
-                if created {
-                    ops.extend(conversation_ops(&c, ConversationKind::Direct as i32, 2, now));
-                    let data = json!({"conversation_id": id, "kind": "direct", "member_ids": [user_a, user_b], "created_at": now.to_string()});
-                    ops.push(Op::Emit(event::body("conversation.created", &id, now, &data)));
-                } else if !joined.is_empty() {
-                    let stored = |at: usize| values[at].as_ref().and_then(model::number::<u64>).unwrap_or(0);
-                    let (count, version) = (stored(3) + joined.len() as u64, stored(4) + 1);
-                    ops.extend([set("n", count.to_string()), set("mv", version.to_string())]);
-                    for (order, user) in joined {
-                        let place = JoinPlace { seq: 1, order: order as i64, count, version };
-                        let data = joined_json(&id, std::slice::from_ref(user), Role::Member as i32, now, "", &place);
-                        ops.push(Op::Emit(event::body("member.added", &id, now, &data)));
-                    }
-                }
-                Ok(Plan::new(ops, created))
-            })
-            .await?;
-        Ok(OpenDirectResponse { conversation_id: id, created })
-    }
-
     pub(crate) async fn create_conversation(
         &self,
         request: CreateConversationRequest,

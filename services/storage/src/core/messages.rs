@@ -16,7 +16,7 @@ use serde_json::json;
 use ulid::Ulid;
 
 use super::{
-    Core, Plan, check,
+    Core, Plan, check, direct,
     model::{self, Overlay, Seen, key},
     no_conversation,
 };
@@ -26,6 +26,8 @@ use crate::{
     event,
 };
 
+/// Readings of a direct conversation's id.
+const PEERS: usize = 64;
 /// Positions of one call.
 const POSITIONS: usize = 100;
 /// Users that one reaction may hold, and kinds of reactions on one message.
@@ -35,26 +37,33 @@ const REACTIONS: usize = 50;
 const ANSWER_BYTES: usize = 8 << 20;
 
 impl Core {
-    /// Stores a message, once for each (sender, client_msg_id).
+    /// Stores a message, once for each (sender, client_msg_id); a direct conversation whose peers are given is opened by its first one.
     pub(crate) async fn append(&self, request: AppendRequest) -> Result<Receipt, Error> {
-        let AppendRequest { conversation_id, draft, privileged } = request;
+        let AppendRequest { conversation_id, draft, privileged, peers } = request;
         check::conversation(&conversation_id)?;
         let draft = draft.ok_or_else(|| Error::invalid("draft: must be set"))?;
         check::draft(&draft)?;
+        check::count("peers", peers.len(), PEERS)?;
         let now_ms = Self::now();
         let id = Ulid::from_parts(now_ms.unsigned_abs(), rand::rng().random());
-        let append = Append {
+        let message = || Append {
             row: codec::pack(id, &draft),
             identity_len: codec::identity_len(&draft),
             conversation_id: conversation_id.clone(),
             sender_id: draft.sender_id.clone(),
-            client_msg_id: draft.client_msg_id,
+            client_msg_id: draft.client_msg_id.clone(),
             now_ms,
             privileged,
             hot_limit: self.0.limits.messages_per_conversation,
         };
-        let Appended { seq, earlier } =
-            self.engine().append(self.partition(&conversation_id), append, Self::end()).await?;
+        let stored = self.engine().append(self.partition(&conversation_id), message(), Self::end()).await;
+        let Appended { seq, earlier } = match stored {
+            // Rare, so it pays to try without asking first.
+            Err(refused) if !peers.is_empty() && direct::may_have_to_be_opened(&refused) => {
+                Box::pin(self.first_message(&peers, &message, refused)).await?
+            }
+            stored => stored?,
+        };
         let duplicate = earlier.is_some();
         let (id, sent_at) = match earlier {
             None => {

@@ -2,6 +2,7 @@
 
 mod check;
 pub(crate) mod conversations;
+mod direct;
 mod hints;
 mod lists;
 mod members;

@@ -103,7 +103,12 @@ async fn act(core: &Core, act: &Act) {
                 mentions: if flag { vec![peer, "u0".to_owned()] } else { Vec::new() },
                 ext: if n.is_multiple_of(3) { [("k".to_owned(), "v\n".to_owned())].into() } else { BTreeMap::new() },
             };
-            let request = AppendRequest { conversation_id, draft: Some(draft), privileged: n.is_multiple_of(4) };
+            let request = AppendRequest {
+                conversation_id,
+                draft: Some(draft),
+                privileged: n.is_multiple_of(4),
+                peers: Vec::new(),
+            };
             drop(core.append(request).await);
         }
         1 => drop(core.open_direct(OpenDirectRequest { user_a: "u0".into(), user_b: user(1 + b % 2) }).await),

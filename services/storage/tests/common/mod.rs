@@ -245,5 +245,6 @@ pub fn text(conversation_id: &str, sender: &str, client_msg_id: &str, text: &str
             ..Draft::default()
         }),
         privileged: false,
+        peers: Vec::new(),
     }
 }
