@@ -68,7 +68,7 @@ save \"\"
 appendonly yes
 appendfsync {fsync}
 auto-aof-rewrite-percentage 100
-auto-aof-rewrite-min-size 64mb
+auto-aof-rewrite-min-size 256mb
 cluster-enabled yes
 cluster-config-file nodes.conf
 cluster-node-timeout 2000

@@ -177,6 +177,7 @@ fn spawn(dir: &Path, port: u16, bus_port: u16, options: &ValkeyOptions) -> Resul
         ("cluster-require-full-coverage", "no"),
         ("appendonly", "yes"),
         ("appendfsync", options.fsync),
+        ("auto-aof-rewrite-min-size", "256mb"),
         ("save", ""),
         ("maxmemory-policy", "noeviction"),
         ("repl-diskless-sync-delay", "0"),

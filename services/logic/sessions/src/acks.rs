@@ -1,8 +1,11 @@
-//! Delivered cursors, coalesced by user, device and conversation: the newest of each is written every few seconds.
+//! Delivered cursors, coalesced by user, device and conversation: the newest of each is written a few seconds after the first.
+//!
+//! Each device's wait begins with its own first cursor, so what is written spreads over time as what was acknowledged did.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{HashMap, VecDeque, hash_map::Entry},
     sync::Arc,
+    time::Instant,
 };
 
 /// Cursors kept for the next flush. At the bound new ones are refused; clients acknowledge again with their next message.
@@ -21,6 +24,8 @@ pub struct Full;
 #[derive(Debug, Default)]
 pub struct Acks {
     devices: HashMap<Device, HashMap<String, u64>>,
+    /// Since when each of them waits, the longest first.
+    waiting: VecDeque<(Instant, Device)>,
     cursors: usize,
 }
 
@@ -34,14 +39,21 @@ pub struct Batch {
 }
 
 impl Acks {
-    /// Adds cursors; a cursor only ever rises.
+    /// Adds cursors at the time `now`, which never goes back; a cursor only ever rises.
     pub fn add(
         &mut self,
         user: &str,
         device: &str,
         cursors: impl IntoIterator<Item = (String, u64)>,
+        now: Instant,
     ) -> Result<(), Full> {
-        let of_device = self.devices.entry((user.into(), device.into())).or_default();
+        let of_device = match self.devices.entry((user.into(), device.into())) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(free) => {
+                self.waiting.push_back((now, free.key().clone()));
+                free.insert(HashMap::new())
+            }
+        };
         for (conversation, seq) in cursors {
             match of_device.entry(conversation) {
                 Entry::Occupied(mut known) => {
@@ -58,12 +70,12 @@ impl Acks {
         Ok(())
     }
 
-    /// Takes all that waits.
-    pub fn take(&mut self) -> Vec<Batch> {
-        self.cursors = 0;
-        let mut batches = Vec::with_capacity(self.devices.len());
-        for (device, cursors) in self.devices.drain() {
-            let mut cursors: Vec<_> = cursors.into_iter().collect();
+    /// Takes what has waited since `until` or longer.
+    pub fn take(&mut self, until: Instant) -> Vec<Batch> {
+        let mut batches = Vec::new();
+        while let Some((_, device)) = self.waiting.pop_front_if(|(since, _)| *since <= until) {
+            let mut cursors: Vec<_> = self.devices.remove(&device).into_iter().flatten().collect();
+            self.cursors -= cursors.len();
             while !cursors.is_empty() {
                 let rest = cursors.split_off(cursors.len().min(MAX_PER_CALL));
                 batches.push(Batch { device: device.clone(), cursors });
@@ -86,35 +98,54 @@ impl Acks {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use proptest::prelude::*;
 
     use super::*;
 
     #[test]
     fn at_the_bound_known_cursors_still_rise() {
-        let mut acks = Acks::default();
+        let (mut acks, now) = (Acks::default(), Instant::now());
         for n in 0..MAX_CURSORS / 100 {
-            acks.add(&format!("u{n}"), "d", (0..100).map(|c| (format!("c{c}"), 1))).unwrap();
+            acks.add(&format!("u{n}"), "d", (0..100).map(|c| (format!("c{c}"), 1)), now).unwrap();
         }
-        assert_eq!(acks.add("new", "d", [("c".to_owned(), 1)]), Err(Full));
-        assert_eq!(acks.add("u0", "d", [("c0".to_owned(), 2)]), Ok(()));
-        assert_eq!(acks.take().iter().map(|b| b.cursors.len()).sum::<usize>(), MAX_CURSORS);
-        assert!(acks.is_empty() && acks.take().is_empty());
+        assert_eq!(acks.add("new", "d", [("c".to_owned(), 1)], now), Err(Full));
+        assert_eq!(acks.add("u0", "d", [("c0".to_owned(), 2)], now), Ok(()));
+        assert_eq!(acks.take(now).iter().map(|b| b.cursors.len()).sum::<usize>(), MAX_CURSORS);
+        assert!(acks.is_empty() && acks.take(now).is_empty());
+    }
+
+    #[test]
+    fn each_device_waits_from_its_own_first_cursor_on() {
+        let (mut acks, start) = (Acks::default(), Instant::now());
+        let at = |ms| start + Duration::from_millis(ms);
+        let taken =
+            |acks: &mut Acks, ms| acks.take(at(ms)).into_iter().map(|b| b.device.0.to_string()).collect::<Vec<_>>();
+        acks.add("a", "d", [("c".to_owned(), 1)], at(0)).unwrap();
+        acks.add("b", "d", [("c".to_owned(), 1)], at(50)).unwrap();
+        acks.add("a", "d", [("c".to_owned(), 2)], at(100)).unwrap();
+        assert_eq!(taken(&mut acks, 0), ["a"]);
+        acks.add("a", "d", [("c".to_owned(), 3)], at(120)).unwrap();
+        assert_eq!(taken(&mut acks, 60), ["b"]);
+        assert!(taken(&mut acks, 119).is_empty());
+        assert_eq!(taken(&mut acks, 120), ["a"]);
+        assert!(acks.is_empty());
     }
 
     proptest! {
         #[test]
         fn the_highest_of_each_cursor_is_written_once(said in proptest::collection::vec((0..3_u8, 0..2_u8, 0..150_u8, 0..50_u64), 0..600)) {
-            let mut acks = Acks::default();
+            let (mut acks, now) = (Acks::default(), Instant::now());
             let mut expected: HashMap<(String, String, String), u64> = HashMap::new();
             for (user, device, conversation, seq) in said {
                 let (user, device, conversation) = (format!("u{user}"), format!("d{device}"), format!("c{conversation}"));
-                acks.add(&user, &device, [(conversation.clone(), seq)]).unwrap();
+                acks.add(&user, &device, [(conversation.clone(), seq)], now).unwrap();
                 let highest = expected.entry((user, device, conversation)).or_default();
                 *highest = seq.max(*highest);
             }
             prop_assert_eq!(acks.len(), expected.len());
-            for batch in acks.take() {
+            for batch in acks.take(now) {
                 prop_assert!(batch.cursors.len() <= MAX_PER_CALL);
                 for (conversation, seq) in batch.cursors {
                     let key = (batch.device.0.to_string(), batch.device.1.to_string(), conversation);

@@ -1,7 +1,11 @@
-//! What sessions leave in storage: delivered cursors every two seconds, device rows with `last_seen` soon after a login or logout, and
-//! both once more at the end.
+//! What sessions leave in storage: delivered cursors two seconds after the first of a device, device rows with `last_seen` soon after a
+//! login or logout, and both once more at the end.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures::{StreamExt, stream};
 use kith_kit::{error::Error, storage::Storage};
@@ -18,8 +22,12 @@ use crate::{
     registry::Session,
 };
 
-/// Between two flushes.
-const FLUSH_EVERY: Duration = Duration::from_secs(2);
+/// How long a device's cursors gather.
+const GATHER: Duration = Duration::from_secs(2);
+/// Between two looks at whose cursors are due. Everything at once would stand between messages and their disk writes.
+const LOOK: Duration = Duration::from_millis(100);
+/// Device rows are written with every so many looks.
+const ROWS_EVERY: u32 = 20;
 /// Calls at once.
 const CONCURRENCY: usize = 32;
 /// What the last flush may take.
@@ -40,9 +48,9 @@ pub struct Pending {
 }
 
 impl Pending {
-    /// Remembers delivered cursors for the next flush.
+    /// Remembers delivered cursors until they are due.
     pub fn ack(&self, user: &str, device: &str, cursors: impl IntoIterator<Item = (String, u64)>) -> Result<(), Full> {
-        self.acks.lock().add(user, device, cursors)
+        self.acks.lock().add(user, device, cursors, Instant::now())
     }
 
     /// Remembers that a device was seen.
@@ -58,19 +66,23 @@ impl Pending {
 
     /// Flushes until `shutdown`, then once more.
     pub async fn run(&self, storage: &Storage, shutdown: CancellationToken) {
-        while shutdown.run_until_cancelled(tokio::time::sleep(FLUSH_EVERY)).await.is_some() {
-            self.flush(storage).await;
+        let mut looks = 0_u32;
+        while shutdown.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some() {
+            looks = looks.wrapping_add(1);
+            let due = Instant::now().checked_sub(GATHER);
+            self.flush(storage, due, looks.is_multiple_of(ROWS_EVERY)).await;
         }
-        if tokio::time::timeout(LAST_FLUSH, self.flush(storage)).await.is_err() {
+        if tokio::time::timeout(LAST_FLUSH, self.flush(storage, Some(Instant::now()), true)).await.is_err() {
             tracing::warn!(
                 "storage did not take all delivered cursors before the end: clients get a few messages twice"
             );
         }
     }
 
-    async fn flush(&self, storage: &Storage) {
-        let batches = self.acks.lock().take();
-        let devices: Vec<_> = self.devices.lock().drain().collect();
+    /// Writes the cursors that were due at `due`, and device rows if `rows`.
+    async fn flush(&self, storage: &Storage, due: Option<Instant>, rows: bool) {
+        let batches = due.map(|due| self.acks.lock().take(due)).unwrap_or_default();
+        let devices: Vec<_> = if rows { self.devices.lock().drain().collect() } else { Vec::new() };
         let acks = batches.into_iter().map(|batch| self.write_acks(storage, batch)).collect::<Vec<_>>();
         let rows = devices.into_iter().map(|(key, seen)| self.write_device(storage, key, seen)).collect::<Vec<_>>();
         tokio::join!(
@@ -102,9 +114,9 @@ impl Pending {
         }
     }
 
-    /// Puts cursors back for the next flush.
+    /// Puts cursors back, to be written later.
     fn keep(&self, user: &str, device: &str, cursors: Vec<(String, u64)>) {
-        if !cursors.is_empty() && self.acks.lock().add(user, device, cursors).is_err() {
+        if !cursors.is_empty() && self.acks.lock().add(user, device, cursors, Instant::now()).is_err() {
             metrics::counter!("kith_sessions_acks_dropped_total").increment(1);
         }
     }

@@ -81,7 +81,7 @@ impl<'a> Pair<'a> {
 }
 
 /// Whether opening the conversation can help: it is not there, or a block made its first row and the sender's is still missing.
-pub(super) fn may_have_to_be_opened(refused: &EngineError) -> bool {
+fn may_have_to_be_opened(refused: &EngineError) -> bool {
     matches!(refused, EngineError::Refused(Refusal::NoConversation | Refusal::NotMember))
 }
 
@@ -101,17 +101,36 @@ impl Core {
         Ok(OpenDirectResponse { conversation_id: pair.id, created })
     }
 
-    /// Stores a message that was `refused` for want of its conversation, with the first of `peers` that exists. The conversation and the
-    /// message are written together, after both users' lists hold it: a list that is read after the answer shows it.
-    pub(super) async fn first_message(
+    /// Stores a message of a direct conversation that may have to be opened.
+    pub(super) async fn append_or_open(
         &self,
+        conversation_id: &str,
+        sender_id: &str,
         peers: &[String],
         message: &(impl Fn() -> Append + Sync),
-        refused: EngineError,
     ) -> Result<Appended, Error> {
-        let Append { sender_id, conversation_id, .. } = message();
+        let partition = self.partition(conversation_id);
+        let stands =
+            [Field::new(key::conversation(conversation_id), "k"), Field::new(key::members(conversation_id), sender_id)];
+        // A read costs less than a refusal, which waits for the disk with its group.
+        let stands = self.fields(partition, &stands, Self::end()).await?.iter().all(Option::is_some);
+        if !stands && let Some(stored) = self.first_message(conversation_id, sender_id, peers, message).await? {
+            return Ok(stored);
+        }
+        Ok(self.engine().append(partition, message(), Self::end()).await?)
+    }
+
+    /// Opens a conversation with the first of `peers` that exists and stores its first message; none if nobody does. The two are written
+    /// together, after both users' lists hold the conversation: a list that is read after the answer shows it.
+    async fn first_message(
+        &self,
+        conversation_id: &str,
+        sender_id: &str,
+        peers: &[String],
+        message: &(impl Fn() -> Append + Sync),
+    ) -> Result<Option<Appended>, Error> {
         for peer in peers {
-            let pair = Pair::new(&sender_id, peer)?;
+            let pair = Pair::new(sender_id, peer)?;
             if pair.id != conversation_id {
                 return Err(Error::invalid("peers: each must be the other user of the direct conversation"));
             }
@@ -128,12 +147,12 @@ impl Core {
             return match stored {
                 Err(early) if may_have_to_be_opened(&early) => {
                     made?;
-                    Ok(self.engine().append(partition, message(), Self::end()).await?)
+                    Ok(Some(self.engine().append(partition, message(), Self::end()).await?))
                 }
-                stored => Ok(stored?),
+                stored => Ok(Some(stored?)),
             };
         }
-        Err(refused.into())
+        Ok(None)
     }
 
     /// Enters a conversation into the lists of both; NOT_FOUND if one of them does not exist.
@@ -142,12 +161,15 @@ impl Core {
         for entered in self.apply(steps).await? {
             entered?;
         }
-        self.0.hints.fresh(&pair.id, now);
         Ok(())
     }
 
     /// Makes what is missing, as `stands` tells it; true: the conversation was.
     async fn make(&self, pair: &Pair<'_>, stands: Vec<Option<Bytes>>, now: i64) -> Result<bool, Error> {
-        self.update_seen(self.partition(&pair.id), pair.fields(), stands, |values| Ok(pair.plan(values, now))).await
+        let plan = |values: &[Option<Bytes>]| Ok(pair.plan(values, now));
+        let created = self.update_seen(self.partition(&pair.id), pair.fields(), stands, plan).await?;
+        // Not before: whoever knows the conversation from then on need not ask whether it stands.
+        self.0.hints.fresh(&pair.id, now);
+        Ok(created)
     }
 }

@@ -62,6 +62,11 @@ impl Hints {
         due.insert(conversation_id.to_owned(), due_ms);
     }
 
+    /// Whether the conversation is known to stand; false says nothing.
+    pub(super) fn knows(&self, conversation_id: &str) -> bool {
+        self.due.lock().contains_key(conversation_id)
+    }
+
     /// A message was stored.
     pub(super) fn stored(&self, conversation_id: &str, sender_id: &str, at_ms: i64) {
         if self.due.lock().get(conversation_id).is_some_and(|due| at_ms < *due) {

@@ -16,7 +16,7 @@ use serde_json::json;
 use ulid::Ulid;
 
 use super::{
-    Core, Plan, check, direct,
+    Core, Plan, check,
     model::{self, Overlay, Seen, key},
     no_conversation,
 };
@@ -56,13 +56,11 @@ impl Core {
             privileged,
             hot_limit: self.0.limits.messages_per_conversation,
         };
-        let stored = self.engine().append(self.partition(&conversation_id), message(), Self::end()).await;
-        let Appended { seq, earlier } = match stored {
-            // Rare, so it pays to try without asking first.
-            Err(refused) if !peers.is_empty() && direct::may_have_to_be_opened(&refused) => {
-                Box::pin(self.first_message(&peers, &message, refused)).await?
-            }
-            stored => stored?,
+        let may_be_first = !peers.is_empty() && !self.0.hints.knows(&conversation_id);
+        let Appended { seq, earlier } = if may_be_first {
+            Box::pin(self.append_or_open(&conversation_id, &draft.sender_id, &peers, &message)).await?
+        } else {
+            self.engine().append(self.partition(&conversation_id), message(), Self::end()).await?
         };
         let duplicate = earlier.is_some();
         let (id, sent_at) = match earlier {
