@@ -1,9 +1,10 @@
 //! Delivered cursors, coalesced by user, device and conversation: the newest of each is written a few seconds after the first.
 //!
-//! Each device's wait begins with its own first cursor, so what is written spreads over time as what was acknowledged did.
+//! Each device has its own time to be written, so that not everything is written at once.
 
 use std::{
-    collections::{HashMap, VecDeque, hash_map::Entry},
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap, hash_map::Entry},
     sync::Arc,
     time::Instant,
 };
@@ -24,8 +25,8 @@ pub struct Full;
 #[derive(Debug, Default)]
 pub struct Acks {
     devices: HashMap<Device, HashMap<String, u64>>,
-    /// Since when each of them waits, the longest first.
-    waiting: VecDeque<(Instant, Device)>,
+    /// When each of them is due, the earliest first.
+    due: BinaryHeap<Reverse<(Instant, Device)>>,
     cursors: usize,
 }
 
@@ -39,18 +40,18 @@ pub struct Batch {
 }
 
 impl Acks {
-    /// Adds cursors at the time `now`, which never goes back; a cursor only ever rises.
+    /// Adds cursors, to be written at `due` at the latest; a cursor only ever rises.
     pub fn add(
         &mut self,
         user: &str,
         device: &str,
         cursors: impl IntoIterator<Item = (String, u64)>,
-        now: Instant,
+        due: Instant,
     ) -> Result<(), Full> {
         let of_device = match self.devices.entry((user.into(), device.into())) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(free) => {
-                self.waiting.push_back((now, free.key().clone()));
+                self.due.push(Reverse((due, free.key().clone())));
                 free.insert(HashMap::new())
             }
         };
@@ -70,10 +71,12 @@ impl Acks {
         Ok(())
     }
 
-    /// Takes what has waited since `until` or longer.
-    pub fn take(&mut self, until: Instant) -> Vec<Batch> {
+    /// Takes what is due at `now`.
+    pub fn take(&mut self, now: Instant) -> Vec<Batch> {
         let mut batches = Vec::new();
-        while let Some((_, device)) = self.waiting.pop_front_if(|(since, _)| *since <= until) {
+        while self.due.peek().is_some_and(|Reverse((due, _))| *due <= now)
+            && let Some(Reverse((_, device))) = self.due.pop()
+        {
             let mut cursors: Vec<_> = self.devices.remove(&device).into_iter().flatten().collect();
             self.cursors -= cursors.len();
             while !cursors.is_empty() {
@@ -117,19 +120,17 @@ mod tests {
     }
 
     #[test]
-    fn each_device_waits_from_its_own_first_cursor_on() {
+    fn each_device_is_written_at_its_own_time() {
         let (mut acks, start) = (Acks::default(), Instant::now());
         let at = |ms| start + Duration::from_millis(ms);
         let taken =
             |acks: &mut Acks, ms| acks.take(at(ms)).into_iter().map(|b| b.device.0.to_string()).collect::<Vec<_>>();
-        acks.add("a", "d", [("c".to_owned(), 1)], at(0)).unwrap();
+        acks.add("a", "d", [("c".to_owned(), 1)], at(100)).unwrap();
         acks.add("b", "d", [("c".to_owned(), 1)], at(50)).unwrap();
-        acks.add("a", "d", [("c".to_owned(), 2)], at(100)).unwrap();
-        assert_eq!(taken(&mut acks, 0), ["a"]);
-        acks.add("a", "d", [("c".to_owned(), 3)], at(120)).unwrap();
+        acks.add("a", "d", [("c".to_owned(), 2)], at(200)).unwrap();
         assert_eq!(taken(&mut acks, 60), ["b"]);
-        assert!(taken(&mut acks, 119).is_empty());
-        assert_eq!(taken(&mut acks, 120), ["a"]);
+        assert!(taken(&mut acks, 99).is_empty());
+        assert_eq!(taken(&mut acks, 100), ["a"]);
         assert!(acks.is_empty());
     }
 

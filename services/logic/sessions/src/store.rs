@@ -1,4 +1,4 @@
-//! What sessions leave in storage: delivered cursors two seconds after the first of a device, device rows with `last_seen` soon after a
+//! What sessions leave in storage: delivered cursors about two seconds after the first of a device, device rows with `last_seen` soon after a
 //! login or logout, and both once more at the end.
 
 use std::{
@@ -14,6 +14,7 @@ use kith_proto::{
     storage::v1::{Device, ItemError, PutDeviceRequest},
 };
 use parking_lot::Mutex;
+use rand::RngExt;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
@@ -22,7 +23,7 @@ use crate::{
     registry::Session,
 };
 
-/// How long a device's cursors gather.
+/// How long a device's cursors gather, give or take half of it: devices that began together do not stay together.
 const GATHER: Duration = Duration::from_secs(2);
 /// Between two looks at whose cursors are due. Everything at once would stand between messages and their disk writes.
 const LOOK: Duration = Duration::from_millis(100);
@@ -50,7 +51,7 @@ pub struct Pending {
 impl Pending {
     /// Remembers delivered cursors until they are due.
     pub fn ack(&self, user: &str, device: &str, cursors: impl IntoIterator<Item = (String, u64)>) -> Result<(), Full> {
-        self.acks.lock().add(user, device, cursors, Instant::now())
+        self.acks.lock().add(user, device, cursors, due())
     }
 
     /// Remembers that a device was seen.
@@ -69,19 +70,18 @@ impl Pending {
         let mut looks = 0_u32;
         while shutdown.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some() {
             looks = looks.wrapping_add(1);
-            let due = Instant::now().checked_sub(GATHER);
-            self.flush(storage, due, looks.is_multiple_of(ROWS_EVERY)).await;
+            self.flush(storage, Instant::now(), looks.is_multiple_of(ROWS_EVERY)).await;
         }
-        if tokio::time::timeout(LAST_FLUSH, self.flush(storage, Some(Instant::now()), true)).await.is_err() {
+        if tokio::time::timeout(LAST_FLUSH, self.flush(storage, far(), true)).await.is_err() {
             tracing::warn!(
                 "storage did not take all delivered cursors before the end: clients get a few messages twice"
             );
         }
     }
 
-    /// Writes the cursors that were due at `due`, and device rows if `rows`.
-    async fn flush(&self, storage: &Storage, due: Option<Instant>, rows: bool) {
-        let batches = due.map(|due| self.acks.lock().take(due)).unwrap_or_default();
+    /// Writes the cursors that are due at `now`, and device rows if `rows`.
+    async fn flush(&self, storage: &Storage, now: Instant, rows: bool) {
+        let batches = self.acks.lock().take(now);
         let devices: Vec<_> = if rows { self.devices.lock().drain().collect() } else { Vec::new() };
         let acks = batches.into_iter().map(|batch| self.write_acks(storage, batch)).collect::<Vec<_>>();
         let rows = devices.into_iter().map(|(key, seen)| self.write_device(storage, key, seen)).collect::<Vec<_>>();
@@ -116,7 +116,7 @@ impl Pending {
 
     /// Puts cursors back, to be written later.
     fn keep(&self, user: &str, device: &str, cursors: Vec<(String, u64)>) {
-        if !cursors.is_empty() && self.acks.lock().add(user, device, cursors, Instant::now()).is_err() {
+        if !cursors.is_empty() && self.acks.lock().add(user, device, cursors, due()).is_err() {
             metrics::counter!("kith_sessions_acks_dropped_total").increment(1);
         }
     }
@@ -133,6 +133,15 @@ impl Pending {
             Err(error) => refused(&key.0, &error),
         }
     }
+}
+
+fn due() -> Instant {
+    Instant::now() + GATHER.mul_f64(rand::rng().random_range(0.5..1.5))
+}
+
+/// When everything is due.
+fn far() -> Instant {
+    Instant::now() + GATHER * 2
 }
 
 fn refused(user: &Arc<str>, error: &Error) {

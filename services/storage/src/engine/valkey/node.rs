@@ -34,7 +34,8 @@ const WAIT_MS: u64 = 1_000;
 /// How long a group may take in all; longer than WAIT, so that a slow replica is told from a silent primary.
 const ANSWER: Duration = Duration::from_millis(2_500);
 const READ_ANSWER: Duration = Duration::from_secs(2);
-/// A group that is not answered after this gets a nudge, and again, a few times.
+/// A group that is not answered after this, and after three times what groups take, gets a nudge, and again, a few times. On a busy machine
+/// all groups take longer, and nudges would only add to what it has to do.
 const NUDGE: Duration = Duration::from_millis(5);
 const NUDGES: usize = 3;
 /// Between two looks at replicas that are behind.
@@ -74,6 +75,7 @@ impl Node {
             connector: connector.clone(),
             connection: None,
             nudger: None,
+            usual: Duration::ZERO,
             hub: hub.clone(),
             unsettled: Vec::new(),
         };
@@ -116,6 +118,8 @@ struct Writer {
     connector: Connector,
     connection: Option<Connection>,
     nudger: Option<Connection>,
+    /// What groups have taken of late.
+    usual: Duration,
     hub: Arc<Hub>,
     /// Calls that are done on the primary; too few replicas had acknowledged them in time. In the order in which they were sent over
     /// `connection`, so the next WAIT that succeeds on it covers them.
@@ -226,7 +230,9 @@ impl Writer {
         })
         .await;
         metrics::histogram!("kith_storage_group_items").record(items.len() as f64);
-        metrics::histogram!("kith_storage_commit_seconds").record(now.elapsed().as_secs_f64());
+        let took = now.elapsed();
+        self.usual = (self.usual * 7 + took) / 8;
+        metrics::histogram!("kith_storage_commit_seconds").record(took.as_secs_f64());
         match outcome {
             Ok(Ok(mut values)) if values.len() == items.len() + 1 => {
                 let acknowledged = values.pop();
@@ -246,8 +252,9 @@ impl Writer {
     /// something to send at once, else 40 ms later. The primary has nothing to send, since the next group waits for this one.
     async fn nudge(&mut self, of: Option<(Arc<Partition>, Arc<Claim>)>) {
         let Some((partition, claim)) = of else { return };
+        let patience = NUDGE.max(self.usual * 3);
         for _ in 0..NUDGES {
-            tokio::time::sleep(NUDGE).await;
+            tokio::time::sleep(patience).await;
             let mut nudger = match self.nudger.clone().filter(|c| !c.is_closed()) {
                 Some(nudger) => nudger,
                 None => match self.connector.connect(&self.primary.address, READ_ANSWER).await {
