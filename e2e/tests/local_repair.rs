@@ -61,8 +61,7 @@ impl World {
             content: format!(r#"{{"text": "{name}"}}"#).into(),
             ..Draft::default()
         };
-        let request =
-            AppendRequest { conversation_id: id.to_owned(), draft: Some(draft), privileged: false, peers: Vec::new() };
+        let request = AppendRequest { conversation_id: id.to_owned(), draft: Some(draft), ..AppendRequest::default() };
         let receipt = self.client.append(request).await?;
         Ok((receipt.seq, receipt.duplicate))
     }

@@ -144,12 +144,7 @@ impl Client {
             content: content.into(),
             ..Draft::default()
         };
-        AppendRequest {
-            conversation_id: conversation.clone(),
-            draft: Some(draft),
-            privileged: false,
-            peers: Vec::new(),
-        }
+        AppendRequest { conversation_id: conversation.clone(), draft: Some(draft), ..AppendRequest::default() }
     }
 
     async fn append(&self, phase: &Phase, n: u64, due: Instant) {

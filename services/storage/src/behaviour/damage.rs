@@ -41,7 +41,7 @@ async fn every_call(core: &Core, a: String, b: String, seq: u64, number: u32, by
         conversation_id: b.clone(),
         draft: Some(draft),
         privileged: number.is_multiple_of(2),
-        peers: Vec::new(),
+        ..AppendRequest::default()
     };
     let list = ListMessagesRequest {
         conversation_id: b.clone(),

@@ -107,7 +107,7 @@ async fn act(core: &Core, act: &Act) {
                 conversation_id,
                 draft: Some(draft),
                 privileged: n.is_multiple_of(4),
-                peers: Vec::new(),
+                ..AppendRequest::default()
             };
             drop(core.append(request).await);
         }

@@ -244,7 +244,6 @@ pub fn text(conversation_id: &str, sender: &str, client_msg_id: &str, text: &str
             content: serde_json::json!({"text": text}).to_string().into(),
             ..Draft::default()
         }),
-        privileged: false,
-        peers: Vec::new(),
+        ..AppendRequest::default()
     }
 }
