@@ -113,6 +113,9 @@ enum Bench {
         /// Partitions of the event log.
         #[arg(long, default_value_t = 4)]
         event_partitions: u32,
+        /// Seconds of load before anything is measured: a broker's compiler is done after about ninety.
+        #[arg(long, default_value_t = 90)]
+        warm_up: u64,
     },
 }
 
@@ -181,6 +184,7 @@ async fn run_bench(what: Bench) -> Result<(), Failure> {
             http,
             storages,
             event_partitions,
+            warm_up,
         } => {
             let Common { seconds, users, plaintext } = common;
             bench::path::run(PathOptions {
@@ -194,6 +198,7 @@ async fn run_bench(what: Bench) -> Result<(), Failure> {
                 via: if http { Via::Http } else { Via::Socket },
                 storages,
                 event_partitions,
+                warm_up: Duration::from_secs(warm_up),
             })
             .await?;
         }

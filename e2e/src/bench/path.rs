@@ -31,7 +31,6 @@ const HELD_SHARE: f64 = 0.98;
 /// What is sent before anything is measured: a broker's compiler is done with its hot code after some hundred thousand requests, and costs
 /// as much as the broker until then (with 1,000 messages/s: 340 CPU seconds per million after 20 s, 180 after 120 s).
 const WARM_UP_RATE: f64 = 1_000.0;
-const WARM_UP: Duration = Duration::from_secs(90);
 /// Seconds of each step of a sweep.
 const STEP: Duration = Duration::from_secs(5);
 
@@ -58,6 +57,8 @@ pub struct PathOptions {
     pub storages: usize,
     /// Partitions of the event log: each costs the broker its own requests.
     pub event_partitions: u32,
+    /// How long the platform runs before anything is measured.
+    pub warm_up: Duration,
 }
 
 impl PathOptions {
@@ -105,14 +106,15 @@ pub async fn run(options: PathOptions) -> Result<(), BenchError> {
         bench.options.tls,
     );
     bench.warm_up().await?;
+    let lasts = Duration::from_secs(bench.options.seconds);
     if bench.options.new_conversations > 0.0 {
-        let lasts = Duration::from_secs(bench.options.seconds);
-        let phase = bench.first_messages(bench.options.new_conversations, lasts).await?;
-        println!("first messages of new conversations\n{}", phase.stats());
+        println!("first messages of new conversations");
+        let phase = bench.first_messages(bench.options.new_conversations, lasts);
+        costed(&mut platform, phase).await?;
     } else if bench.options.sweep {
         bench.sweep().await?;
     } else {
-        bench.steady(&mut platform).await?;
+        costed(&mut platform, bench.phase(bench.options.rate, lasts)).await?;
     }
     match bench.fleet.ended() {
         0 => Ok(()),
@@ -129,7 +131,7 @@ impl Bench {
     /// Makes every pair's conversation, gets every connection going and lets the broker compile its code.
     async fn warm_up(&self) -> Result<(), BenchError> {
         self.phase(self.options.users as f64, Duration::from_secs(2)).await?;
-        self.phase(WARM_UP_RATE, WARM_UP).await?;
+        self.phase(WARM_UP_RATE, self.options.warm_up).await?;
         Ok(())
     }
 
@@ -200,19 +202,6 @@ impl Bench {
         Ok(phase)
     }
 
-    /// One rate, with what it costs.
-    async fn steady(&self, platform: &mut Platform) -> Result<(), BenchError> {
-        let (memory, cpu) = (engine_memory(platform).await?, Cpu::now(platform));
-        let phase = self.phase(self.options.rate, Duration::from_secs(self.options.seconds)).await?;
-        let stats = phase.stats();
-        println!("{stats}");
-        println!("{}", Cpu::now(platform).per_million(&cpu, stats.acked));
-        let grown = engine_memory(platform).await?.saturating_sub(memory);
-        println!("  engine memory per message: {:.0} B", grown as f64 / stats.acked.max(1) as f64);
-        println!("  storage resident: {:.0?} MB", storage_memory(platform));
-        Ok(())
-    }
-
     /// The highest rate that is held, goodput past it, and how fast it is back.
     async fn sweep(&self) -> Result<(), BenchError> {
         let mut tried = BTreeMap::new();
@@ -266,6 +255,21 @@ impl Bench {
         );
         Ok(())
     }
+}
+
+/// A phase, with what it costs.
+async fn costed(
+    platform: &mut Platform,
+    phase: impl Future<Output = Result<Phase, BenchError>>,
+) -> Result<(), BenchError> {
+    let (memory, cpu) = (engine_memory(platform).await?, Cpu::now(platform));
+    let stats = phase.await?.stats();
+    println!("{stats}");
+    println!("{}", Cpu::now(platform).per_million(&cpu, stats.acked));
+    let grown = engine_memory(platform).await?.saturating_sub(memory);
+    println!("  engine memory per message: {:.0} B", grown as f64 / stats.acked.max(1) as f64);
+    println!("  storage resident: {:.0?} MB", storage_memory(platform));
+    Ok(())
 }
 
 async fn paced(
