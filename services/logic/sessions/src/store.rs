@@ -25,10 +25,12 @@ use crate::{
 
 /// How long a device's cursors gather, give or take half of it: devices that began together do not stay together.
 const GATHER: Duration = Duration::from_secs(2);
-/// Between two looks at whose cursors are due. Everything at once would stand between messages and their disk writes.
-const LOOK: Duration = Duration::from_millis(100);
-/// Device rows are written with every so many looks.
-const ROWS_EVERY: u32 = 20;
+/// Between two looks at whose cursors are due: often, since what is written at once stands between messages and their disk writes.
+const LOOK: Duration = Duration::from_millis(10);
+/// The same while none wait.
+const IDLE_LOOK: Duration = Duration::from_millis(100);
+/// Device rows are written this often.
+const ROWS_EVERY: Duration = Duration::from_secs(2);
 /// Calls at once.
 const CONCURRENCY: usize = 32;
 /// What the last flush may take.
@@ -67,10 +69,18 @@ impl Pending {
 
     /// Flushes until `shutdown`, then once more.
     pub async fn run(&self, storage: &Storage, shutdown: CancellationToken) {
-        let mut looks = 0_u32;
-        while shutdown.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some() {
-            looks = looks.wrapping_add(1);
-            self.flush(storage, Instant::now(), looks.is_multiple_of(ROWS_EVERY)).await;
+        let mut rows_due = Instant::now() + ROWS_EVERY;
+        loop {
+            let pause = if self.acks.lock().is_empty() { IDLE_LOOK } else { LOOK };
+            if shutdown.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+                break;
+            }
+            let now = Instant::now();
+            let rows = now >= rows_due;
+            if rows {
+                rows_due = now + ROWS_EVERY;
+            }
+            self.flush(storage, now, rows).await;
         }
         if tokio::time::timeout(LAST_FLUSH, self.flush(storage, far(), true)).await.is_err() {
             tracing::warn!(
