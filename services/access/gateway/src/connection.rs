@@ -35,8 +35,8 @@ const LAST_JOBS: Duration = Duration::from_secs(2);
 const MAX_JOBS: usize = 24;
 /// Jobs that may wait; a connection that wants more is cut off: it reads or sends faster than storage answers.
 const MAX_WAITING_JOBS: usize = 1_024;
-/// Commands taken before the socket is written to.
-const COMMANDS_AT_ONCE: usize = 32;
+/// What is taken of each source, beyond the first, before the socket is written to.
+const AT_ONCE: usize = 32;
 /// The longest reason of a close frame (RFC 6455).
 const MAX_REASON_BYTES: usize = 123;
 
@@ -73,6 +73,7 @@ pub(crate) async fn serve(
         waiting: VecDeque::new(),
         opened: None,
         handle: None,
+        ended: None,
     };
     connection.run(commands).await;
     metrics::gauge!("kith_gateway_connections").decrement(1.0);
@@ -90,6 +91,18 @@ struct Connection {
     waiting: VecDeque<Job>,
     opened: Option<Opened>,
     handle: Option<Arc<Handle>>,
+    /// How the socket ended, when that was read ahead.
+    ended: Option<Received>,
+}
+
+/// What a socket gives: a message, an error, or none when it is over.
+type Received = Option<Result<Message, axum::Error>>;
+
+async fn receive(socket: &mut WebSocket, ended: &mut Option<Received>) -> Received {
+    match ended.take() {
+        Some(end) => end,
+        None => socket.recv().await,
+    }
 }
 
 impl Connection {
@@ -103,7 +116,7 @@ impl Connection {
             }
             let next = self.machine.next_tick();
             let input = tokio::select! {
-                message = self.socket.recv() => match message {
+                message = receive(&mut self.socket, &mut self.ended) => match message {
                     Some(Ok(message)) => match input_of(message) {
                         Some(input) => input,
                         None => break,
@@ -127,18 +140,41 @@ impl Connection {
                 () = self.end.cancelled() => Input::Drain { after_ms: 1_000 },
             };
             self.handle(input);
-            // What has come in meanwhile goes out in the same write.
-            for _ in 0..COMMANDS_AT_ONCE {
-                match commands.try_recv() {
-                    Ok(command) => self.handle(input_of_command(command)),
-                    Err(_) => break,
-                }
-            }
+            self.handle_ready(&mut commands);
         }
         if let Some(handle) = &self.handle {
             self.worker.links.close(handle);
         }
         self.finish_jobs().await;
+    }
+
+    /// Takes what has come in meanwhile: it is answered in the same write.
+    fn handle_ready(&mut self, commands: &mut mpsc::Receiver<Command>) {
+        for _ in 0..AT_ONCE {
+            match self.socket.recv().now_or_never() {
+                None => break,
+                Some(Some(Ok(message))) if !matches!(message, Message::Close(_)) => {
+                    if let Some(input) = input_of(message) {
+                        self.handle(input);
+                    }
+                }
+                // What is here so far is answered before the end.
+                end => {
+                    self.ended = end;
+                    break;
+                }
+            }
+        }
+        for _ in 0..AT_ONCE {
+            let Ok(command) = commands.try_recv() else { break };
+            self.handle(input_of_command(command));
+        }
+        for _ in 0..AT_ONCE {
+            let Some(Some(answer)) = self.jobs.next().now_or_never() else { break };
+            if let Some(input) = answer {
+                self.handle(input);
+            }
+        }
     }
 
     /// What the client asked for before it left is still done, as far as a moment allows: acknowledgements and sends often are the

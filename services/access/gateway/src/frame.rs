@@ -126,9 +126,10 @@ struct AckItem {
 }
 
 #[derive(Deserialize)]
-struct SendFrame {
+struct SendFrame<'a> {
     id: String,
-    message: Box<RawValue>,
+    #[serde(borrow)]
+    message: &'a RawValue,
 }
 
 #[derive(Deserialize)]

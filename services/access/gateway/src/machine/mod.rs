@@ -171,9 +171,9 @@ impl Machine {
             Input::Delivery(delivery) => self.delivery(delivery),
             Input::Suspect => self.suspect(),
             Input::Sent { key, id, result } => {
-                self.sends.end(&key);
+                let next = self.sends.end(&key);
                 self.frame(frame::sent(&id, &result));
-                self.start_sends();
+                self.start_send(next);
             }
             Input::Base(id, result) => self.base(&id, result, now),
             Input::Pulled(id, result) => self.pulled(&id, result, now),
@@ -372,21 +372,21 @@ impl Machine {
 
     fn send(&mut self, id: String, message: Result<frame::Outgoing, Error>) {
         let Some(identified) = &self.identified else { return };
-        let draft = match message.and_then(|m| m.draft(&identified.claims.sub)) {
-            Ok(draft) => draft,
-            Err(error) => return self.frame(frame::sent(&id, &Err(error))),
-        };
-        match self.sends.push(Send { id, draft }) {
-            Ok(()) => self.start_sends(),
-            Err(send) => {
-                let error = Error::exhausted("too many messages are under way", Duration::from_millis(500));
-                self.frame(frame::sent(&send.id, &Err(error)));
+        if self.sends.is_full() {
+            let error = Error::exhausted("too many messages are under way", Duration::from_millis(500));
+            return self.frame(frame::sent(&id, &Err(error)));
+        }
+        match message.and_then(|m| m.draft(&identified.claims.sub)) {
+            Ok(draft) => {
+                let started = self.sends.push(Send { id, draft });
+                self.start_send(started);
             }
+            Err(error) => self.frame(frame::sent(&id, &Err(error))),
         }
     }
 
-    fn start_sends(&mut self) {
-        while let Some((key, send)) = self.sends.start() {
+    fn start_send(&mut self, send: Option<(String, Send)>) {
+        if let Some((key, send)) = send {
             self.out.push(Output::Job(Job::Send { key, send }));
         }
     }

@@ -1,7 +1,7 @@
 //! The messages that a connection is sending: those to one conversation one after the other, so that they are stored in the order in
 //! which they were written; different conversations at once. Pure.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 
 use kith_send::{Draft, Target};
 
@@ -28,38 +28,39 @@ pub fn key(draft: &Draft) -> String {
     }
 }
 
-/// The queue of a connection.
+/// The queue of a connection. Between two calls nothing waits that could be under way.
 #[derive(Debug, Default)]
 pub struct Sends {
-    running: HashSet<String>,
+    /// Keys; few, so that looking through them is cheaper than hashing.
+    running: Vec<String>,
     waiting: VecDeque<(String, Send)>,
 }
 
 impl Sends {
-    /// Takes a send; gives it back when too many wait.
-    #[expect(clippy::result_large_err, reason = "the send itself comes back, and is refused at once")]
-    pub fn push(&mut self, send: Send) -> Result<(), Send> {
-        if self.waiting.len() >= MAX_WAITING {
-            return Err(send);
-        }
-        self.waiting.push_back((key(&send.draft), send));
-        Ok(())
+    /// Whether too many wait: the next one is refused before anything is made of it.
+    pub fn is_full(&self) -> bool {
+        self.waiting.len() >= MAX_WAITING
     }
 
-    /// The next send that may start now.
-    pub fn start(&mut self) -> Option<(String, Send)> {
-        if self.running.len() >= MAX_RUNNING {
-            return None;
+    /// Takes a send, unless the queue is full; gives it back with its key when it may start at once.
+    pub fn push(&mut self, send: Send) -> Option<(String, Send)> {
+        debug_assert!(!self.is_full());
+        let key = key(&send.draft);
+        if self.running.len() < MAX_RUNNING && !self.running.contains(&key) {
+            self.running.push(key.clone());
+            return Some((key, send));
         }
+        self.waiting.push_back((key, send));
+        None
+    }
+
+    /// A send to `key` has ended; the one that may start in its place.
+    pub fn end(&mut self, key: &str) -> Option<(String, Send)> {
+        self.running.retain(|running| running != key);
         let at = self.waiting.iter().position(|(key, _)| !self.running.contains(key))?;
         let (key, send) = self.waiting.remove(at)?;
-        self.running.insert(key.clone());
+        self.running.push(key.clone());
         Some((key, send))
-    }
-
-    /// A send to `key` has ended.
-    pub fn end(&mut self, key: &str) {
-        self.running.remove(key);
     }
 
     /// Whether nothing is under way or waits.
@@ -90,24 +91,32 @@ mod tests {
     #[test]
     fn one_conversation_goes_in_order_and_others_beside_it() {
         let mut sends = Sends::default();
-        sends.push(send("1", Target::Recipient("bob".into()))).unwrap();
-        sends.push(send("2", Target::Conversation("d:alice:bob".into()))).unwrap();
-        sends.push(send("3", Target::Recipient("carol".into()))).unwrap();
-        let (first, started) = sends.start().unwrap();
-        assert_eq!(started.id, "1");
-        assert_eq!(sends.start().unwrap().1.id, "3");
-        assert!(sends.start().is_none());
-        sends.end(&first);
-        assert_eq!(sends.start().unwrap().1.id, "2");
+        let (first, one) = sends.push(send("1", Target::Recipient("bob".into()))).unwrap();
+        assert_eq!(one.id, "1");
+        assert!(sends.push(send("2", Target::Conversation("d:alice:bob".into()))).is_none());
+        assert_eq!(sends.push(send("3", Target::Recipient("carol".into()))).unwrap().1.id, "3");
+        assert!(sends.push(send("4", Target::Recipient("bob".into()))).is_none());
+        assert_eq!(sends.end(&first).unwrap().1.id, "2");
+        assert_eq!(sends.end(&first).unwrap().1.id, "4");
+        assert!(sends.end(&first).is_none());
     }
 
     #[test]
-    fn the_queue_is_bounded() {
+    fn the_queue_is_bounded_and_all_of_it_is_sent_in_the_end() {
         let mut sends = Sends::default();
-        for i in 0..MAX_WAITING {
-            sends.push(send(&i.to_string(), Target::Recipient(format!("u{i}")))).unwrap();
+        let mut running: Vec<String> = Vec::new();
+        for i in 0..MAX_RUNNING + MAX_WAITING {
+            assert!(!sends.is_full());
+            running.extend(sends.push(send(&i.to_string(), Target::Recipient(format!("u{i}")))).map(|s| s.0));
         }
-        assert_eq!(sends.push(send("x", Target::Recipient("bob".into()))).unwrap_err().id, "x");
-        assert_eq!(std::iter::from_fn(|| sends.start()).count(), MAX_RUNNING);
+        assert_eq!(running.len(), MAX_RUNNING);
+        assert!(sends.is_full());
+        let mut ended = 0;
+        while let Some(key) = running.pop() {
+            running.extend(sends.end(&key).map(|s| s.0));
+            ended += 1;
+        }
+        assert_eq!(ended, MAX_RUNNING + MAX_WAITING);
+        assert!(sends.is_empty());
     }
 }
