@@ -72,6 +72,16 @@ async fn a_first_message_opens_its_conversation_once_and_only_with_someone_who_e
     let refused = client.append(first("c", &["bob"], "c-1")).await.unwrap_err();
     assert_eq!(refused.reason.as_deref(), Some(reason::BLOCKED));
     assert_eq!(client.append(first("bob", &["c"], "c-1")).await.unwrap().seq, 1);
+
+    // Of users who are known to exist everything is written at once.
+    let (a, c) =
+        tokio::join!(client.append(first("alice", &["c"], "c-1")), client.append(first("c", &["alice"], "c-1")));
+    assert_eq!(BTreeSet::from([a.unwrap().seq, c.unwrap().seq]), BTreeSet::from([1, 2]));
+    for user in ["alice", "c"] {
+        let page = client.list_conversations(list(user)).await.unwrap().conversations;
+        let opened = page.iter().find(|c| c.conversation_id == "d:alice:c").unwrap();
+        assert_eq!((opened.seq, opened.member_count), (2, 2));
+    }
     one.stop().await;
 }
 

@@ -21,6 +21,9 @@ use crate::{
     event,
 };
 
+/// Messages of a conversation up to which it may not be listed yet: those of both sides that can be under way while it is opened.
+const YOUNG: u64 = 64;
+
 /// Two users and the conversation that they have or will have.
 struct Pair<'a> {
     id: String,
@@ -32,10 +35,20 @@ impl<'a> Pair<'a> {
         Ok(Self { id: ids::direct_conversation_id(a, b)?, users: [a, b] })
     }
 
+    /// The pair whose conversation this is.
+    fn of(conversation_id: &str, user: &'a str, peer: &'a str) -> Result<Self, Error> {
+        let pair = Self::new(user, peer)?;
+        if pair.id == conversation_id {
+            Ok(pair)
+        } else {
+            Err(Error::invalid("peers: each must be the other user of the direct conversation"))
+        }
+    }
+
     /// By which it is decided what is missing; see [`Pair::plan`].
-    fn fields(&self) -> Vec<Field> {
+    fn fields(&self) -> [Field; 5] {
         let (c, members) = (key::conversation(&self.id), key::members(&self.id));
-        vec![
+        [
             Field::new(c.clone(), "k"),
             Field::new(members.clone(), self.users[0]),
             Field::new(members, self.users[1]),
@@ -96,7 +109,9 @@ impl Core {
         } else {
             let now = Self::now();
             self.list(&pair, now).await?;
-            self.make(&pair, stands, now).await?
+            let created = self.make(&pair, Some(stands), now).await?;
+            self.0.hints.fresh(&pair.id, now);
+            created
         };
         Ok(OpenDirectResponse { conversation_id: pair.id, created })
     }
@@ -110,18 +125,23 @@ impl Core {
         message: &(impl Fn() -> Append + Sync),
     ) -> Result<Appended, Error> {
         let partition = self.partition(conversation_id);
-        let stands =
-            [Field::new(key::conversation(conversation_id), "k"), Field::new(key::members(conversation_id), sender_id)];
+        let c = key::conversation(conversation_id);
+        let fields =
+            [Field::new(c.clone(), "k"), Field::new(key::members(conversation_id), sender_id), Field::new(c, "s")];
         // A read costs less than a refusal, which waits for the disk with its group.
-        let stands = self.fields(partition, &stands, Self::end()).await?.iter().all(Option::is_some);
-        if !stands && let Some(stored) = self.first_message(conversation_id, sender_id, peers, message).await? {
-            return Ok(stored);
+        let values = self.fields(partition, &fields, Self::end()).await?;
+        if !values[..2].iter().all(Option::is_some) {
+            if let Some(stored) = self.first_message(conversation_id, sender_id, peers, message).await? {
+                return Ok(stored);
+            }
+        } else if values[2].as_ref().and_then(model::number::<u64>).is_some_and(|seq| seq <= YOUNG) {
+            self.list_again(conversation_id, sender_id, peers).await?;
         }
         Ok(self.engine().append(partition, message(), Self::end()).await?)
     }
 
-    /// Opens a conversation with the first of `peers` that exists and stores its first message; none if nobody does. The two are written
-    /// together, after both users' lists hold the conversation: a list that is read after the answer shows it.
+    /// Opens a conversation with the first of `peers` that exists and stores its first message; none if nobody does. A list that is read
+    /// after the answer shows the conversation.
     async fn first_message(
         &self,
         conversation_id: &str,
@@ -130,20 +150,33 @@ impl Core {
         message: &(impl Fn() -> Append + Sync),
     ) -> Result<Option<Appended>, Error> {
         for peer in peers {
-            let pair = Pair::new(sender_id, peer)?;
-            if pair.id != conversation_id {
-                return Err(Error::invalid("peers: each must be the other user of the direct conversation"));
-            }
+            let pair = Pair::of(conversation_id, sender_id, peer)?;
             let now = Self::now();
-            match self.list(&pair, now).await {
-                Err(error) if error.code == Code::NotFound => continue,
-                listed => listed?,
-            }
-            // That nothing stands is the rule; what a block left makes the comparison fail, and is read then.
-            let made = self.make(&pair, vec![None; pair.fields().len()], now);
             let partition = self.partition(&pair.id);
-            // Queued in this order, so the two share a group.
-            let (made, stored) = futures::join!(made, self.engine().append(partition, message(), Self::end()));
+            let places = [self.partition(sender_id), self.partition(peer), partition];
+            let at_once =
+                pair.users.iter().all(|user| self.0.known_users.holds(user)) && self.engine().in_order(&places);
+            if !at_once {
+                match self.list(&pair, now).await {
+                    Err(error) if error.code == Code::NotFound => continue,
+                    entered => entered?,
+                }
+            }
+            let listed = async { if at_once { self.list(&pair, now).await } else { Ok(()) } };
+            // That nothing stands is the rule; what a block left makes the comparison fail, and is read then.
+            let made = self.make(&pair, None, now);
+            // Queued in this order, so that all share a group.
+            let (listed, made, stored) =
+                futures::join!(listed, made, self.engine().append(partition, message(), Self::end()));
+            match listed {
+                // A user's partition has changed hands meanwhile.
+                Err(error) if error.is_retryable() => self.list(&pair, now).await?,
+                entered => entered?,
+            }
+            if made.is_ok() {
+                // Not before: whoever knows the conversation asks no more whether it stands and is listed.
+                self.0.hints.fresh(&pair.id, now);
+            }
             return match stored {
                 Err(early) if may_have_to_be_opened(&early) => {
                     made?;
@@ -155,21 +188,94 @@ impl Core {
         Ok(None)
     }
 
+    /// Enters a young conversation that this instance does not know into both lists: the one that made it may have ended before it had done
+    /// so itself. Its sender was not answered then.
+    async fn list_again(&self, conversation_id: &str, sender_id: &str, peers: &[String]) -> Result<(), Error> {
+        let now = Self::now();
+        for peer in peers {
+            match self.list(&Pair::of(conversation_id, sender_id, peer)?, now).await {
+                Err(error) if error.code == Code::NotFound => {}
+                Err(error) => return Err(error),
+                Ok(()) => {
+                    self.0.hints.fresh(conversation_id, now);
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Enters a conversation into the lists of both; NOT_FOUND if one of them does not exist.
     async fn list(&self, pair: &Pair<'_>, now: i64) -> Result<(), Error> {
         let steps = pair.users.map(|user| peers::enter(user, &pair.id, now)).into();
         for entered in self.apply(steps).await? {
             entered?;
         }
+        pair.users.iter().for_each(|user| self.0.known_users.add(user));
         Ok(())
     }
 
-    /// Makes what is missing, as `stands` tells it; true: the conversation was.
-    async fn make(&self, pair: &Pair<'_>, stands: Vec<Option<Bytes>>, now: i64) -> Result<bool, Error> {
+    /// Makes what is missing, as `stands` tells it (without it: nothing does); true: the conversation was.
+    async fn make(&self, pair: &Pair<'_>, stands: Option<Vec<Option<Bytes>>>, now: i64) -> Result<bool, Error> {
+        let fields = Vec::from(pair.fields());
+        let stands = stands.unwrap_or_else(|| vec![None; fields.len()]);
         let plan = |values: &[Option<Bytes>]| Ok(pair.plan(values, now));
-        let created = self.update_seen(self.partition(&pair.id), pair.fields(), stands, plan).await?;
-        // Not before: whoever knows the conversation from then on need not ask whether it stands.
-        self.0.hints.fresh(&pair.id, now);
-        Ok(created)
+        self.update_seen(self.partition(&pair.id), fields, stands, plan).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use kith_kit::config::Limits;
+    use kith_proto::{
+        chat::v1::{Draft, MessageType, Receipt},
+        storage::v1::{AppendRequest, ListConversationsRequest, UpsertUsersRequest, UserUpdate},
+    };
+
+    use super::*;
+    use crate::engine::memory::MemoryEngine;
+
+    const PARTITIONS: u32 = 8;
+
+    async fn send(core: &Core, client_msg_id: &str) -> Receipt {
+        let draft = Draft {
+            client_msg_id: client_msg_id.to_owned(),
+            sender_id: "alice".to_owned(),
+            r#type: MessageType::Text as i32,
+            content: r#"{"text":"hi"}"#.into(),
+            ..Draft::default()
+        };
+        let request = AppendRequest {
+            conversation_id: "d:alice:bob".to_owned(),
+            draft: Some(draft),
+            peers: vec!["bob".to_owned()],
+            ..AppendRequest::default()
+        };
+        core.append(request).await.unwrap()
+    }
+
+    async fn listed(core: &Core, user: &str) -> usize {
+        let request = ListConversationsRequest { user_id: user.to_owned(), limit: 0, cursor: String::new() };
+        core.list_conversations(request).await.unwrap().conversations.len()
+    }
+
+    #[tokio::test]
+    async fn a_retry_after_a_crash_between_message_and_lists_is_answered_when_both_lists_hold_it() {
+        let engine = Arc::new(MemoryEngine::default());
+        let core = || Core::new(engine.clone(), PARTITIONS, Limits::default(), None);
+        let users = ["alice", "bob"].map(|id| UserUpdate { user_id: id.to_owned(), ..UserUpdate::default() });
+        core().upsert_users(UpsertUsersRequest { users: users.into() }).await.unwrap();
+        let first = send(&core(), "c-1").await;
+        for user in ["alice", "bob"] {
+            engine.by_hand(ids::partition_of(user, PARTITIONS), |data| data.scores.remove(&key::list(user)).unwrap());
+            assert_eq!(listed(&core(), user).await, 0);
+        }
+        // Another instance, which knows nothing of it.
+        let successor = core();
+        let again = send(&successor, "c-1").await;
+        assert_eq!((again.seq, again.duplicate), (first.seq, true));
+        assert_eq!((listed(&successor, "alice").await, listed(&successor, "bob").await), (1, 1));
     }
 }

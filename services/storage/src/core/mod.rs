@@ -4,6 +4,7 @@ mod check;
 pub(crate) mod conversations;
 mod direct;
 mod hints;
+mod known;
 mod lists;
 mod members;
 pub(crate) mod messages;
@@ -37,6 +38,7 @@ pub(crate) struct Inner {
     /// To the holders of other partitions; none in tests with one engine.
     router: Option<Router>,
     hints: hints::Hints,
+    known_users: known::Known,
 }
 
 /// What a compare-and-swap decides from the fields that it read.
@@ -59,7 +61,8 @@ impl<T> Plan<T> {
 impl Core {
     pub(crate) fn new(engine: Arc<dyn Engine>, partitions: u32, limits: Limits, router: Option<Router>) -> Self {
         let (hints, jobs) = hints::Hints::new();
-        let core = Self(Arc::new(Inner { engine, partitions, limits, router, hints }));
+        let core =
+            Self(Arc::new(Inner { engine, partitions, limits, router, hints, known_users: known::Known::default() }));
         hints::start(&core, jobs);
         core
     }

@@ -381,6 +381,10 @@ impl Engine for MemoryEngine {
         true
     }
 
+    fn in_order(&self, _: &[u32]) -> bool {
+        false
+    }
+
     async fn append(&self, partition: u32, append: Append, _: Instant) -> Result<Appended, EngineError> {
         self.write(partition, |data| data.append(append)).await
     }

@@ -372,6 +372,13 @@ impl Engine for ValkeyEngine {
         self.hub.partitions.get(partition as usize).is_some_and(|p| p.claim().is_some())
     }
 
+    fn in_order(&self, partitions: &[u32]) -> bool {
+        // One node has one writer, with one queue.
+        let mut claims = partitions.iter().map(|p| self.hub.partitions.get(*p as usize)?.claim());
+        let Some(Some(first)) = claims.next() else { return false };
+        claims.all(|claim| claim.is_some_and(|c| Arc::ptr_eq(&c.node, &first.node)))
+    }
+
     async fn append(&self, partition: u32, append: Append, end: Instant) -> Result<Appended, EngineError> {
         let build = |call| {
             let call = wire::append(call, &append);
