@@ -36,7 +36,10 @@ const MAX_JOBS: usize = 24;
 /// Jobs that may wait; a connection that wants more is cut off: it reads or sends faster than storage answers.
 const MAX_WAITING_JOBS: usize = 1_024;
 /// What is taken of each source, beyond the first, before the socket is written to.
-const AT_ONCE: usize = 32;
+const AT_ONCE: usize = 64;
+/// How long a client is not read that has sent more than may wait: what it sends meanwhile is refused in one go. Refusals that each cost
+/// a read and a write would take from those who are served.
+const FULL_PAUSE: Duration = Duration::from_millis(50);
 /// The longest reason of a close frame (RFC 6455).
 const MAX_REASON_BYTES: usize = 123;
 
@@ -74,6 +77,7 @@ pub(crate) async fn serve(
         opened: None,
         handle: None,
         ended: None,
+        read_from: Instant::now(),
     };
     connection.run(commands).await;
     metrics::gauge!("kith_gateway_connections").decrement(1.0);
@@ -93,6 +97,8 @@ struct Connection {
     handle: Option<Arc<Handle>>,
     /// How the socket ended, when that was read ahead.
     ended: Option<Received>,
+    /// The socket is not read before.
+    read_from: Instant,
 }
 
 /// What a socket gives: a message, an error, or none when it is over.
@@ -115,8 +121,10 @@ impl Connection {
                 break;
             }
             let next = self.machine.next_tick();
+            let paused = self.read_from > Instant::now();
             let input = tokio::select! {
-                message = receive(&mut self.socket, &mut self.ended) => match message {
+                () = tokio::time::sleep_until(self.read_from.into()), if paused => continue,
+                message = receive(&mut self.socket, &mut self.ended), if !paused => match message {
                     Some(Ok(message)) => match input_of(message) {
                         Some(input) => input,
                         None => break,
@@ -140,7 +148,10 @@ impl Connection {
                 () = self.end.cancelled() => Input::Drain { after_ms: 1_000 },
             };
             self.handle(input);
-            self.handle_ready(&mut commands);
+            if !paused {
+                self.read_ready();
+            }
+            self.take_ready(&mut commands);
         }
         if let Some(handle) = &self.handle {
             self.worker.links.close(handle);
@@ -148,8 +159,8 @@ impl Connection {
         self.finish_jobs().await;
     }
 
-    /// Takes what has come in meanwhile: it is answered in the same write.
-    fn handle_ready(&mut self, commands: &mut mpsc::Receiver<Command>) {
+    /// Reads what the client has sent meanwhile: it is answered in the same write.
+    fn read_ready(&mut self) {
         for _ in 0..AT_ONCE {
             match self.socket.recv().now_or_never() {
                 None => break,
@@ -165,6 +176,13 @@ impl Connection {
                 }
             }
         }
+        if self.machine.is_full() {
+            self.read_from = Instant::now() + FULL_PAUSE;
+        }
+    }
+
+    /// Takes what has come from inside meanwhile.
+    fn take_ready(&mut self, commands: &mut mpsc::Receiver<Command>) {
         for _ in 0..AT_ONCE {
             let Ok(command) = commands.try_recv() else { break };
             self.handle(input_of_command(command));

@@ -141,6 +141,11 @@ impl Machine {
         self.closed
     }
 
+    /// Whether the client has sent more than may wait.
+    pub fn is_full(&self) -> bool {
+        self.sends.is_full()
+    }
+
     /// When [`Input::Tick`] is due.
     pub fn next_tick(&self) -> Instant {
         let mut next = (self.heard + self.settings.heartbeat * 2).min(self.next_ping);
