@@ -13,7 +13,7 @@ use super::{
     BenchError, Phase, Stats,
     fleet::{Fleet, message_id},
     pace::pace,
-    usage::{Cpu, engine_memory, storage_memory},
+    usage::{Cpu, engine_memory, rewrite_logs, storage_memory},
 };
 use crate::{
     client::Draft,
@@ -112,7 +112,7 @@ pub async fn run(options: PathOptions) -> Result<(), BenchError> {
         let phase = bench.first_messages(bench.options.new_conversations, lasts);
         costed(&mut platform, phase).await?;
     } else if bench.options.sweep {
-        bench.sweep().await?;
+        bench.sweep(&platform).await?;
     } else {
         costed(&mut platform, bench.phase(bench.options.rate, lasts)).await?;
     }
@@ -203,11 +203,12 @@ impl Bench {
     }
 
     /// The highest rate that is held, goodput past it, and how fast it is back.
-    async fn sweep(&self) -> Result<(), BenchError> {
+    async fn sweep(&self, platform: &Platform) -> Result<(), BenchError> {
         let mut tried = BTreeMap::new();
         let (mut held, mut failed, mut rate) = (0.0_f64, f64::INFINITY, self.options.rate);
         // Doubles until a rate is not held, then halves the interval down to a twentieth.
         while failed.is_infinite() || failed - held > held.max(100.0) / 20.0 {
+            rewrite_logs(platform).await?;
             let stats = self.phase(rate, STEP).await?.stats();
             let good = is_held(&stats, rate);
             println!(
@@ -231,12 +232,13 @@ impl Bench {
         }
         println!("held: {held:.0}/s (p99 < {} ms)", HELD_P99.as_millis());
         let peak = tried.values().map(Stats::goodput).fold(0.0, f64::max);
-        self.past_the_limit(held.max(100.0), peak).await
+        self.past_the_limit(platform, held.max(100.0), peak).await
     }
 
-    async fn past_the_limit(&self, held: f64, peak: f64) -> Result<(), BenchError> {
+    async fn past_the_limit(&self, platform: &Platform, held: f64, peak: f64) -> Result<(), BenchError> {
         let mut peak = peak;
         for factor in [1.5, 2.0, 3.0] {
+            rewrite_logs(platform).await?;
             let stats = self.phase(held * factor, STEP * 2).await?.stats();
             peak = peak.max(stats.goodput());
             println!(

@@ -20,7 +20,7 @@ use super::{
     BenchError, Phase, Stats,
     floor::Floor,
     pace::pace,
-    usage::{Cpu, engine_memory, storage_memory},
+    usage::{Cpu, engine_memory, rewrite_logs, storage_memory},
 };
 use crate::local::{Kind, Options, Platform};
 
@@ -89,8 +89,10 @@ pub async fn run(options: StorageOptions) -> Result<(), BenchError> {
     println!("  engine memory per message: {:.0} B", grown as f64 / reached.acked.max(1) as f64);
     println!("  storage resident: {:.0?} MB", storage_memory(&platform));
     let rate = if options.rate > 0.0 { options.rate } else { reached.goodput() / 2.0 };
+    rewrite_logs(&platform).await?;
     let below = floor.at_rate(rate, lasts).await?;
     println!("floor at {rate:.0}/s\n{below}");
+    rewrite_logs(&platform).await?;
     let half = client.at_rate(rate, lasts).await?;
     println!("storage at {rate:.0}/s\n{half}");
     let times = half.ack_at(0.99).as_secs_f64() / below.ack_at(0.99).as_secs_f64();

@@ -2,9 +2,15 @@
 
 use std::{fmt, time::Duration};
 
-use crate::local::{Kind, Platform, cpu_of};
+use crate::{
+    local::{Kind, Platform, cpu_of},
+    wait::await_until,
+};
 
 use super::BenchError;
+
+/// Rewriting an append-only file.
+const REWRITE: Duration = Duration::from_secs(60);
 
 /// CPU time by part, at one moment.
 #[derive(Debug, Clone, Default)]
@@ -43,6 +49,29 @@ impl fmt::Display for Cost {
         let parts: Vec<String> = self.0.iter().map(|(name, s)| format!("{name} {s:.0}")).collect();
         write!(f, "  CPU seconds per million messages: {platform:.0} ({})", parts.join(", "))
     }
+}
+
+/// Rewrites the append-only files of all nodes, which is due now and then and takes both cores for seconds: in none of the phases that are
+/// compared, instead of in some by chance.
+pub(super) async fn rewrite_logs(platform: &Platform) -> Result<(), BenchError> {
+    for node in platform.valkey.nodes(0) {
+        node.command(&["BGREWRITEAOF"]).await?;
+    }
+    for node in platform.valkey.nodes(0) {
+        let rewritten = || async {
+            let info = node.command(&["INFO", "persistence"]).await.map_err(|e| e.to_string())?;
+            let text = redis::from_redis_value::<String>(info).map_err(|e| e.to_string())?;
+            let busy = ["aof_rewrite_in_progress:1", "aof_rewrite_scheduled:1"];
+            match busy.iter().find(|state| text.contains(*state)) {
+                None => Ok(()),
+                Some(state) => Err((*state).to_owned()),
+            }
+        };
+        await_until("the append-only file to be rewritten", REWRITE, rewritten)
+            .await
+            .map_err(|e| BenchError::Engine(e.to_string()))?;
+    }
+    Ok(())
 }
 
 /// The primary's memory in use for data: without what it holds for its replicas, which is bounded and fills up first.

@@ -4,11 +4,13 @@ mod claims;
 mod coalesce;
 mod hub;
 mod node;
+mod nudge;
 mod partition;
 mod repair;
 mod topology;
 mod view;
 mod wire;
+mod writer;
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,0 +1,474 @@
+//! The writer of one primary: it gathers calls and commits them in groups.
+//!
+//! A group is one pipeline that ends with WAIT. Nothing is answered before the whole group is on the primary's disk and on enough replicas.
+//! A refusal concerns its own call; a short WAIT or a lost connection leaves the outcome of the group open, so the claims of all its
+//! partitions end and are made again: what the store holds then decides.
+//!
+//! Everything goes over one connection, so calls take effect in the order in which they were queued. While a group is under way the calls
+//! that come in gather for the next; once they are many, that one is sent behind the first, and the primary begins with it as soon as the
+//! first is acknowledged instead of when this process has heard of it.
+
+use std::{
+    collections::VecDeque,
+    future::poll_fn,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures::{FutureExt, future::BoxFuture};
+use kith_kit::valkey::{Connection, Connector, ValkeyError};
+use redis::{Pipeline, Value, cmd};
+use tokio::{sync::mpsc, time::Instant};
+
+use super::{
+    hub::Hub,
+    node::{FULL, Item, QUEUE},
+    nudge::Nudger,
+    partition::{Claim, Partition, Pending},
+    topology::Primary,
+    wire::{self, Emits, Verdict},
+};
+use crate::{engine::EngineError, jitter::jittered};
+
+/// Calls in one group, and the bytes at which a group is full.
+const GROUP: usize = 512;
+const GROUP_BYTES: usize = 1 << 20;
+/// The least time from one group to the next: what comes in meanwhile shares its disk writes and its round trip to the replicas. A call that
+/// finds the writer at rest does not wait.
+const SPACING: Duration = Duration::from_millis(2);
+/// Groups under way at once, and the calls that make another one worth it: fewer rather share the next.
+const DEPTH: usize = 2;
+const OVERLAP: usize = 64;
+/// How long replicas may take to acknowledge a group.
+const WAIT_MS: u64 = 1_000;
+/// How long a group may take in all once those before it are answered; longer than WAIT, so that a slow replica is told from a silent
+/// primary.
+const ANSWER: Duration = Duration::from_millis(2_500);
+/// A group that is not answered after this, and after three times what groups take, gets a nudge, and again, a few times. On a busy machine
+/// all groups take longer, and nudges would only add to what it has to do.
+const NUDGE: Duration = Duration::from_millis(5);
+const NUDGES: u32 = 3;
+/// Between two looks at replicas that are behind.
+const SETTLE: Duration = Duration::from_millis(50);
+/// After a connection that failed.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Commits what a primary's queue holds.
+pub(super) struct Writer {
+    primary: Primary,
+    connector: Connector,
+    connection: Option<Connection>,
+    nudger: Arc<Nudger>,
+    /// What groups have taken of late.
+    usual: Duration,
+    hub: Arc<Hub>,
+    under_way: UnderWay,
+    /// Calls that are done on the primary; too few replicas had acknowledged them in time. In the order in which they were sent over
+    /// `connection`, so the next WAIT that succeeds on it covers them.
+    unsettled: Vec<Unsettled>,
+}
+
+/// A call whose caller was told that its outcome is open.
+struct Unsettled {
+    partition: Arc<Partition>,
+    claim: Arc<Claim>,
+    ver: u64,
+    events: Vec<Pending>,
+}
+
+type Answer = Result<Vec<Value>, ValkeyError>;
+
+/// Groups in the order in which they were sent.
+#[derive(Default)]
+struct UnderWay(VecDeque<Group>);
+
+struct Group {
+    items: Vec<Item>,
+    sent: Instant,
+    /// When it became the first of those under way.
+    first_since: Instant,
+    nudged: u32,
+    answer: BoxFuture<'static, Answer>,
+    answered: Option<Answer>,
+}
+
+impl UnderWay {
+    /// The answer to the first group; pending while there is none.
+    async fn answered(&mut self) -> Answer {
+        poll_fn(|cx| self.poll(cx)).await
+    }
+
+    /// Looks at the groups in their order: the first look at each puts it on the wire.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Answer> {
+        for group in &mut self.0 {
+            if group.answered.is_none()
+                && let Poll::Ready(answer) = group.answer.poll_unpin(cx)
+            {
+                group.answered = Some(answer);
+            }
+        }
+        match self.0.front_mut().and_then(|group| group.answered.take()) {
+            Some(answer) => Poll::Ready(answer),
+            None => Poll::Pending,
+        }
+    }
+
+    fn take_first(&mut self) -> Option<Group> {
+        let first = self.0.pop_front();
+        if let Some(next) = self.0.front_mut() {
+            next.first_since = Instant::now();
+        }
+        first
+    }
+
+    /// When the first group has to be answered.
+    fn deadline(&self) -> Option<Instant> {
+        self.0.front().map(|group| group.first_since + ANSWER)
+    }
+
+    /// When the first group gets its next nudge.
+    fn nudge_at(&self, usual: Duration) -> Option<Instant> {
+        let group = self.0.front().filter(|group| group.nudged < NUDGES)?;
+        Some(group.first_since + NUDGE.max(usual * 3) * (group.nudged + 1))
+    }
+}
+
+/// Calls that are not sent yet.
+struct Gathered {
+    items: Vec<Item>,
+    bytes: usize,
+}
+
+impl Gathered {
+    fn add(&mut self, item: Item) {
+        self.bytes += item.bytes;
+        self.items.push(item);
+    }
+
+    fn is_full(&self) -> bool {
+        self.items.len() >= GROUP || self.bytes >= GROUP_BYTES
+    }
+
+    /// What goes next: of many calls one half, so that their callers are busy with its answers while the engine works on the other half.
+    /// All in one group, they would take turns.
+    fn take(&mut self) -> Vec<Item> {
+        let half = OVERLAP.max(self.items.len() / 2).min(self.items.len());
+        let rest = self.items.split_off(half);
+        self.bytes = rest.iter().map(|item| item.bytes).sum();
+        std::mem::replace(&mut self.items, rest)
+    }
+}
+
+impl Writer {
+    pub(super) fn new(primary: Primary, connector: Connector, hub: Arc<Hub>) -> Self {
+        let nudger = Arc::new(Nudger::new(connector.clone(), primary.address.clone()));
+        Self {
+            primary,
+            connector,
+            connection: None,
+            nudger,
+            usual: Duration::ZERO,
+            hub,
+            under_way: UnderWay::default(),
+            unsettled: Vec::new(),
+        }
+    }
+
+    /// Runs until the queue's last sender is gone and everything is answered.
+    pub(super) async fn run(mut self, mut queue: mpsc::Receiver<Item>) {
+        let mut gathered = Gathered { items: Vec::with_capacity(OVERLAP), bytes: 0 };
+        let mut next = Instant::now();
+        let mut open = true;
+        while open || !gathered.items.is_empty() || !self.under_way.0.is_empty() {
+            let due = self.is_due(&gathered);
+            if due && Instant::now() >= next {
+                next = Instant::now() + SPACING;
+                self.send(gathered.take()).await;
+                continue;
+            }
+            let (deadline, nudge_at) = (self.under_way.deadline(), self.under_way.nudge_at(self.usual));
+            let idle = self.under_way.0.is_empty() && gathered.items.is_empty();
+            tokio::select! {
+                biased;
+                answer = self.under_way.answered(), if deadline.is_some() => self.finish(answer),
+                first = queue.recv(), if open && !gathered.is_full() => match first {
+                    None => open = false,
+                    Some(first) => {
+                        gathered.add(first);
+                        while !gathered.is_full() && let Ok(item) = queue.try_recv() {
+                            gathered.add(item);
+                        }
+                    }
+                },
+                () = tokio::time::sleep_until(next), if due => {}
+                () = at(nudge_at) => self.nudge(),
+                () = at(deadline) => self.lost("no answer in time"),
+                // Without a call there is still something to wait for.
+                () = tokio::time::sleep(SETTLE), if idle && !self.unsettled.is_empty() => self.settle_up().await,
+            }
+        }
+    }
+
+    /// Whether what has gathered may go, but for the spacing.
+    fn is_due(&self, gathered: &Gathered) -> bool {
+        match self.under_way.0.len() {
+            0 => !gathered.items.is_empty(),
+            // A connection that has ended is made anew when what was sent over it is given up.
+            sent => {
+                let stands = self.connection.as_ref().is_some_and(|c| !c.is_closed());
+                sent < DEPTH && gathered.items.len() >= OVERLAP && stands
+            }
+        }
+    }
+
+    /// Asks whether the replicas have caught up with what is unsettled.
+    async fn settle_up(&mut self) {
+        let Some(mut connection) = self.connection.clone().filter(|c| !c.is_closed()) else {
+            self.connection = None;
+            return self.give_up();
+        };
+        let k = self.hub.ack_replicas();
+        let wait = connection.command(cmd("WAIT").arg(k).arg(WAIT_MS)).await;
+        match wait {
+            Ok(Value::Int(n)) => self.settle(Vec::new(), Vec::new(), n >= i64::from(k)),
+            Ok(_) => self.lost("an answer of another kind"),
+            Err(error) => self.lost(&error.to_string()),
+        }
+    }
+
+    /// The connection over which they were sent is gone: only the store knows what became of them.
+    fn give_up(&mut self) {
+        for Unsettled { partition, claim, .. } in self.unsettled.drain(..) {
+            self.hub.void(&partition, &claim);
+        }
+    }
+
+    /// Puts a group on its way.
+    async fn send(&mut self, gathered: Vec<Item>) {
+        let now = Instant::now();
+        if self.unsettled.len() >= QUEUE {
+            gathered.into_iter().for_each(|item| answer(item, Err(FULL)));
+            if self.under_way.0.is_empty() {
+                self.settle_up().await;
+            }
+            return;
+        }
+        let mut items = Vec::with_capacity(gathered.len());
+        for item in gathered {
+            if item.claim.as_ref().is_some_and(|c| c.is_void()) {
+                // Nothing was sent: a retry is safe, and finds the claim that follows.
+                answer(item, Err(EngineError::Unavailable("the partition changed hands: try again".into())));
+            } else if item.end <= now {
+                answer(item, Err(EngineError::Deadline));
+            } else {
+                items.push(item);
+            }
+        }
+        if items.is_empty() {
+            return;
+        }
+        let mut connection = match self.connected().await {
+            Ok(connection) => connection,
+            Err(error) => return self.unreachable(items, &error).await,
+        };
+        let mut pipeline = Pipeline::with_capacity(items.len() + 1);
+        for item in &mut items {
+            pipeline.add_command(std::mem::take(&mut item.command));
+        }
+        pipeline.add_command(cmd("WAIT").arg(self.hub.ack_replicas()).arg(WAIT_MS).take());
+        metrics::histogram!("kith_storage_group_items").record(items.len() as f64);
+        let answer = async move { connection.pipeline(&pipeline).await }.boxed();
+        self.under_way.0.push_back(Group { items, sent: now, first_since: now, nudged: 0, answer, answered: None });
+    }
+
+    /// The first group under way is answered.
+    fn finish(&mut self, answer: Answer) {
+        match answer {
+            Ok(mut values) if self.under_way.0.front().is_some_and(|g| values.len() == g.items.len() + 1) => {
+                let Some(group) = self.under_way.take_first() else { return };
+                let took = group.sent.elapsed();
+                self.usual = (self.usual * 7 + took) / 8;
+                metrics::histogram!("kith_storage_commit_seconds").record(took.as_secs_f64());
+                let k = i64::from(self.hub.ack_replicas());
+                let enough = matches!(values.pop(), Some(Value::Int(n)) if n >= k);
+                self.settle(group.items, values, enough);
+            }
+            Ok(_) => self.lost("an answer of another length"),
+            Err(error) => self.lost(&error.to_string()),
+        }
+    }
+
+    /// Lets the first group's replicas be nudged, with one of its calls' claims.
+    fn nudge(&mut self) {
+        let Some(group) = self.under_way.0.front_mut() else { return };
+        group.nudged += 1;
+        if let Some(item) = group.items.iter().find(|item| item.claim.is_some())
+            && let Some(claim) = item.claim.clone()
+        {
+            tokio::spawn(self.nudger.clone().nudge(item.partition.clone(), claim));
+        }
+    }
+
+    async fn connected(&mut self) -> Result<Connection, ValkeyError> {
+        match &self.connection {
+            Some(connection) if !connection.is_closed() => Ok(connection.clone()),
+            _ => {
+                self.give_up();
+                let fresh = self.connector.connect(&self.primary.address, ANSWER).await?;
+                self.hub.check_library(&fresh).await?;
+                self.connection = Some(fresh.clone());
+                Ok(fresh)
+            }
+        }
+    }
+
+    /// No connection: nothing was sent.
+    async fn unreachable(&mut self, items: Vec<Item>, error: &ValkeyError) {
+        tracing::warn!(%error, node = %self.primary.address, calls = items.len(), "the storage engine's primary cannot be reached");
+        self.connection = None;
+        self.hub.watcher.look_again();
+        for item in items {
+            answer(item, Err(EngineError::Unavailable("the storage engine cannot be reached: try again".into())));
+        }
+        tokio::time::sleep(jittered(PAUSE)).await;
+    }
+
+    /// Answers did not come: every call under way may or may not be done.
+    fn lost(&mut self, why: &str) {
+        let items: Vec<Item> = self.under_way.0.drain(..).flat_map(|group| group.items).collect();
+        tracing::warn!(why, node = %self.primary.address, calls = items.len(), "the storage engine lost a group: its outcome is open");
+        metrics::counter!("kith_storage_groups_lost_total").increment(1);
+        self.connection = None;
+        self.give_up();
+        self.hub.watcher.look_again();
+        for item in items {
+            if let Some(claim) = &item.claim {
+                self.hub.void(&item.partition, claim);
+            }
+            answer(item, Err(EngineError::Unavailable("the outcome is not known: retry with the same ids".into())));
+        }
+    }
+
+    fn settle(&mut self, items: Vec<Item>, values: Vec<Value>, enough: bool) {
+        if enough {
+            for Unsettled { partition, claim, ver, events } in self.unsettled.drain(..) {
+                if !claim.is_void() {
+                    self.hub.committed(&partition, &claim, ver, events);
+                }
+            }
+        } else if !items.is_empty() {
+            tracing::warn!(node = %self.primary.address, calls = items.len(), "too few replicas acknowledged a group in time");
+            metrics::counter!("kith_storage_short_waits_total").increment(1);
+        }
+        for (item, value) in items.into_iter().zip(values) {
+            match wire::verdict(value) {
+                Verdict::Done(values) if enough => self.done(item, values),
+                Verdict::Done(values) => self.doubt(item, &values),
+                Verdict::Fenced(holder) => {
+                    if let Some(claim) = &item.claim {
+                        self.hub.fenced(&item.partition, claim, holder.clone());
+                    }
+                    answer(item, Err(EngineError::WrongHolder(holder)));
+                }
+                Verdict::Elsewhere => {
+                    self.hub.watcher.look_again();
+                    if let Some(claim) = &item.claim {
+                        self.hub.void(&item.partition, claim);
+                    }
+                    answer(item, Err(EngineError::Unavailable("the partition is moving: try again".into())));
+                }
+                Verdict::Refused(error) => answer(item, Err(error)),
+            }
+        }
+    }
+
+    /// Done on the primary, perhaps nowhere else: reads leave it out, and it is committed with the next WAIT that succeeds.
+    fn doubt(&mut self, item: Item, values: &[Value]) {
+        if let Some(claim) = item.claim.clone().filter(|c| !c.is_void()) {
+            let ver = values.first().and_then(wire::number).unwrap_or(0);
+            let events = wire::emitted(&item.emits, ver, values);
+            if !events.is_empty() {
+                let message = match &item.emits {
+                    Emits::Message { conversation_id, .. } => {
+                        values.get(1).and_then(wire::number).map(|seq| (conversation_id.clone(), seq))
+                    }
+                    _ => None,
+                };
+                claim.doubt(ver, message);
+            }
+            self.unsettled.push(Unsettled { partition: item.partition.clone(), claim, ver, events });
+        }
+        let why = "too few replicas answered in time: retry with the same ids";
+        answer(item, Err(EngineError::Unavailable(why.into())));
+    }
+
+    fn done(&self, item: Item, values: Vec<Value>) {
+        if let Some(claim) = &item.claim {
+            if claim.is_void() {
+                // Deposed while the group was on its way: whether the successor has it is for the next claim to see.
+                return answer(
+                    item,
+                    Err(EngineError::Unavailable("the outcome is not known: retry with the same ids".into())),
+                );
+            }
+            let ver = values.first().and_then(wire::number).unwrap_or(0);
+            let pending = wire::emitted(&item.emits, ver, &values);
+            self.hub.committed(&item.partition, claim, ver, pending);
+        }
+        answer(item, Ok(values));
+    }
+}
+
+/// Resolves then; never without a time.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn answer(item: Item, outcome: Result<Vec<Value>, EngineError>) {
+    // An error means that the caller has gone.
+    drop(item.done.send(outcome));
+}
+
+#[cfg(test)]
+mod tests {
+    use parking_lot::Mutex;
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    fn group(answer: BoxFuture<'static, Answer>) -> Group {
+        let now = Instant::now();
+        Group { items: Vec::new(), sent: now, first_since: now, nudged: 0, answer, answered: None }
+    }
+
+    #[tokio::test]
+    async fn groups_go_out_and_are_answered_in_the_order_in_which_they_were_sent() {
+        let (sent, mut answers) = (Arc::new(Mutex::new(Vec::new())), Vec::new());
+        let mut under_way = UnderWay::default();
+        for n in 0..DEPTH as i64 {
+            let (answer, answered) = oneshot::channel();
+            answers.push(answer);
+            let sent = sent.clone();
+            let on_the_wire = async move {
+                sent.lock().push(n);
+                Ok(vec![Value::Int(answered.await.unwrap())])
+            };
+            under_way.0.push_back(group(on_the_wire.boxed()));
+        }
+        assert!(under_way.answered().now_or_never().is_none());
+        assert_eq!(*sent.lock(), [0, 1]);
+        answers.pop().unwrap().send(1).unwrap();
+        assert!(under_way.answered().now_or_never().is_none(), "the second has to wait for the first");
+        answers.pop().unwrap().send(0).unwrap();
+        for n in 0..DEPTH as i64 {
+            let answer = under_way.answered().now_or_never().unwrap().unwrap();
+            assert_eq!(answer, [Value::Int(n)]);
+            under_way.take_first().unwrap();
+        }
+        assert!(under_way.answered().now_or_never().is_none() && under_way.deadline().is_none());
+    }
+}
