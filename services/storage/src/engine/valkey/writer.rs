@@ -248,7 +248,9 @@ impl Writer {
     async fn send(&mut self, gathered: Vec<Item>) {
         let now = Instant::now();
         if self.unsettled.len() >= QUEUE {
-            gathered.into_iter().for_each(|item| answer(item, Err(FULL)));
+            for item in gathered {
+                answer(item, Err(FULL));
+            }
             if self.under_way.0.is_empty() {
                 self.settle_up().await;
             }
