@@ -13,7 +13,9 @@ fn rounds() -> usize {
 
 async fn survive(faults: &[Fault], rounds: usize, via: Via) {
     // Two replicas: with k = 1 a primary's death still leaves R − k + 1 = 2 in sight.
-    let options = Options { replicas: 2, log: "warn".to_owned(), ..Options::default() };
+    let mut options = Options { replicas: 2, log: "warn".to_owned(), ..Options::default() };
+    // Full within seconds at this load.
+    options.limits.outbox_bytes = 256 << 10;
     let mut platform = Platform::start(options).await.expect("the local platform");
     let seed = std::env::var("KITH_FAULT_SEED").ok().and_then(|n| n.parse().ok()).unwrap_or_else(rand::random);
     println!("seed {seed}");

@@ -36,8 +36,12 @@ pub enum Fault {
     CutOffTogether,
     /// SIGKILL of a replica.
     KillReplica,
+    /// SIGSTOP of a replica for ten seconds: its connections stand, and nothing comes or goes on them.
+    CutOffReplica,
     /// Kafka stopped and started.
     RestartKafka,
+    /// Kafka stopped until the outbox is full and sends are refused, then started.
+    FillOutbox,
     /// SIGKILL of `tasks`.
     KillTasks,
     /// SIGKILL of `sessions`.
@@ -48,14 +52,16 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::KillPrimary,
         Self::KillStorage,
         Self::FreezePrimary,
         Self::FreezeStorage,
         Self::CutOffTogether,
         Self::KillReplica,
+        Self::CutOffReplica,
         Self::RestartKafka,
+        Self::FillOutbox,
         Self::KillTasks,
         Self::KillSessions,
         Self::DrainGateway,
@@ -71,7 +77,9 @@ impl fmt::Display for Fault {
             Self::FreezeStorage => "storage frozen",
             Self::CutOffTogether => "primary and holder frozen",
             Self::KillReplica => "replica killed",
+            Self::CutOffReplica => "replica cut off",
             Self::RestartKafka => "Kafka restarted",
+            Self::FillOutbox => "outbox filled",
             Self::KillTasks => "tasks killed",
             Self::KillSessions => "sessions killed",
             Self::DrainGateway => "gateway drained",
@@ -153,9 +161,14 @@ impl Platform {
                 self.valkey.promote(0).await?;
                 self.valkey.node(0, dead).restart().await?;
             }
+            Fault::CutOffReplica => {
+                let replica = self.replica().await?;
+                self.valkey.node(0, replica).process().pause()?;
+                tokio::time::sleep(FREEZE).await;
+                self.valkey.node(0, replica).process().resume()?;
+            }
             Fault::KillReplica => {
-                let primary = self.valkey.primary(0).await?;
-                let replica = (primary + 1) % self.valkey.nodes(0).len();
+                let replica = self.replica().await?;
                 self.valkey.node(0, replica).process().kill()?;
                 self.valkey.node(0, replica).restart().await?;
             }
@@ -189,6 +202,12 @@ impl Platform {
                 self.set_published(at, true)?;
             }
             Fault::RestartKafka => self.kafka.restart().await?,
+            Fault::FillOutbox => {
+                self.kafka.stop().await?;
+                let full = self.await_full_outbox(HEAL).await;
+                self.kafka.restart().await?;
+                full.map_err(|source| FaultError::NotHealed { fault, source })?;
+            }
             Fault::DrainGateway => {
                 let at = self.pick(Kind::Gateway, 0);
                 self.stop(at).await?;
@@ -196,6 +215,23 @@ impl Platform {
             }
         }
         Ok(())
+    }
+
+    async fn replica(&self) -> Result<usize, TestError> {
+        Ok((self.valkey.primary(0).await? + 1) % self.valkey.nodes(0).len())
+    }
+
+    /// Waits until an instance of storage holds as much unpublished as it may.
+    async fn await_full_outbox(&self, deadline: Duration) -> Result<(), TimedOut> {
+        let bound = self.options.limits.outbox_bytes as f64;
+        await_until("a full outbox", deadline, || async {
+            let mut fullest = 0.0_f64;
+            for at in (0..self.count(Kind::Storage)).filter_map(|index| self.find(Kind::Storage, index)) {
+                fullest = fullest.max(self.instance(at).metric("kith_storage_outbox_bytes").await.unwrap_or(0.0));
+            }
+            if fullest >= bound { Ok(()) } else { Err(format!("{fullest:.0} of {bound:.0} bytes")) }
+        })
+        .await
     }
 
     fn pick(&self, kind: Kind, round: usize) -> usize {
