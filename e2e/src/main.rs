@@ -47,7 +47,7 @@ enum Command {
     /// Changes the shards and kills things under load on the local cluster, then holds every promise against what was kept.
     Chaos {
         /// Seconds for which things die.
-        #[arg(long, default_value_t = 900)]
+        #[arg(long, default_value_t = 660)]
         seconds: u64,
         /// Nodes of the local cluster; with more than one, one dies.
         #[arg(long, env = "NODES", default_value_t = 1)]

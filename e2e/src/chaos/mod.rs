@@ -44,6 +44,8 @@ pub struct ChaosOptions {
     pub shards: Vec<u32>,
     /// Whether weights are changed and a rebalance is stopped and taken up again.
     pub steer: bool,
+    /// Whether all changes are gone through once before anything dies: what moves alone cost.
+    pub calm_first: bool,
     /// Nodes of the cluster, for bringing back the one that died.
     pub nodes: u32,
 }
@@ -58,7 +60,7 @@ impl ChaosOptions {
         }
         // Twenty busy conversations among two hundred users.
         let load = LoadOptions { pairs: 20, bystanders: 160, rate: 300.0, ..LoadOptions::default() };
-        Self { load, lasts, faults, shards: vec![3, 5, 2], steer: true, nodes }
+        Self { load, lasts, faults, shards: vec![3, 5, 2], steer: true, calm_first: true, nodes }
     }
 
     /// The short one of every check.
@@ -69,6 +71,7 @@ impl ChaosOptions {
             faults: vec![(Fault::Operator, 3), (Fault::Primary, 2), (Fault::Replica, 2)],
             shards: vec![2],
             steer: false,
+            calm_first: false,
             nodes: 1,
         }
     }
@@ -135,17 +138,21 @@ pub async fn run(cluster: &Cluster, target: &Target, options: &ChaosOptions) -> 
 async fn faulted(cluster: &Cluster, target: &Target, options: &ChaosOptions) -> Result<Outcome, ChaosError> {
     let load = Load::start(target, options.load.clone()).await?;
     load.all_serve(HEALED).await?;
-    let begun = Instant::now();
     let (ledger, end) = (load.ledger().clone(), CancellationToken::new());
+    let mut changes = Vec::new();
+    if options.calm_first {
+        changes = change_shards(cluster, options, &ledger, Amid::Nothing).await?;
+    }
+    let begun = Instant::now();
     let injecting = tokio::spawn(inject_all(cluster.clone(), options.clone(), ledger.clone(), end.clone()));
-    let changed = change_shards(cluster, options, &ledger).await;
+    let changed = change_shards(cluster, options, &ledger, Amid::Faults).await;
     if changed.is_ok() {
         tokio::time::sleep(options.lasts.saturating_sub(begun.elapsed())).await;
     }
     end.cancel();
     // The quota is kept also when the shards were quicker than it.
     injecting.await??;
-    let changes = changed?;
+    changes.extend(changed?);
     let healing = Instant::now();
     let last = cluster.wanted_shards().await?;
     cluster.await_balanced(last as usize, HEALED * 3).await?;
@@ -155,41 +162,62 @@ async fn faulted(cluster: &Cluster, target: &Target, options: &ChaosOptions) -> 
     Ok(Outcome { report, healed_in, changes })
 }
 
+/// When shards are changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Amid {
+    Nothing,
+    Faults,
+}
+
+impl fmt::Display for Amid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nothing => "alone",
+            Self::Faults => "amid faults",
+        })
+    }
+}
+
 /// Goes through the shard counts; in between weights and a stop.
 async fn change_shards(
     cluster: &Cluster,
     options: &ChaosOptions,
     ledger: &Arc<Ledger>,
+    amid: Amid,
 ) -> Result<Vec<(String, Duration)>, ClusterError> {
+    let in_place = async |shards: u32| match amid {
+        Amid::Nothing => cluster.await_balanced(shards as usize, CHANGE).await,
+        Amid::Faults => cluster.await_spread(shards as usize, CHANGE).await,
+    };
     let mut took = Vec::new();
     for (step, shards) in options.shards.iter().enumerate() {
         let begun = Instant::now();
-        tracing::info!(shards, "scaling");
+        tracing::info!(shards, %amid, "scaling");
+        ledger.injected(&format!("shards changed {amid}"));
         cluster.scale(*shards).await?;
-        ledger.injected("shards changed");
         if options.steer && step == 1 {
-            stop_and_resume(cluster, ledger).await?;
+            stop_and_resume(cluster, ledger, amid).await?;
         }
-        cluster.await_balanced(*shards as usize, CHANGE).await?;
-        took.push((format!("to {shards} shards"), begun.elapsed()));
+        in_place(*shards).await?;
+        took.push((format!("to {shards} shards {amid}"), begun.elapsed()));
         if options.steer && step == 0 && *shards >= 3 {
             let begun = Instant::now();
             let heavy = format!("{}-2", cluster.name);
+            ledger.injected(&format!("weights changed {amid}"));
             cluster.weigh(&heavy, 200).await?;
-            ledger.injected("weights 1:1:2");
             cluster.await_moving(CHANGE).await?;
-            cluster.await_balanced(*shards as usize, CHANGE).await?;
-            took.push(("weights 1:1:2".to_owned(), begun.elapsed()));
+            in_place(*shards).await?;
+            took.push((format!("weights 1:1:2 {amid}"), begun.elapsed()));
         }
     }
     Ok(took)
 }
 
 /// Stops the rebalance that moves slots, waits until nothing moves, takes it up again.
-async fn stop_and_resume(cluster: &Cluster, ledger: &Arc<Ledger>) -> Result<(), ClusterError> {
+async fn stop_and_resume(cluster: &Cluster, ledger: &Arc<Ledger>, amid: Amid) -> Result<(), ClusterError> {
     let Some(name) = cluster.await_moving(CHANGE).await? else { return Ok(()) };
     cluster.tell(&name, "stop").await?;
-    ledger.injected("rebalance stopped");
+    ledger.injected(&format!("rebalance stopped {amid}"));
     let api = cluster.api::<kith_crds::ShardRebalance>();
     let still = |r: &kith_crds::ShardRebalance| r.status.as_ref().is_some_and(|s| s.phase.is_final());
     cluster.await_object(&api, &name, "the rebalance to stop", CHANGE, still).await?;
@@ -216,8 +244,8 @@ async fn inject_all(
             faults::await_whole(&cluster).await?;
         }
         tracing::info!(%fault, "injecting");
-        inject(&cluster, fault, &options).await?;
         ledger.injected(&fault.to_string());
+        inject(&cluster, fault, &options).await?;
     }
     Ok(())
 }

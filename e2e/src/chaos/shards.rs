@@ -1,8 +1,11 @@
 //! Shards as a platform team changes them: scaled, weighted, their rebalances watched, stopped and taken up again.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
-use kith_crds::{ChatCluster, ShardRebalance, StorageShard, names, shardrebalance::RebalancePhase};
+use kith_crds::{
+    ChatCluster, ShardRebalance, StorageShard, names,
+    shardrebalance::{Proposal, RebalancePhase},
+};
 use kube::{
     ResourceExt,
     api::{ListParams, Patch, PatchParams},
@@ -17,7 +20,7 @@ use crate::{
 /// Between two looks at the API server.
 const POLL: Duration = Duration::from_millis(300);
 /// How far a shard may be off its share: the bound that rebalances work to, per cent.
-const BOUND_PERCENT: f64 = 5.0;
+const BOUND_PERCENT: u32 = 5;
 const SLOTS: f64 = 16_384.0;
 
 impl Cluster {
@@ -56,10 +59,9 @@ impl Cluster {
             if let Some(moving) = all.iter().find(|r| phase(r) == RebalancePhase::Rebalancing) {
                 return Ok(Some(moving.name_any()));
             }
-            match self.unbalanced().await.map_err(|e| e.to_string())? {
-                None => Ok(None),
-                Some(why) => Err(why),
-            }
+            // All that is wanted may be in place already.
+            let wanted = self.wanted_shards().await.map_err(|e| e.to_string())?;
+            self.spread_over(wanted as usize).await.map(|()| None)
         });
         Ok(found.await?)
     }
@@ -67,18 +69,29 @@ impl Cluster {
     /// Waits until there are exactly `shards` shards, each with its share, nothing moves, and everything is healthy.
     pub async fn await_balanced(&self, shards: usize, deadline: Duration) -> Result<(), ClusterError> {
         await_every(POLL, &format!("{shards} balanced shards"), deadline, || async {
-            let now = self.shards().await.map_err(|e| e.to_string())?;
-            if now.len() != shards {
-                return Err(format!("{} shards: {}", now.len(), self.told().await));
-            }
-            if let Some(why) = self.unbalanced().await.map_err(|e| e.to_string())? {
-                return Err(format!("{why}: {}", self.told().await));
-            }
+            self.spread_over(shards).await?;
             let ailments = self.ailments().await.map_err(|e| e.to_string())?;
             if ailments.is_empty() { Ok(()) } else { Err(ailments.join("; ")) }
         })
         .await?;
         Ok(())
+    }
+
+    /// The same, whatever ails the copies: while things die something always does.
+    pub async fn await_spread(&self, shards: usize, deadline: Duration) -> Result<(), ClusterError> {
+        await_every(POLL, &format!("slots spread over {shards} shards"), deadline, || self.spread_over(shards)).await?;
+        Ok(())
+    }
+
+    async fn spread_over(&self, shards: usize) -> Result<(), String> {
+        let now = self.shards().await.map_err(|e| e.to_string())?;
+        if now.len() != shards {
+            return Err(format!("{} shards: {}", now.len(), self.told().await));
+        }
+        match self.unbalanced().await.map_err(|e| e.to_string())? {
+            Some(why) => Err(format!("{why}: {}", self.told().await)),
+            None => Ok(()),
+        }
     }
 
     /// What the rebalances say, for failures.
@@ -93,26 +106,47 @@ impl Cluster {
 
     /// Why the slots are not spread by weight, or move; `None` when they are and do not.
     pub async fn unbalanced(&self) -> Result<Option<String>, ClusterError> {
-        let shards = self.shards().await?;
-        let weights: BTreeMap<String, f64> =
-            shards.iter().map(|s| (s.name_any(), f64::from(s.spec.effective_weight()))).collect();
-        let total: f64 = weights.values().sum();
-        let each = SLOTS / f64::from(self.chat_cluster().await?.spec.storage.partitions);
-        for shard in &shards {
-            let slots = f64::from(shard.status.as_ref().map_or(0, |s| s.slots));
-            let share = SLOTS * weights[&shard.name_any()] / total.max(1.0);
-            let allowed = (share * BOUND_PERCENT / 100.0).max(each) + 0.5;
-            if (slots - share).abs() > allowed {
-                return Ok(Some(format!("{} owns {slots} slots, its share is {share:.0}", shard.name_any())));
-            }
+        let (shards, rebalances) = (self.shards().await?, self.rebalances().await?);
+        let phase = |r: &ShardRebalance| r.status.as_ref().map(|s| s.phase).unwrap_or_default();
+        if let Some(moving) = rebalances.iter().find(|r| phase(r).is_active()) {
+            return Ok(Some(format!("{} moves slots", moving.name_any())));
         }
-        let busy =
-            self.rebalances().await?.into_iter().find(|r| r.status.as_ref().is_some_and(|s| s.phase.is_active()));
-        Ok(busy.map(|r| format!("{} moves slots", r.name_any())))
+        let each = SLOTS / f64::from(self.chat_cluster().await?.spec.storage.partitions);
+        let done = rebalances.iter().filter(|r| phase(r) == RebalancePhase::Ready);
+        let by_load = done.filter_map(|r| r.status.as_ref()?.proposal.as_ref()).any(|p| carried_out(p, &shards, each));
+        Ok(if by_load { None } else { off_by_slots(&shards, each) })
     }
 
     /// The sample's `spec.storage.shards`.
     pub async fn wanted_shards(&self) -> Result<u32, ClusterError> {
         Ok(self.api::<ChatCluster>().get(&self.name).await?.spec.storage.shards)
     }
+}
+
+fn slots(shard: &StorageShard) -> f64 {
+    f64::from(shard.status.as_ref().map_or(0, |s| s.slots))
+}
+
+/// Whether the shards are just as a proposal left them that came within the bound. It counts the bytes of each partition.
+fn carried_out(proposal: &Proposal, shards: &[StorageShard], each: f64) -> bool {
+    let after = |shard: &StorageShard| proposal.shards.iter().find(|s| s.name == shard.name_any());
+    proposal.imbalance_after_percent <= BOUND_PERCENT
+        && shards.iter().all(|shard| {
+            after(shard).is_some_and(|s| {
+                s.weight == shard.spec.effective_weight()
+                    && (f64::from(s.partitions_after) * each - slots(shard)).abs() < 0.5
+            })
+        })
+}
+
+/// The first shard that is further off its share than the bound, by the number of its slots.
+fn off_by_slots(shards: &[StorageShard], each: f64) -> Option<String> {
+    let weight = |shard: &StorageShard| f64::from(shard.spec.effective_weight());
+    let total: f64 = shards.iter().map(weight).sum();
+    shards.iter().find_map(|shard| {
+        let (owned, share) = (slots(shard), SLOTS * weight(shard) / total.max(1.0));
+        let allowed = (share * f64::from(BOUND_PERCENT) / 100.0).max(each) + 0.5;
+        let off = (owned - share).abs() > allowed;
+        off.then(|| format!("{} owns {owned} slots, its share is {share:.0}", shard.name_any()))
+    })
 }

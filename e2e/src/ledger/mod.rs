@@ -38,8 +38,8 @@ struct State {
     last: HashMap<(String, String), u64>,
     /// When a conversation last took a message.
     taken: HashMap<String, Instant>,
-    /// Since when a conversation refuses.
-    refusing: HashMap<String, Instant>,
+    /// Since when a conversation refuses, and what had been injected last then.
+    refusing: HashMap<String, (Instant, String)>,
     longest_refusal: Duration,
     longest_refusal_of: String,
     failed_tries: BTreeMap<String, u64>,
@@ -47,10 +47,35 @@ struct State {
     acknowledged: u64,
     latency: Histogram<u64>,
     injected: BTreeMap<String, u64>,
+    /// What was injected last.
+    last_injected: String,
+    /// How it went until the next one, by what was injected.
+    after: BTreeMap<String, After>,
     began: Instant,
     /// What happened, and how many acknowledgements were slow, by the second in which they were due.
     course: BTreeMap<u64, Second>,
     checks: Checks,
+}
+
+/// How it went after one kind of fault or change, until the next one.
+#[derive(Debug, Clone)]
+struct After {
+    latency: Histogram<u64>,
+    longest_refusal: Duration,
+}
+
+impl Default for After {
+    fn default() -> Self {
+        Self { latency: histogram(), longest_refusal: Duration::ZERO }
+    }
+}
+
+impl After {
+    fn told(&self) -> String {
+        let ms = |q| self.latency.value_at_quantile(q) as f64 / 1_000.0;
+        let refused = self.longest_refusal.as_secs_f64();
+        format!("ack p50 {:.1}, p99 {:.1} ms; longest refusal {refused:.2} s", ms(0.5), ms(0.99))
+    }
 }
 
 /// A second of the run in which something happened.
@@ -100,6 +125,8 @@ impl Default for Ledger {
             acknowledged: 0,
             latency: histogram(),
             injected: BTreeMap::new(),
+            last_injected: "nothing".to_owned(),
+            after: BTreeMap::new(),
             began: Instant::now(),
             course: BTreeMap::new(),
             checks: Checks::default(),
@@ -161,6 +188,7 @@ impl Ledger {
         let state = &mut *state;
         state.acknowledged += 1;
         state.latency.saturating_record(micros(latency));
+        state.after.entry(state.last_injected.clone()).or_default().latency.saturating_record(micros(latency));
         if latency > SLOW {
             let due = state.began.elapsed().saturating_sub(latency);
             if let Some(second) = state.second(due) {
@@ -169,8 +197,10 @@ impl Ledger {
             }
         }
         state.taken.insert(sent.conversation_id.clone(), Instant::now());
-        if let Some(since) = state.refusing.remove(&sent.conversation_id) {
+        if let Some((since, after)) = state.refusing.remove(&sent.conversation_id) {
             let refused = since.elapsed();
+            let after = state.after.entry(after).or_default();
+            after.longest_refusal = after.longest_refusal.max(refused);
             if refused > state.longest_refusal {
                 state.longest_refusal = refused;
                 state.longest_refusal_of.clone_from(&sent.conversation_id);
@@ -201,7 +231,8 @@ impl Ledger {
     /// A try failed in a way that the contract says to repeat.
     pub fn failed_try(&self, conversation: &str, code: &str) {
         let mut state = self.0.lock();
-        state.refusing.entry(conversation.to_owned()).or_insert_with(Instant::now);
+        let state = &mut *state;
+        state.refusing.entry(conversation.to_owned()).or_insert_with(|| (Instant::now(), state.last_injected.clone()));
         *state.failed_tries.entry(code.to_owned()).or_default() += 1;
     }
 
@@ -210,9 +241,12 @@ impl Ledger {
         self.0.lock().given_up.insert(client_msg_id.to_owned());
     }
 
-    /// A fault was injected.
+    /// A fault or a change is injected now: what follows until the next one is put down to it.
     pub fn injected(&self, fault: &str) {
-        *self.0.lock().injected.entry(fault.to_owned()).or_default() += 1;
+        let mut state = self.0.lock();
+        *state.injected.entry(fault.to_owned()).or_default() += 1;
+        fault.clone_into(&mut state.last_injected);
+        drop(state);
         self.note(fault);
     }
 
@@ -319,7 +353,12 @@ impl Ledger {
     pub fn report(&self) -> Report {
         let state = self.0.lock();
         // A conversation that refuses to the end counts up to now.
-        let open = state.refusing.iter().map(|(id, since)| (since.elapsed(), id)).max();
+        let open = state.refusing.iter().map(|(id, (since, _))| (since.elapsed(), id)).max();
+        let mut after = state.after.clone();
+        for (since, cause) in state.refusing.values() {
+            let after = after.entry(cause.clone()).or_default();
+            after.longest_refusal = after.longest_refusal.max(since.elapsed());
+        }
         let (longest, of) = match open {
             Some((open, id)) if open > state.longest_refusal => (open, id.clone()),
             _ => (state.longest_refusal, state.longest_refusal_of.clone()),
@@ -344,6 +383,7 @@ impl Ledger {
             p99: quantile(0.99),
             p999: quantile(0.999),
             slowest: Duration::from_micros(state.latency.max()),
+            after: after.into_iter().map(|(cause, after)| (cause, after.told())).collect(),
             course: state.told(),
             examples: checks.examples,
         }

@@ -39,6 +39,8 @@ pub struct Report {
     pub p999: Duration,
     /// The same: the longest of all.
     pub slowest: Duration,
+    /// How it went after each kind of fault or change, until the next one.
+    pub after: BTreeMap<String, String>,
     /// When what was injected, and when acknowledgements took more than half a second.
     pub course: Vec<String>,
     /// Some of what is wrong.
@@ -75,6 +77,9 @@ impl fmt::Display for Report {
         let ms = |d: Duration| format!("{:.1}", d.as_secs_f64() * 1_000.0);
         row("ack p50 / p99 / p99.9", format!("{} / {} / {} ms", ms(self.p50), ms(self.p99), ms(self.p999)))?;
         row("slowest ack", format!("{} ms", ms(self.slowest)))?;
+        for (cause, told) in &self.after {
+            row(&format!("after {cause}"), told.clone())?;
+        }
         for line in &self.course {
             row("", line.clone())?;
         }

@@ -82,3 +82,17 @@ fn the_course_tells_faults_and_slow_stretches_in_their_order() {
     assert_eq!(report.course, ["0 s: primary killed", "0-0 s: 2 slow, the slowest 0.90 s"]);
     assert!(report.slowest >= Duration::from_millis(900));
 }
+
+#[test]
+fn a_refusal_is_put_down_to_what_was_injected_before_it_began() {
+    let ledger = ledger(&[1]);
+    ledger.injected("shards changed");
+    ledger.failed_try("d:a:b", "UNAVAILABLE");
+    ledger.injected("primary killed");
+    ledger.acknowledged("a", "c2", &sent(2), Duration::from_millis(40));
+    let after = ledger.report().after;
+    assert!(after["nothing"].starts_with("ack p50 2.0"), "{after:?}");
+    assert!(after["shards changed"].starts_with("ack p50 0.0"), "{after:?}");
+    assert!(after["primary killed"].starts_with("ack p50 40."), "{after:?}");
+    assert!(after["primary killed"].ends_with("longest refusal 0.00 s"), "{after:?}");
+}
