@@ -159,9 +159,12 @@ impl Connection {
         self.finish_jobs().await;
     }
 
-    /// Reads what the client has sent meanwhile: it is answered in the same write.
+    /// Reads what the client has sent meanwhile: it is answered in the same write. The end of the socket is kept until that is done.
     fn read_ready(&mut self) {
         for _ in 0..AT_ONCE {
+            if self.ended.is_some() || self.machine.is_closed() || self.waiting.len() > MAX_WAITING_JOBS / 2 {
+                break;
+            }
             match self.socket.recv().now_or_never() {
                 None => break,
                 Some(Some(Ok(message))) if !matches!(message, Message::Close(_)) => {
@@ -169,11 +172,7 @@ impl Connection {
                         self.handle(input);
                     }
                 }
-                // What is here so far is answered before the end.
-                end => {
-                    self.ended = end;
-                    break;
-                }
+                end => self.ended = end,
             }
         }
         if self.machine.is_full() {
@@ -216,30 +215,28 @@ impl Connection {
         self.machine.handle(input, Instant::now(), clock::now_ms());
     }
 
-    /// Does what the machine wants.
+    /// Does what the machine wants. Where the socket takes no more, what is not for the client is still taken over.
     async fn perform(&mut self) -> Result<(), End> {
         let outputs = self.machine.take();
-        let mut wrote = false;
+        let mut written = Ok(false);
         for output in outputs {
             match output {
-                Output::Frame(text) => {
-                    metrics::counter!("kith_gateway_frames_total", "direction" => "out").increment(1);
-                    self.write(Message::Text(text.into())).await?;
-                    wrote = true;
-                }
-                Output::Ping => {
-                    self.write(Message::Ping(Bytes::new())).await?;
-                    wrote = true;
-                }
                 Output::Opened(opened) => self.open(opened),
                 Output::Job(job) => self.waiting.push_back(job),
+                _ if written.is_err() => {}
+                Output::Frame(text) => {
+                    metrics::counter!("kith_gateway_frames_total", "direction" => "out").increment(1);
+                    written = self.write(Message::Text(text.into())).await.map(|()| true);
+                }
+                Output::Ping => written = self.write(Message::Ping(Bytes::new())).await.map(|()| true),
                 Output::Close { code, reason } => {
                     metrics::counter!("kith_gateway_closes_total", "code" => code.to_string()).increment(1);
                     self.close(code, &reason).await;
-                    return Err(End::Over);
+                    written = Err(End::Over);
                 }
             }
         }
+        let wrote = written?;
         if self.waiting.len() > MAX_WAITING_JOBS {
             return Err(End::TooSlow);
         }

@@ -130,14 +130,15 @@ impl Core {
             [Field::new(c.clone(), "k"), Field::new(key::members(conversation_id), sender_id), Field::new(c, "s")];
         // A read costs less than a refusal, which waits for the disk with its group.
         let values = self.fields(partition, &fields, Self::end()).await?;
-        if !values[..2].iter().all(Option::is_some) {
-            if let Some(stored) = self.first_message(conversation_id, sender_id, peers, message).await? {
-                return Ok(stored);
-            }
-        } else if values[2].as_ref().and_then(model::number::<u64>).is_some_and(|seq| seq <= YOUNG) {
+        let stands = values[..2].iter().all(Option::is_some);
+        if !stands && let Some(stored) = self.first_message(conversation_id, sender_id, peers, message).await? {
+            return Ok(stored);
+        }
+        let stored = self.engine().append(partition, message(), Self::end()).await?;
+        if stands && values[2].as_ref().and_then(model::number::<u64>).is_some_and(|seq| seq <= YOUNG) {
             self.list_again(conversation_id, sender_id, peers).await?;
         }
-        Ok(self.engine().append(partition, message(), Self::end()).await?)
+        Ok(stored)
     }
 
     /// Opens a conversation with the first of `peers` that exists and stores its first message; none if nobody does. A list that is read
@@ -169,9 +170,11 @@ impl Core {
             let (listed, made, stored) =
                 futures::join!(listed, made, self.engine().append(partition, message(), Self::end()));
             match listed {
+                Ok(()) => {}
+                Err(_) if stored.is_ok() => self.list_stored(&pair, now).await?,
                 // A user's partition has changed hands meanwhile.
                 Err(error) if error.is_retryable() => self.list(&pair, now).await?,
-                entered => entered?,
+                Err(error) => return Err(error),
             }
             if made.is_ok() {
                 // Not before: whoever knows the conversation asks no more whether it stands and is listed.
@@ -193,7 +196,7 @@ impl Core {
     async fn list_again(&self, conversation_id: &str, sender_id: &str, peers: &[String]) -> Result<(), Error> {
         let now = Self::now();
         for peer in peers {
-            match self.list(&Pair::of(conversation_id, sender_id, peer)?, now).await {
+            match self.list_stored(&Pair::of(conversation_id, sender_id, peer)?, now).await {
                 Err(error) if error.code == Code::NotFound => {}
                 Err(error) => return Err(error),
                 Ok(()) => {
@@ -203,6 +206,14 @@ impl Core {
             }
         }
         Ok(())
+    }
+
+    /// [`Core::list`] where the message is stored already: whatever goes wrong, its sender has to come again.
+    async fn list_stored(&self, pair: &Pair<'_>, now: i64) -> Result<(), Error> {
+        self.list(pair, now).await.map_err(|error| match error.code {
+            Code::NotFound | Code::Unavailable | Code::DeadlineExceeded => error,
+            _ => Error::unavailable("not listed yet: retry with the same ids"),
+        })
     }
 
     /// Enters a conversation into the lists of both; NOT_FOUND if one of them does not exist.

@@ -300,8 +300,8 @@ impl From<EngineError> for Error {
 pub(crate) trait Engine: Send + Sync + 'static {
     /// Whether this instance holds the partition now.
     fn holds(&self, partition: u32) -> bool;
-    /// Whether calls to these partitions, made one after the other, take effect in that order and no later one without those before it,
-    /// while none of them changes hands.
+    /// Whether calls to these partitions, made one after the other, take effect in that order while none of them changes hands. A refusal
+    /// is one of its call alone.
     fn in_order(&self, partitions: &[u32]) -> bool;
     async fn append(&self, partition: u32, append: Append, end: Instant) -> Result<Appended, EngineError>;
     async fn cursor(&self, partition: u32, cursor: Cursor, end: Instant) -> Result<Moved, EngineError>;

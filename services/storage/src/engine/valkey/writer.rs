@@ -153,8 +153,8 @@ impl Gathered {
     /// What goes next: of many calls one half, so that their callers are busy with its answers while the engine works on the other half.
     /// All in one group, they would take turns.
     fn take(&mut self) -> Vec<Item> {
-        let half = OVERLAP.max(self.items.len() / 2).min(self.items.len());
-        let rest = self.items.split_off(half);
+        let all = self.items.len();
+        let rest = self.items.split_off(if all < 2 * OVERLAP { all } else { all / 2 });
         self.bytes = rest.iter().map(|item| item.bytes).sum();
         std::mem::replace(&mut self.items, rest)
     }
@@ -229,11 +229,12 @@ impl Writer {
             return self.give_up();
         };
         let k = self.hub.ack_replicas();
-        let wait = connection.command(cmd("WAIT").arg(k).arg(WAIT_MS)).await;
+        let wait = tokio::time::timeout(ANSWER, connection.command(cmd("WAIT").arg(k).arg(WAIT_MS))).await;
         match wait {
-            Ok(Value::Int(n)) => self.settle(Vec::new(), Vec::new(), n >= i64::from(k)),
-            Ok(_) => self.lost("an answer of another kind"),
-            Err(error) => self.lost(&error.to_string()),
+            Ok(Ok(Value::Int(n))) => self.settle(Vec::new(), Vec::new(), n >= i64::from(k)),
+            Ok(Ok(_)) => self.lost("an answer of another kind"),
+            Ok(Err(error)) => self.lost(&error.to_string()),
+            Err(_) => self.lost("no answer in time"),
         }
     }
 
@@ -270,9 +271,13 @@ impl Writer {
         if items.is_empty() {
             return;
         }
-        let mut connection = match self.connected().await {
-            Ok(connection) => connection,
-            Err(error) => return self.unreachable(items, &error).await,
+        let mut connection = match self.connection.clone() {
+            // Behind others only over theirs, which covers them: if it has ended, they and this group end with it.
+            Some(theirs) if !self.under_way.0.is_empty() => theirs,
+            _ => match self.connected().await {
+                Ok(connection) => connection,
+                Err(error) => return self.unreachable(items, &error).await,
+            },
         };
         let mut pipeline = Pipeline::with_capacity(items.len() + 1);
         for item in &mut items {
@@ -289,9 +294,8 @@ impl Writer {
         match answer {
             Ok(mut values) if self.under_way.0.front().is_some_and(|g| values.len() == g.items.len() + 1) => {
                 let Some(group) = self.under_way.take_first() else { return };
-                let took = group.sent.elapsed();
-                self.usual = (self.usual * 7 + took) / 8;
-                metrics::histogram!("kith_storage_commit_seconds").record(took.as_secs_f64());
+                self.usual = (self.usual * 7 + group.first_since.elapsed()) / 8;
+                metrics::histogram!("kith_storage_commit_seconds").record(group.sent.elapsed().as_secs_f64());
                 let k = i64::from(self.hub.ack_replicas());
                 let enough = matches!(values.pop(), Some(Value::Int(n)) if n >= k);
                 self.settle(group.items, values, enough);
@@ -317,7 +321,7 @@ impl Writer {
             Some(connection) if !connection.is_closed() => Ok(connection.clone()),
             _ => {
                 self.give_up();
-                let fresh = self.connector.connect(&self.primary.address, ANSWER).await?;
+                let fresh = self.connector.connect(&self.primary.address, ANSWER * DEPTH as u32).await?;
                 self.hub.check_library(&fresh).await?;
                 self.connection = Some(fresh.clone());
                 Ok(fresh)
