@@ -87,6 +87,10 @@ if "$KITH_LOCAL/env.sh" print >"$TEST_LOGS/env" 2>&1; then
   # One shared cluster: tests that take things down say so and run alone, the others share it.
   check e2e 420 env E2E=1 bash -c '. "$0" && exec cargo test --release -p kith-e2e --features cluster --test cluster --locked --no-fail-fast -- --test-threads="${E2E_THREADS:-4}" ${NIGHTLY:+--include-ignored}' "$TEST_LOGS/env"
   if [ "$failed" -gt "$failed_before" ]; then (diagnosed); fi
+  if [ "${NIGHTLY:-}" = 1 ]; then
+    # Hours of it, each on a cluster of three nodes.
+    for hour in 1 2 3; do check "chaos-$hour" 5400 env NODES=3 SECONDS_OF_FAULTS=3600 "$KITH_LOCAL/chaos.sh"; done
+  fi
 else
   echo "stage e2e: not run, the platform is not up"
   failed=$((failed + 1))

@@ -64,6 +64,9 @@ enum Command {
         /// The shards are left as they are.
         #[arg(long)]
         faults_only: bool,
+        /// Nothing dies.
+        #[arg(long, conflicts_with = "faults_only")]
+        shards_only: bool,
     },
     /// Measures on local processes, without Kubernetes.
     Bench {
@@ -145,12 +148,15 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
             println!("{}", business.token(&user, &device, &platform).await?);
         }
         Command::Bench { what } => run_bench(what).await?,
-        Command::Chaos { seconds, nodes, rate, pairs, short, faults_only } => {
+        Command::Chaos { seconds, nodes, rate, pairs, short, faults_only, shards_only } => {
             let mut options = ChaosOptions::long(Duration::from_secs(seconds), nodes);
             if short {
                 options = ChaosOptions::short();
             } else {
                 (options.load.rate, options.load.pairs) = (rate, pairs);
+            }
+            if shards_only {
+                options.faults.clear();
             }
             if faults_only {
                 options.shards.clear();

@@ -10,8 +10,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use kith_crds::shardrebalance::RebalancePhase;
 use rand::{RngExt, seq::SliceRandom};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use self::faults::Fault;
 use crate::{
@@ -26,8 +27,12 @@ use crate::{
 const CHANGE: Duration = Duration::from_secs(420);
 /// From the last fault to healthy conditions: what the platform promises.
 const HEALED: Duration = Duration::from_secs(60);
+/// Between two looks whether slots move.
+const WATCH: Duration = Duration::from_millis(200);
 /// Reading everything back.
 const READ_BACK: Duration = Duration::from_secs(180);
+/// A longer run kills everything as often again for each of these.
+const PER_QUOTA: Duration = Duration::from_secs(660);
 /// How long a dead node stays dead.
 const NODE_GONE: Duration = Duration::from_secs(45);
 
@@ -57,6 +62,10 @@ impl ChaosOptions {
             vec![(Fault::Operator, 20), (Fault::Primary, 10), (Fault::Replica, 10), (Fault::PrimaryWithOperator, 2)];
         if nodes > 1 {
             faults.push((Fault::Node, 1));
+        }
+        let times = (lasts.as_secs() / PER_QUOTA.as_secs()).max(1) as u32;
+        for (_, count) in &mut faults {
+            *count *= times;
         }
         // Twenty busy conversations among two hundred users.
         let load = LoadOptions { pairs: 20, bystanders: 160, rate: 300.0, ..LoadOptions::default() };
@@ -138,21 +147,15 @@ pub async fn run(cluster: &Cluster, target: &Target, options: &ChaosOptions) -> 
 async fn faulted(cluster: &Cluster, target: &Target, options: &ChaosOptions) -> Result<Outcome, ChaosError> {
     let load = Load::start(target, options.load.clone()).await?;
     load.all_serve(HEALED).await?;
-    let (ledger, end) = (load.ledger().clone(), CancellationToken::new());
+    let ledger = load.ledger().clone();
     let mut changes = Vec::new();
+    let _watching = AbortOnDropHandle::new(tokio::spawn(watch_moves(cluster.clone(), ledger.clone())));
     if options.calm_first {
         changes = change_shards(cluster, options, &ledger, Amid::Nothing).await?;
     }
-    let begun = Instant::now();
-    let injecting = tokio::spawn(inject_all(cluster.clone(), options.clone(), ledger.clone(), end.clone()));
-    let changed = change_shards(cluster, options, &ledger, Amid::Faults).await;
-    if changed.is_ok() {
-        tokio::time::sleep(options.lasts.saturating_sub(begun.elapsed())).await;
+    if !options.faults.is_empty() {
+        changes.extend(amid_faults(cluster, options, &ledger).await?);
     }
-    end.cancel();
-    // The quota is kept also when the shards were quicker than it.
-    injecting.await??;
-    changes.extend(changed?);
     let healing = Instant::now();
     let last = cluster.wanted_shards().await?;
     cluster.await_balanced(last as usize, HEALED * 3).await?;
@@ -160,6 +163,45 @@ async fn faulted(cluster: &Cluster, target: &Target, options: &ChaosOptions) -> 
     let healed_in = healing.elapsed();
     let report = load.finish(READ_BACK).await?;
     Ok(Outcome { report, healed_in, changes })
+}
+
+/// Changes the shards again and again while everything that was asked for dies.
+async fn amid_faults(
+    cluster: &Cluster,
+    options: &ChaosOptions,
+    ledger: &Arc<Ledger>,
+) -> Result<Vec<(String, Duration)>, ChaosError> {
+    let (begun, end, mut changes) = (Instant::now(), CancellationToken::new(), Vec::new());
+    let injecting = tokio::spawn(inject_all(cluster.clone(), options.clone(), ledger.clone(), end.clone()));
+    let changed = loop {
+        match change_shards(cluster, options, ledger, Amid::Faults).await {
+            Ok(more) => changes.extend(more),
+            Err(failed) => break Err(failed),
+        }
+        let left = options.lasts.saturating_sub(begun.elapsed());
+        // With one count to go to there is nothing to do again.
+        if left.is_zero() || options.shards.len() < 2 {
+            tokio::time::sleep(left).await;
+            break Ok(());
+        }
+    };
+    end.cancel();
+    // The quota is kept also when the shards were quicker than it.
+    injecting.await??;
+    changed?;
+    Ok(changes)
+}
+
+/// Lets the ledger know when slots move. Within a poll of it, which a move outlasts.
+async fn watch_moves(cluster: Cluster, ledger: Arc<Ledger>) {
+    loop {
+        if let Ok(rebalances) = cluster.rebalances().await {
+            let moving =
+                rebalances.iter().any(|r| r.status.as_ref().is_some_and(|s| s.phase == RebalancePhase::Rebalancing));
+            ledger.meanwhile(moving.then(|| "while slots move".to_owned()));
+        }
+        tokio::time::sleep(WATCH).await;
+    }
 }
 
 /// When shards are changed.

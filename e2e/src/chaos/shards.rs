@@ -112,9 +112,14 @@ impl Cluster {
             return Ok(Some(format!("{} moves slots", moving.name_any())));
         }
         let each = SLOTS / f64::from(self.chat_cluster().await?.spec.storage.partitions);
-        let done = rebalances.iter().filter(|r| phase(r) == RebalancePhase::Ready);
-        let by_load = done.filter_map(|r| r.status.as_ref()?.proposal.as_ref()).any(|p| carried_out(p, &shards, each));
-        Ok(if by_load { None } else { off_by_slots(&shards, each) })
+        let mut done =
+            rebalances.iter().filter(|r| phase(r) == RebalancePhase::Ready).filter_map(|r| r.status.as_ref());
+        let by_load = done.any(|status| match &status.proposal {
+            Some(proposal) => carried_out(proposal, &shards, each),
+            // Nothing had to move. By number alone that is twice the bound at most: the rest is bytes.
+            None => off_by_slots(&shards, each, 2 * BOUND_PERCENT).is_none(),
+        });
+        Ok(if by_load { None } else { off_by_slots(&shards, each, BOUND_PERCENT) })
     }
 
     /// The sample's `spec.storage.shards`.
@@ -139,13 +144,13 @@ fn carried_out(proposal: &Proposal, shards: &[StorageShard], each: f64) -> bool 
         })
 }
 
-/// The first shard that is further off its share than the bound, by the number of its slots.
-fn off_by_slots(shards: &[StorageShard], each: f64) -> Option<String> {
+/// The first shard that is further off its share than the bound in per cent, by the number of its slots.
+fn off_by_slots(shards: &[StorageShard], each: f64, bound: u32) -> Option<String> {
     let weight = |shard: &StorageShard| f64::from(shard.spec.effective_weight());
     let total: f64 = shards.iter().map(weight).sum();
     shards.iter().find_map(|shard| {
         let (owned, share) = (slots(shard), SLOTS * weight(shard) / total.max(1.0));
-        let allowed = (share * f64::from(BOUND_PERCENT) / 100.0).max(each) + 0.5;
+        let allowed = (share * f64::from(bound) / 100.0).max(each) + 0.5;
         let off = (owned - share).abs() > allowed;
         off.then(|| format!("{} owns {owned} slots, its share is {share:.0}", shard.name_any()))
     })

@@ -51,6 +51,8 @@ struct State {
     last_injected: String,
     /// How it went until the next one, by what was injected.
     after: BTreeMap<String, After>,
+    /// What goes on besides, if something does; it has its own place among `after`.
+    meanwhile: Option<String>,
     began: Instant,
     /// What happened, and how many acknowledgements were slow, by the second in which they were due.
     course: BTreeMap<u64, Second>,
@@ -127,6 +129,7 @@ impl Default for Ledger {
             injected: BTreeMap::new(),
             last_injected: "nothing".to_owned(),
             after: BTreeMap::new(),
+            meanwhile: None,
             began: Instant::now(),
             course: BTreeMap::new(),
             checks: Checks::default(),
@@ -188,7 +191,10 @@ impl Ledger {
         let state = &mut *state;
         state.acknowledged += 1;
         state.latency.saturating_record(micros(latency));
-        state.after.entry(state.last_injected.clone()).or_default().latency.saturating_record(micros(latency));
+        let after = format!("after {}", state.last_injected);
+        for when in std::iter::once(after).chain(state.meanwhile.clone()) {
+            state.after.entry(when).or_default().latency.saturating_record(micros(latency));
+        }
         if latency > SLOW {
             let due = state.began.elapsed().saturating_sub(latency);
             if let Some(second) = state.second(due) {
@@ -199,7 +205,7 @@ impl Ledger {
         state.taken.insert(sent.conversation_id.clone(), Instant::now());
         if let Some((since, after)) = state.refusing.remove(&sent.conversation_id) {
             let refused = since.elapsed();
-            let after = state.after.entry(after).or_default();
+            let after = state.after.entry(format!("after {after}")).or_default();
             after.longest_refusal = after.longest_refusal.max(refused);
             if refused > state.longest_refusal {
                 state.longest_refusal = refused;
@@ -248,6 +254,11 @@ impl Ledger {
         fault.clone_into(&mut state.last_injected);
         drop(state);
         self.note(fault);
+    }
+
+    /// What goes on from now until the next call, besides what is injected: acknowledgements meanwhile are told apart.
+    pub fn meanwhile(&self, what: Option<String>) {
+        self.0.lock().meanwhile = what;
     }
 
     /// Something happened that is no fault: for the course.
@@ -356,7 +367,7 @@ impl Ledger {
         let open = state.refusing.iter().map(|(id, (since, _))| (since.elapsed(), id)).max();
         let mut after = state.after.clone();
         for (since, cause) in state.refusing.values() {
-            let after = after.entry(cause.clone()).or_default();
+            let after = after.entry(format!("after {cause}")).or_default();
             after.longest_refusal = after.longest_refusal.max(since.elapsed());
         }
         let (longest, of) = match open {

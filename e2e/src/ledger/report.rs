@@ -78,7 +78,7 @@ impl fmt::Display for Report {
         row("ack p50 / p99 / p99.9", format!("{} / {} / {} ms", ms(self.p50), ms(self.p99), ms(self.p999)))?;
         row("slowest ack", format!("{} ms", ms(self.slowest)))?;
         for (cause, told) in &self.after {
-            row(&format!("after {cause}"), told.clone())?;
+            row(cause, told.clone())?;
         }
         for line in &self.course {
             row("", line.clone())?;

@@ -91,8 +91,8 @@ fn a_refusal_is_put_down_to_what_was_injected_before_it_began() {
     ledger.injected("primary killed");
     ledger.acknowledged("a", "c2", &sent(2), Duration::from_millis(40));
     let after = ledger.report().after;
-    assert!(after["nothing"].starts_with("ack p50 2.0"), "{after:?}");
-    assert!(after["shards changed"].starts_with("ack p50 0.0"), "{after:?}");
-    assert!(after["primary killed"].starts_with("ack p50 40."), "{after:?}");
-    assert!(after["primary killed"].ends_with("longest refusal 0.00 s"), "{after:?}");
+    assert!(after["after nothing"].starts_with("ack p50 2.0"), "{after:?}");
+    assert!(after["after shards changed"].starts_with("ack p50 0.0"), "{after:?}");
+    assert!(after["after primary killed"].starts_with("ack p50 40."), "{after:?}");
+    assert!(after["after primary killed"].ends_with("longest refusal 0.00 s"), "{after:?}");
 }
