@@ -8,6 +8,7 @@ mod nudge;
 mod partition;
 mod repair;
 mod topology;
+mod trim;
 mod view;
 mod wire;
 mod writer;
@@ -42,8 +43,6 @@ use crate::outbox::Outbox;
 const DRAIN: Duration = Duration::from_secs(5);
 /// A look at who holds a partition.
 const PROBE: Duration = Duration::from_secs(1);
-/// Trims of partitions that have gone quiet.
-const QUIET: Duration = Duration::from_secs(5);
 const OUTBOX_FULL: EngineError = EngineError::Exhausted(
     "the event log does not take events and the outbox is full: nothing was stored",
     Duration::from_secs(1),
@@ -73,7 +72,7 @@ impl ValkeyEngine {
         let hub = Hub::new(connector, watcher.clone(), view, outbox, &config.cluster, k, wanted);
         readiness.expect(claims::PART);
         tokio::spawn(watcher.run(end.clone()));
-        tokio::spawn(trim_quiet(hub.clone(), end.clone()));
+        tokio::spawn(trim::quiet(hub.clone(), end.clone()));
         tokio::spawn(claims::run(hub.clone(), to_claim, readiness, end));
         Self { hub, pages: Coalesce::default() }
     }
@@ -320,40 +319,6 @@ impl Partition {
     /// The claim that stands now.
     pub(crate) fn current(&self) -> Option<Arc<Claim>> {
         self.claim()
-    }
-}
-
-/// Trims partitions whose last events were published after their last write.
-async fn trim_quiet(hub: Arc<Hub>, end: CancellationToken) {
-    let engine = ValkeyEngine { hub, pages: Coalesce::default() };
-    while end.run_until_cancelled(tokio::time::sleep(QUIET)).await.is_some() {
-        for partition in &engine.hub.partitions {
-            let (published, trimmed) = {
-                let backlog = partition.backlog.lock();
-                (backlog.published, backlog.trimmed)
-            };
-            let Some(claim) = partition.claim() else { continue };
-            if published <= trimmed {
-                continue;
-            }
-            let call = Call::mutation("k1_trim", &partition.key, &claim.token, published);
-            let (done, answer) = oneshot::channel();
-            let node = claim.node.clone();
-            let end = Instant::now() + QUIET;
-            let item = Item {
-                partition: partition.clone(),
-                claim: Some(claim),
-                command: call.command,
-                bytes: call.bytes,
-                emits: Emits::Nothing,
-                end,
-                done,
-            };
-            if node.submit(item).is_ok() && matches!(answer.await, Ok(Ok(_))) {
-                let mut backlog = partition.backlog.lock();
-                backlog.trimmed = backlog.trimmed.max(published.min(backlog.published));
-            }
-        }
     }
 }
 
