@@ -9,7 +9,7 @@ use kith_e2e::{
     chaos::{self, ChaosOptions},
     cluster::Cluster,
     env::Env,
-    load::Via,
+    load::{Load, LoadOptions, Via},
     smoke,
     target::Target,
 };
@@ -67,6 +67,21 @@ enum Command {
         /// Nothing dies.
         #[arg(long, conflicts_with = "faults_only")]
         shards_only: bool,
+    },
+    /// Chats on the running platform at a steady rate, then holds every promise against what was kept.
+    Load {
+        /// Seconds.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        /// Messages per second.
+        #[arg(long, default_value_t = 300.0)]
+        rate: f64,
+        /// Conversations, each of two users.
+        #[arg(long, default_value_t = 20)]
+        pairs: usize,
+        /// Sends over HTTP instead of the socket.
+        #[arg(long)]
+        http: bool,
     },
     /// Measures on local processes, without Kubernetes.
     Bench {
@@ -135,6 +150,9 @@ struct Common {
     plaintext: bool,
 }
 
+/// For reading everything back after a load.
+const READ_BACK: Duration = Duration::from_secs(180);
+
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 async fn run(command: Command) -> Result<ExitCode, Failure> {
@@ -148,6 +166,16 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
             println!("{}", business.token(&user, &device, &platform).await?);
         }
         Command::Bench { what } => run_bench(what).await?,
+        Command::Load { seconds, rate, pairs, http } => {
+            kith_kit::telemetry::init_tracing();
+            let via = if http { Via::Http } else { Via::Socket };
+            let options = LoadOptions { pairs, rate, via, ..LoadOptions::default() };
+            let load = Load::start(&Target::of_env().await?, options).await?;
+            tokio::time::sleep(Duration::from_secs(seconds)).await;
+            let report = load.finish(READ_BACK).await?;
+            println!("{report}");
+            return Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
         Command::Chaos { seconds, nodes, rate, pairs, short, faults_only, shards_only } => {
             let mut options = ChaosOptions::long(Duration::from_secs(seconds), nodes);
             if short {

@@ -23,7 +23,7 @@ use kith_operator::{
     dataplane::{Gate, Links, Prober, types::Desired},
     lease::LeaseGuard,
     rebalance::{
-        executor::{BatchEnd, Executor},
+        executor::{BatchEnd, Executor, step::Batch},
         failpoint,
         states::{self, Input, Next},
         world,
@@ -230,6 +230,87 @@ async fn a_primary_that_dies_in_a_move_is_replaced_and_the_move_goes_on() {
         println!("round {round}: {} acknowledged, longest wait {:?}", promised.total(), promised.quantile(1.0));
         over.cancel();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_that_comes_back_soon_after_it_was_forgotten_takes_slots_without_a_lost_write() {
+    let mut fleet = grown(3).await;
+    // Removed, as after a scale-in: every other node forgets it, and the engine does not listen to gossip about it for a while.
+    let gone = fleet.desired.shards.pop().expect("three shards");
+    for member in &gone.members {
+        fleet.node(&member.pod).kill();
+    }
+    println!("whole without it after {:?}", fleet.ready(LIMIT).await);
+    let forgotten = async || fleet.look().await.up().all(|(_, s)| s.view.len() == 4);
+    let took = support::fleet::eventually("the shard to be forgotten", LIMIT, forgotten).await;
+    println!("forgotten after {took:?}");
+    let back = Instant::now();
+    // And back on its old volumes, with new addresses, while writes go on and slots are to move at once.
+    fleet.desired.shards.push(gone.clone());
+    for member in &gone.members {
+        fleet.restart_elsewhere(&member.pod);
+    }
+    let end = CancellationToken::new();
+    let counting = tokio::spawn(writer::count(support::fleet::links(), seeds(&fleet.desired), keys(), 1, end.clone()));
+    let gate = Gate::default();
+    let moving = drive(&fleet.links, &fleet.guard, &fleet.desired, &gate, None, Duration::from_secs(120));
+    // The reconcile loop's part goes on meanwhile.
+    let joining = async {
+        loop {
+            fleet.pass().await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let status = tokio::select! {
+        status = moving => status,
+        () = joining => unreachable!("it goes on for ever"),
+    };
+    assert_eq!(status.phase, RebalancePhase::Ready, "{:?}", status.message);
+    println!("balanced again after {:?}", back.elapsed());
+    end.cancel();
+    let mut promised = counting.await.expect("the writer ends");
+    check(&fleet, &promised).await;
+    println!("{} acknowledged, longest {:?}", promised.total(), promised.quantile(1.0));
+    assert!(fleet.logs().iter().all(|log| !log.contains("Write loss risk")), "the engine saw a risk of loss");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_giver_that_does_not_hear_that_its_slots_were_taken_acknowledges_nothing_that_is_lost() {
+    let fleet = grown(2).await;
+    fill(&fleet).await;
+    let giver = fleet.primary("demo-0").await.expect("a primary");
+    let taker = fleet.primary("demo-1").await.expect("a primary");
+    let taker = fleet.look().await.state(&taker).expect("it answers").id.clone();
+    // Its own patience ends after twice this time; after that only the mover keeps it from going on with writes.
+    fleet.command(&giver, &["CONFIG", "SET", "cluster-manual-failover-timeout", "1000"]).await.expect("set");
+    // For so long it does not listen to a node that it was told to forget.
+    fleet.command(&giver, &["CONFIG", "SET", "cluster-blacklist-ttl", "6"]).await.expect("set");
+    let end = CancellationToken::new();
+    let counting = tokio::spawn(writer::count(support::fleet::links(), seeds(&fleet.desired), keys(), 1, end.clone()));
+    let executor = Executor { links: fleet.links.clone(), guard: fleet.guard.clone(), gate: Gate::default() };
+    let batch = Batch { from: "demo-0".to_owned(), to: "demo-1".to_owned(), partitions: (0..800).collect(), bytes: 0 };
+    let begun = Instant::now();
+    let forgetting = async {
+        // Not before it has looked up where the slots go.
+        let copying = async || {
+            let jobs = fleet.command(&giver, &["CLUSTER", "GETSLOTMIGRATIONS"]).await;
+            jobs.is_ok_and(|jobs| format!("{jobs:?}").contains("snapshotting"))
+        };
+        while !copying().await {
+            assert!(begun.elapsed() < LIMIT, "no job was seen");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        fleet.command(&giver, &["CLUSTER", "FORGET", taker.as_str()]).await.expect("forgotten");
+    };
+    let (moved, ()) = tokio::join!(executor.run(&fleet.desired, &batch, &|| false), forgetting);
+    assert_eq!(moved.expect("a mover"), BatchEnd::Moved);
+    println!("moved after {:?}", begun.elapsed());
+    end.cancel();
+    let mut promised = counting.await.expect("the writer ends");
+    check(&fleet, &promised).await;
+    println!("{} acknowledged, longest {:?}", promised.total(), promised.quantile(1.0));
+    let risked = fleet.logs().iter().any(|log| log.contains("Write loss risk"));
+    assert!(risked, "the engine waited for longer than the fault lasted: the test shows nothing");
 }
 
 /// Some bytes in every partition, so that jobs last long enough to be met.

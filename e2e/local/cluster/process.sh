@@ -7,9 +7,16 @@
 # The hierarchy that tracks processes: the unified one, or `pids` where the machine still has version 1.
 if [ -f /sys/fs/cgroup/cgroup.controllers ]; then
   CGROUP_TRACK=/sys/fs/cgroup
+  CGROUP_CPU=/sys/fs/cgroup
 else
   CGROUP_TRACK=/sys/fs/cgroup/pids
+  CGROUP_CPU="$(awk '$3 == "cgroup" && ("," $4 ",") ~ /,cpu,/ { print $2; exit }' /proc/mounts)"
 fi
+
+# Outside a group each thread counts as much as the whole of one. Left like that, all pods of all nodes together got as much of a busy
+# core as a single thread of a kubelet: sockets went unserved for a second whenever pods started. A node of one's own has its daemons
+# in one group beside that of the pods; so here, and the whole cluster weighs as much as four threads of whatever else runs.
+CGROUP_SHARES=4096
 
 cgroup_hierarchies() {
   if [ -f /sys/fs/cgroup/cgroup.controllers ]; then
@@ -35,13 +42,25 @@ cgroup_make() {
   done
 }
 
+# cgroup_weigh GROUP SHARES: its part of busy cores beside its siblings, 1024 being the usual.
+cgroup_weigh() {
+  local at="$CGROUP_CPU/$1"
+  if [ -f "$at/cpu.shares" ]; then
+    echo "$2" >"$at/cpu.shares"
+  elif [ -f "$at/cpu.weight" ]; then
+    echo "$(($2 * 100 / 1024))" >"$at/cpu.weight"
+  fi
+}
+
 # spawn NAME COMMAND…: starts a daemon that outlives this script, logging to logs/NAME.log.
 spawn() {
-  local name="$1" group="$CGROUP_TRACK/kith/daemons/$1"
+  local name="$1" group="kith/daemons/$1"
   shift
-  mkdir -p "$group" "$CLUSTER/logs"
+  cgroup_make "$group"
+  mkdir -p "$CLUSTER/logs"
   (
-    echo "$BASHPID" >"$group/cgroup.procs"
+    echo "$BASHPID" >"$CGROUP_TRACK/$group/cgroup.procs"
+    [ -z "$CGROUP_CPU" ] || echo "$BASHPID" >"$CGROUP_CPU/$group/cgroup.procs"
     exec 9>&- 8>&-
     exec setsid "$@"
   ) >>"$CLUSTER/logs/$name.log" 2>&1 </dev/null &

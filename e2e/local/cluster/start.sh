@@ -5,6 +5,7 @@ cluster_start() {
   mkdir -p "$CLUSTER/logs"
   echo "$NODES" >"$CLUSTER/node-count"
   cgroup_make kith/daemons
+  cgroup_weigh kith "$CGROUP_SHARES"
   network_up
   pki_up
   for node in $(seq "$NODES"); do containerd_up "$node"; done

@@ -219,6 +219,7 @@ async fn run(shared: Arc<Shared>, first: Connection, mut orders: mpsc::Receiver<
         let mut hint = None;
         let end = session(&shared, connection, &mut orders, &mut hint, &mut resume).await;
         if let End::Closed(closed) = &end {
+            tracing::debug!(code = closed.code, reason = %closed.reason, "a connection ended");
             shared.change(|inbox| inbox.closes.push(closed.clone()));
             if closed.code.is_some_and(super::frame::close::is_final) {
                 return;

@@ -72,6 +72,8 @@ auto-aof-rewrite-min-size 256mb
 cluster-enabled yes
 cluster-config-file nodes.conf
 cluster-node-timeout 2000
+cluster-blacklist-ttl 10
+cluster-manual-failover-timeout 15000
 cluster-replica-no-failover yes
 cluster-allow-replica-migration no
 cluster-require-full-coverage no

@@ -55,6 +55,11 @@ pub async fn apply(
     for action in actions {
         for (pod, words) in commands(desired, action) {
             let Some((address, id)) = node_of(desired, seen, &pod) else { continue };
+            if let Action::Meet { address: other, .. } = action
+                && !links.may_introduce(address, *other).await
+            {
+                continue;
+            }
             let shown = shown(&pod, &words);
             let words: Vec<&str> = words.iter().map(String::as_str).collect();
             match links.write(address, &id, &command(&words), guard).await {

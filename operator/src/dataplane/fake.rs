@@ -250,6 +250,7 @@ impl Fake {
             handshake: false,
             epoch: n.epoch,
             connected: n.up && n.address == at,
+            heard: n.up && n.address == at,
             slots: n.slots.clone(),
         };
         let mut view = vec![line(node, node.address, true)];

@@ -1,6 +1,11 @@
 //! Connections to nodes: kept open between passes, dropped on the first failure, every call with a deadline.
 
-use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use kith_kit::valkey::{Connection, Connector, ValkeyError};
 use redis::{Cmd, Pipeline, Value};
@@ -14,6 +19,9 @@ use crate::lease::{LeaseGuard, LeaseTooShort};
 pub const READ_DEADLINE: Duration = Duration::from_secs(1);
 /// One command that changes something. The lease must last at least this long when it is sent.
 pub const WRITE_DEADLINE: Duration = Duration::from_millis(1_500);
+
+/// The engine gives up a handshake after the node timeout.
+const HANDSHAKE: Duration = Duration::from_secs(2);
 
 /// Every call has a deadline of its own; this one only ends what a connection would wait for otherwise.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
@@ -66,12 +74,13 @@ impl LinkError {
 pub struct Links {
     connector: Connector,
     open: Arc<Mutex<HashMap<SocketAddr, Connection>>>,
+    introduced: Arc<Mutex<HashMap<(SocketAddr, SocketAddr), Instant>>>,
 }
 
 impl Links {
     /// None open yet.
     pub fn new(connector: Connector) -> Self {
-        Self { connector, open: Arc::default() }
+        Self { connector, open: Arc::default(), introduced: Arc::default() }
     }
 
     /// Asks a node several things at once. Refusals are values; an error means that nothing is known.
@@ -122,6 +131,17 @@ impl Links {
     /// Forgets connections to addresses that are not in `wanted`.
     pub async fn keep_only(&self, wanted: &[SocketAddr]) {
         self.open.lock().await.retain(|address, _| wanted.contains(address));
+        self.introduced.lock().await.retain(|_, at| at.elapsed() < HANDSHAKE);
+    }
+
+    /// Whether `node` may be introduced to `other` now. A handshake that is begun anew before the last one is over gets in its way.
+    pub async fn may_introduce(&self, node: SocketAddr, other: SocketAddr) -> bool {
+        let mut introduced = self.introduced.lock().await;
+        let due = introduced.get(&(node, other)).is_none_or(|at| at.elapsed() >= HANDSHAKE);
+        if due {
+            introduced.insert((node, other), Instant::now());
+        }
+        due
     }
 
     async fn call(&self, address: SocketAddr, command: &Cmd, deadline: Duration) -> Result<Value, LinkError> {

@@ -8,6 +8,7 @@
 //! its id on the same connection first, and needs a lease that outlasts it.
 
 pub mod apply;
+pub mod bus;
 pub mod converge;
 #[cfg(test)]
 pub(crate) mod fake;

@@ -72,7 +72,7 @@ pub fn cluster_nodes(answer: &str) -> Result<Vec<KnownNode>, ParseError> {
 fn node_line(line: &str) -> Result<KnownNode, ParseError> {
     let fail = || bad("CLUSTER NODES", line);
     let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-    let [id, address, flags, primary, _ping, _pong, epoch, link, slots @ ..] = fields.as_slice() else {
+    let [id, address, flags, primary, _ping, pong, epoch, link, slots @ ..] = fields.as_slice() else {
         return Err(fail());
     };
     let flags: Vec<&str> = flags.split(',').collect();
@@ -93,6 +93,7 @@ fn node_line(line: &str) -> Result<KnownNode, ParseError> {
         handshake: flags.contains(&"handshake"),
         epoch: epoch.parse().map_err(|_| fail())?,
         connected: *link == "connected",
+        heard: *pong != "0",
         slots: SlotSet::from_ranges(ranges),
     })
 }

@@ -14,6 +14,12 @@ pub const FIXED: &[(&str, &str)] = &[
     // One shard's trouble is not the others'.
     ("cluster-require-full-coverage", "no"),
     ("cluster-node-timeout", "2000"),
+    // A forgotten node is not listened to for so long, and cannot join again: a shard that comes back soon must not wait for a minute.
+    // All members forget it within one pass.
+    ("cluster-blacklist-ttl", "10"),
+    // A giver of slots that was not told that they were taken goes on with writes after twice this time, and loses them when it is
+    // told: the mover needs time to keep it from that.
+    ("cluster-manual-failover-timeout", "15000"),
     // A replica that returns is served at once, and keeps its old data until the new ones are there.
     ("repl-diskless-sync-delay", "0"),
     ("repl-diskless-load", "disabled"),

@@ -164,6 +164,8 @@ pub struct KnownNode {
     pub epoch: u64,
     /// Whether the bus link to it stands.
     pub connected: bool,
+    /// Whether it has ever answered on the bus.
+    pub heard: bool,
     /// The slots it is believed to own.
     pub slots: SlotSet,
 }

@@ -28,6 +28,12 @@ pub struct Job {
 }
 
 impl Job {
+    /// Whether the giver has let go of the slots, or may at any moment: what was begun then can only be waited for. Cancelled, the
+    /// giver would go on with writes that the taker has never heard of.
+    pub fn is_final(&self) -> bool {
+        self.export && matches!(self.state.as_str(), "failover-paused" | "failover-granted")
+    }
+
     /// Whether it still runs.
     pub fn is_active(&self) -> bool {
         !matches!(self.state.as_str(), "success" | "failed" | "canceled" | "cancelled")
@@ -92,6 +98,7 @@ mod tests {
         let found = jobs(&answer).expect("well-formed");
         assert!(found[0].is_active() && found[0].export);
         assert_eq!(found[0].slots.to_string(), "500-600,700-800");
+        assert!(!found[0].is_final() && Job { state: "failover-granted".to_owned(), ..found[0].clone() }.is_final());
         assert!(jobs(&Value::Array(vec![Value::Array(fields[..4].iter().map(|f| text(f)).collect())])).is_err());
         assert!(jobs(&Value::Okay).is_err());
     }

@@ -147,6 +147,11 @@ impl Fleet {
         ready.shards.into_iter().find(|s| s.shard == shard).and_then(|s| s.primary)
     }
 
+    /// What every node wrote.
+    pub(crate) fn logs(&self) -> Vec<String> {
+        self.nodes.iter().map(|n| log_of(&n.dir)).collect()
+    }
+
     /// One command to a pod.
     pub(crate) async fn command(&self, pod: &str, words: &[&str]) -> Result<redis::Value, String> {
         let address = self.desired.member(pod).and_then(|(_, m)| m.address).expect("an address");
@@ -174,6 +179,8 @@ impl Node {
             ("appendfsync", "always"),
             ("save", ""),
             ("daemonize", "no"),
+            // For faults that need the engine's help.
+            ("enable-debug-command", "local"),
         ] {
             set(name, value);
         }

@@ -4,7 +4,10 @@
 //! every reachable node names the target as the owner → until all replicas of the target are past the offset it had then. Trouble on
 //! the way cancels the job first, and ownership then says what came of it. A promotion waits for that (see [`Gate`]).
 
+mod hold;
 pub mod step;
+#[cfg(test)]
+mod tests;
 
 use std::{
     net::SocketAddr,
@@ -13,7 +16,10 @@ use std::{
 
 use redis::Cmd;
 
-use self::step::{Batch, Facts, Step, next};
+use self::{
+    hold::Hold,
+    step::{Batch, Facts, Step, next},
+};
 use super::{failpoint, migrations};
 use crate::{
     dataplane::{
@@ -68,6 +74,7 @@ impl Executor {
         let begun = Instant::now();
         let mut started = None;
         let mut landed_at = None;
+        let mut hold = Hold::default();
         failpoint::hit(failpoint::BEFORE_START);
         loop {
             let seen = observe(&self.links, desired, if started.is_some() { Depth::Roles } else { Depth::Full }).await;
@@ -83,7 +90,18 @@ impl Executor {
                 impatient: begun.elapsed() > READY_DEADLINE,
                 stop: hurried,
             };
-            match next(batch, &facts) {
+            let step = next(batch, &facts);
+            if !matches!(step, Step::Hold { .. }) {
+                hold.release(self, desired).await;
+            }
+            match step {
+                Step::Hold { pod, id } => {
+                    hold.keep(self, desired, &pod, &id).await?;
+                    if self.gate.is_wanted() {
+                        // What is held back stays so for longer than the promotion takes, and the next batch goes on with it.
+                        return Ok(BatchEnd::Interrupted("a promotion goes first".to_owned()));
+                    }
+                }
                 Step::Start { pod, id, target, slots } => {
                     self.start(desired, &pod, &id, &target, &slots).await?;
                     started = Some(Instant::now());
@@ -99,9 +117,9 @@ impl Executor {
                     failpoint::hit(failpoint::LANDED);
                     landed_at = Some(offset);
                 }
-                Step::Cancel { pods, why } => {
+                Step::Cancel { pod, id, why } => {
                     failpoint::hit(failpoint::BEFORE_CANCEL);
-                    self.cancel(desired, batch, &seen, &pods).await;
+                    self.cancel(desired, batch, &seen, &pod, &id).await?;
                     failpoint::hit(failpoint::AFTER_CANCEL);
                     return Ok(BatchEnd::Interrupted(why));
                 }
@@ -124,7 +142,7 @@ impl Executor {
         target: &NodeId,
         slots: &crate::dataplane::slots::SlotSet,
     ) -> Result<(), LinkError> {
-        let Some(address) = desired.member(pod).and_then(|(_, m)| m.address) else { return Ok(()) };
+        let Some(address) = address_of(desired, pod) else { return Ok(()) };
         let mut command = redis::cmd("CLUSTER");
         command.arg("MIGRATESLOTS").arg("SLOTSRANGE").arg(slots.arguments()).arg("NODE").arg(target.as_str());
         match self.links.write(address, id, &command, &self.guard).await {
@@ -140,27 +158,47 @@ impl Executor {
         }
     }
 
-    /// Cancels on both sides and waits until neither reports a running job, or is not in reach: a dead node's jobs died with it.
-    async fn cancel(&self, desired: &Desired, batch: &Batch, seen: &Observation, pods: &[(String, NodeId)]) {
+    /// Cancels at the giver, writes held back: the job may be over by the time this arrives, with the slots gone to the taker, and
+    /// then the giver must hear of that before it goes on with writes. Until neither reports a running job, or is not in reach: a dead
+    /// node's jobs died with it.
+    async fn cancel(
+        &self,
+        desired: &Desired,
+        batch: &Batch,
+        seen: &Observation,
+        pod: &str,
+        id: &NodeId,
+    ) -> Result<(), LinkError> {
         let end = Instant::now() + CANCEL_DEADLINE;
-        let mut command = redis::cmd("CLUSTER");
-        command.arg("CANCELSLOTMIGRATIONS").arg("ALL");
+        let mut hold = Hold::default();
+        hold.pause(self, desired, pod, id).await?;
         loop {
-            for (pod, id) in pods {
-                let Some(address) = desired.member(pod).and_then(|(_, m)| m.address) else { continue };
-                if let Err(error) = self.links.write(address, id, &command, &self.guard).await {
-                    tracing::warn!(cluster = %desired.cluster, %pod, %error, "a move could not be cancelled here");
+            let jobs = self.jobs(desired, batch, seen).await.unwrap_or_default();
+            let running: Vec<_> = jobs.iter().filter(|j| j.is_active()).collect();
+            if !running.is_empty() && !running.iter().any(|j| j.is_final()) {
+                let Some(address) = address_of(desired, pod) else { break };
+                let mut command = redis::cmd("CLUSTER");
+                command.arg("CANCELSLOTMIGRATIONS");
+                match self.links.write(address, id, &command, &self.guard).await {
+                    Ok(_) => {}
+                    Err(error) => {
+                        tracing::warn!(cluster = %desired.cluster, %pod, %error, "a move could not be cancelled");
+                    }
                 }
             }
-            let quiet = match self.jobs(desired, batch, seen).await {
-                Ok(jobs) => !jobs.iter().any(migrations::Job::is_active),
-                Err(_) => false,
-            };
-            if quiet || Instant::now() > end {
-                return;
+            let now = observe(&self.links, desired, Depth::Roles).await;
+            let told = step::untold(batch, &Facts::of(desired, &now)).is_none();
+            if running.is_empty() && told {
+                hold.release(self, desired).await;
+                break;
+            }
+            if Instant::now() > end {
+                // What is held back goes on by itself; the next batch looks again.
+                break;
             }
             tokio::time::sleep(POLL).await;
         }
+        Ok(())
     }
 
     /// The jobs that the primaries of both shards report; a node that does not answer has none that could be asked about.
@@ -172,7 +210,7 @@ impl Executor {
     ) -> Result<Vec<migrations::Job>, LinkError> {
         let mut all = Vec::new();
         for (node, _) in seen.up().filter(|(n, s)| s.is_primary() && (n.shard == batch.from || n.shard == batch.to)) {
-            let Some(address) = desired.member(&node.pod).and_then(|(_, m)| m.address) else { continue };
+            let Some(address) = address_of(desired, &node.pod) else { continue };
             all.extend(migrations::jobs(&self.links.ask_one(address, &get_jobs()).await?)?);
         }
         Ok(all)
@@ -182,7 +220,7 @@ impl Executor {
     pub async fn running(&self, desired: &Desired, seen: &Observation) -> Vec<(SocketAddr, NodeId, migrations::Job)> {
         let mut all = Vec::new();
         for (node, state) in seen.up().filter(|(_, s)| s.is_primary()) {
-            let Some(address) = desired.member(&node.pod).and_then(|(_, m)| m.address) else { continue };
+            let Some(address) = address_of(desired, &node.pod) else { continue };
             let Ok(answer) = self.links.ask_one(address, &get_jobs()).await else { continue };
             for job in migrations::jobs(&answer).unwrap_or_default().into_iter().filter(|j| j.is_active() && j.export) {
                 all.push((address, state.id.clone(), job));
@@ -190,6 +228,10 @@ impl Executor {
         }
         all
     }
+}
+
+fn address_of(desired: &Desired, pod: &str) -> Option<SocketAddr> {
+    desired.member(pod).and_then(|(_, m)| m.address)
 }
 
 fn get_jobs() -> Cmd {

@@ -2,6 +2,7 @@
 
 use super::{super::migrations::Job, blocked};
 use crate::dataplane::{
+    bus,
     ownership::Ownership,
     readiness::readiness,
     slots::SlotSet,
@@ -48,6 +49,13 @@ pub struct Facts<'a> {
     pub stop: bool,
 }
 
+impl<'a> Facts<'a> {
+    /// A look alone.
+    pub fn of(desired: &'a Desired, seen: &'a Observation) -> Self {
+        Self { desired, seen, jobs: None, landed_at: None, begun: false, overdue: false, impatient: false, stop: false }
+    }
+}
+
 /// The next step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
@@ -71,10 +79,19 @@ pub enum Step {
     },
     /// Cancel what runs.
     Cancel {
-        /// The primaries to tell.
-        pods: Vec<(String, NodeId)>,
+        /// The giver's pod; only it can.
+        pod: String,
+        /// Its node id.
+        id: NodeId,
         /// Why.
         why: String,
+    },
+    /// Giver and taker both call slots of the batch their own: the giver has not been told yet, and must not go on with writes.
+    Hold {
+        /// The giver's pod.
+        pod: String,
+        /// Its node id.
+        id: NodeId,
     },
     /// All is done.
     Done,
@@ -115,6 +132,9 @@ fn place(
 
 /// Decides.
 pub fn next(batch: &Batch, facts: &Facts) -> Step {
+    if let Some((pod, id)) = untold(batch, facts) {
+        return Step::Hold { pod, id };
+    }
     let ready = readiness(facts.desired, facts.seen);
     let ownership = Ownership::of(facts.seen);
     let health = |name: &str| ready.shards.iter().find(|s| s.shard == name);
@@ -122,17 +142,18 @@ pub fn next(batch: &Batch, facts: &Facts) -> Step {
         let message = format!("{} or {} does not exist any more", batch.from, batch.to);
         return Step::Blocked(blocked(&batch.to, Reason::OwnerMissing, message));
     };
-    let primaries: Vec<(String, NodeId)> =
-        [source, target].iter().filter_map(|s| s.primary.clone().zip(s.primary_id.clone())).collect();
+    let giver = source.primary.clone().zip(source.primary_id.clone());
     let running: Vec<&Job> = facts.jobs.unwrap_or_default().iter().filter(|j| j.is_active()).collect();
+    let cancel = |why: String| cancel(&running, giver.clone(), target.primary.is_some(), why);
     if facts.stop || facts.overdue {
         let why = if facts.stop { "it was to end" } else { "it took too long" }.to_owned();
-        // A job that cannot be asked about is cancelled all the same.
+        // A job that cannot be asked about may run all the same.
         let may_run = !running.is_empty() || facts.begun && facts.jobs.is_none();
-        return if may_run { Step::Cancel { pods: primaries, why } } else { Step::Interrupted(why) };
+        return if may_run { cancel(why) } else { Step::Interrupted(why) };
     }
     let Some(target_id) = &target.primary_id else {
-        return give_up(facts, &running, primaries, &batch.to, "it has no primary".to_owned());
+        let why = "it has no primary".to_owned();
+        return if running.is_empty() { wait(facts, &batch.to, why) } else { cancel(why) };
     };
     let slots = batch.slots(facts.desired);
     let place = place(&slots, source.primary_id.as_ref(), target_id, &ownership, facts.seen);
@@ -140,13 +161,12 @@ pub fn next(batch: &Batch, facts: &Facts) -> Step {
         return landed(facts, target_id, &batch.to);
     }
     if let Some(foreign) = running.iter().find(|j| !slots.contains_all(&j.slots)) {
-        let why = format!("another move of slots {} was under way", foreign.slots);
-        return Step::Cancel { pods: primaries, why };
+        return cancel(format!("another move of slots {} was under way", foreign.slots));
     }
     if !running.is_empty() {
         let trouble = source.primary.is_none() || target.primary.is_none();
         if trouble {
-            return Step::Cancel { pods: primaries, why: "a primary stopped answering".to_owned() };
+            return cancel("a primary stopped answering".to_owned());
         }
         return Step::Wait(format!("slots {slots}: {}", running[0].state));
     }
@@ -165,11 +185,17 @@ pub fn next(batch: &Batch, facts: &Facts) -> Step {
             return wait(facts, name, format!("{name} is not whole: {}", words(&ready.problems, name)));
         }
     }
-    let child = facts.seen.up().any(|(n, s)| s.child && primaries.iter().any(|(pod, _)| *pod == n.pod));
+    for id in [source.primary_id.as_ref(), Some(target_id)].into_iter().flatten() {
+        if let Some(why) = bus::out_of_touch(facts.seen, id) {
+            return not_before(facts, &batch.to, Reason::NotJoined, why);
+        }
+    }
+    let primaries = [&source.primary, &target.primary];
+    let child = facts.seen.up().any(|(n, s)| s.child && primaries.contains(&&Some(n.pod.clone())));
     if child || facts.jobs.is_none() {
         return wait(facts, &batch.from, "a save or a rewrite runs".to_owned());
     }
-    match primaries.into_iter().next() {
+    match giver {
         Some((pod, id)) => Step::Start { pod, id, target: target_id.clone(), slots: place.at_source },
         None => Step::Wait("no primary answers".to_owned()),
     }
@@ -180,15 +206,34 @@ fn words(problems: &[Problem], shard: &str) -> String {
 }
 
 fn wait(facts: &Facts, shard: &str, why: String) -> Step {
-    if facts.impatient && !facts.begun {
-        Step::Blocked(blocked(shard, Reason::ReplicaLagging, why))
-    } else {
-        Step::Wait(why)
+    not_before(facts, shard, Reason::ReplicaLagging, why)
+}
+
+fn not_before(facts: &Facts, shard: &str, reason: Reason, why: String) -> Step {
+    if facts.impatient && !facts.begun { Step::Blocked(blocked(shard, reason, why)) } else { Step::Wait(why) }
+}
+
+/// Ends what runs where that is safe. A giver that is about to let go, or has, is waited for while the taker answers: that is over in
+/// milliseconds, and what comes of it is the taker's to say. Without the taker nobody can know before its shard has a primary again.
+fn cancel(running: &[&Job], giver: Option<(String, NodeId)>, taker_answers: bool, why: String) -> Step {
+    let last = running.iter().any(|j| j.is_final());
+    match giver {
+        Some(_) if last && taker_answers => Step::Wait(format!("{why}, and is about to by itself")),
+        Some((pod, id)) if !last => Step::Cancel { pod, id, why },
+        _ => Step::Interrupted(why),
     }
 }
 
-fn give_up(facts: &Facts, running: &[&Job], pods: Vec<(String, NodeId)>, shard: &str, why: String) -> Step {
-    if running.is_empty() { wait(facts, shard, why) } else { Step::Cancel { pods, why } }
+/// The giver's primary, when it calls slots of the batch its own that a node of the taker calls its own as well.
+pub(super) fn untold(batch: &Batch, facts: &Facts) -> Option<(String, NodeId)> {
+    let slots = batch.slots(facts.desired);
+    let of = |shard: &str| facts.seen.up().filter(|(n, s)| n.shard == shard && s.is_primary()).collect::<Vec<_>>();
+    let takers = of(&batch.to);
+    of(&batch.from).into_iter().find_map(|(node, giver)| {
+        let claimed = giver.own_slots().intersection(&slots);
+        let twice = takers.iter().any(|(_, taker)| !taker.own_slots().intersection(&claimed).is_empty());
+        twice.then(|| (node.pod.clone(), giver.id.clone()))
+    })
 }
 
 /// The target owns the batch. It counts when its replicas hold what it took: a failover now must not lose it.
