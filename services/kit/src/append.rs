@@ -79,7 +79,7 @@ impl Appends {
 }
 
 fn lost() -> Error {
-    Error::unavailable("the stream to storage ended before the answer")
+    Error::unanswered("the stream to storage ended before the answer")
 }
 
 /// Carries orders over one stream until it ends; then everything that waits is told so, and the next append opens another.

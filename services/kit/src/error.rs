@@ -49,12 +49,22 @@ pub struct Error {
     pub metadata: HashMap<String, String>,
     /// When a retry makes sense.
     pub retry_after: Option<Duration>,
+    /// Whether the instance that was called did not answer at all. Its own refusals, UNAVAILABLE among them, say that it lives. It does not
+    /// cross a hop: who passes such an error on has answered.
+    pub unanswered: bool,
 }
 
 impl Error {
     /// An error without a reason.
     pub fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, detail: detail.into(), reason: None, metadata: HashMap::new(), retry_after: None }
+        Self {
+            code,
+            detail: detail.into(),
+            reason: None,
+            metadata: HashMap::new(),
+            retry_after: None,
+            unanswered: false,
+        }
     }
 
     /// 400: malformed; `detail` names the field.
@@ -70,6 +80,11 @@ impl Error {
     /// 503: outcome unknown or not done; the same request may be sent again.
     pub fn unavailable(detail: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Code::Unavailable, detail)
+    }
+
+    /// The same, since nothing came back from the instance that was called.
+    pub fn unanswered(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self { unanswered: true, ..Self::unavailable(detail) }
     }
 
     /// 403 with a reason.
@@ -206,6 +221,7 @@ impl From<Status> for Error {
             reason: info.map(|i| i.reason.clone().into()),
             metadata: info.map(|i| i.metadata.clone()).unwrap_or_default(),
             retry_after: details.retry_info().and_then(|r| r.retry_delay),
+            unanswered: transport,
         }
     }
 }
@@ -222,6 +238,15 @@ mod tests {
         let hint = Error::wrong_holder(Some("10.0.0.1:7443"));
         assert_eq!(Error::from(Status::from(hint.clone())), hint);
         assert!(hint.is_retryable());
+    }
+
+    #[test]
+    fn who_passes_on_that_nobody_answered_has_answered() {
+        let error = Error::unanswered("the stream ended");
+        assert!(error.unanswered && error.is_retryable());
+        assert!(!Error::from(Status::from(error)).unanswered);
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        assert!(Error::from(Status::from_error(Box::new(refused))).unanswered);
     }
 
     #[test]

@@ -136,8 +136,7 @@ impl Router {
                     learnt.holders.remove(&key);
                 }
             }
-        } else if matches!(error.code, Code::Unavailable) && error.reason.is_none() && error.retry_after.is_none() {
-            // The instance itself did not answer (a refusal in words carries a reason or a time).
+        } else if error.unanswered {
             learnt.holders.retain(|_, (holder, _)| holder != address);
             learnt.dead.insert(address.to_owned(), Instant::now());
         }
