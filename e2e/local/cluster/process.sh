@@ -15,8 +15,10 @@ fi
 
 # Outside a group each thread counts as much as the whole of one. Left like that, all pods of all nodes together got as much of a busy
 # core as a single thread of a kubelet: sockets went unserved for a second whenever pods started. A node of one's own has its daemons
-# in one group beside that of the pods; so here, and the whole cluster weighs as much as four threads of whatever else runs.
+# in one group beside that of the pods; so here, and the whole cluster weighs as much as four threads of whatever else runs. The daemons
+# of all nodes and the control plane, which would be elsewhere, count half as much as the pods of one node.
 CGROUP_SHARES=4096
+CGROUP_DAEMONS=512
 
 cgroup_hierarchies() {
   if [ -f /sys/fs/cgroup/cgroup.controllers ]; then

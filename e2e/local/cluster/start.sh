@@ -6,6 +6,7 @@ cluster_start() {
   echo "$NODES" >"$CLUSTER/node-count"
   cgroup_make kith/daemons
   cgroup_weigh kith "$CGROUP_SHARES"
+  cgroup_weigh kith/daemons "$CGROUP_DAEMONS"
   network_up
   pki_up
   for node in $(seq "$NODES"); do containerd_up "$node"; done

@@ -28,7 +28,7 @@ const CHANGE: Duration = Duration::from_secs(420);
 /// From the last fault to healthy conditions: what the platform promises.
 const HEALED: Duration = Duration::from_secs(60);
 /// Between two looks whether slots move.
-const WATCH: Duration = Duration::from_millis(200);
+const WATCH: Duration = Duration::from_millis(500);
 /// Reading everything back.
 const READ_BACK: Duration = Duration::from_secs(180);
 /// A longer run kills everything as often again for each of these.

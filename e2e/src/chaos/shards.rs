@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Between two looks at the API server.
-const POLL: Duration = Duration::from_millis(300);
+const POLL: Duration = Duration::from_secs(1);
 /// How far a shard may be off its share: the bound that rebalances work to, per cent.
 const BOUND_PERCENT: u32 = 5;
 const SLOTS: f64 = 16_384.0;

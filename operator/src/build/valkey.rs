@@ -73,6 +73,7 @@ cluster-enabled yes
 cluster-config-file nodes.conf
 cluster-node-timeout 2000
 cluster-blacklist-ttl 10
+cluster-slot-migration-log-max-len 16
 cluster-manual-failover-timeout 15000
 cluster-replica-no-failover yes
 cluster-allow-replica-migration no

@@ -17,6 +17,8 @@ pub const FIXED: &[(&str, &str)] = &[
     // A forgotten node is not listened to for so long, and cannot join again: a shard that comes back soon must not wait for a minute.
     // All members forget it within one pass.
     ("cluster-blacklist-ttl", "10"),
+    // Every look at a move asks for all that are remembered.
+    ("cluster-slot-migration-log-max-len", "16"),
     // A giver of slots that was not told that they were taken goes on with writes after twice this time, and loses them when it is
     // told: the mover needs time to keep it from that.
     ("cluster-manual-failover-timeout", "15000"),

@@ -33,6 +33,8 @@ use crate::{
 
 /// Between two looks at a running job.
 const POLL: Duration = Duration::from_millis(60);
+/// Between two looks at every node while a job copies: each costs all of them about a millisecond, which messages want.
+const LOOK: Duration = Duration::from_millis(500);
 /// A batch that is not over by then is cancelled.
 const BATCH_DEADLINE: Duration = Duration::from_secs(120);
 /// How long a batch waits for its shards to be whole before it gives up and lets the controller speak.
@@ -111,6 +113,7 @@ impl Executor {
                     tracing::debug!(cluster = %desired.cluster, %why, "a batch of slots waits");
                     if started.is_some() {
                         failpoint::hit(failpoint::IN_PROGRESS);
+                        self.while_copying(desired, batch, &seen, stop).await;
                     }
                 }
                 Step::Landed { offset } => {
@@ -129,6 +132,25 @@ impl Executor {
                 }
                 Step::Interrupted(why) => return Ok(BatchEnd::Interrupted(why)),
                 Step::Blocked(problem) => return Ok(BatchEnd::Blocked(Box::new(problem))),
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Waits while the job copies, as its two primaries say; for no longer than until the next look at all nodes is due.
+    async fn while_copying(
+        &self,
+        desired: &Desired,
+        batch: &Batch,
+        seen: &Observation,
+        stop: &(dyn Fn() -> bool + Send + Sync),
+    ) {
+        let end = Instant::now() + LOOK;
+        while Instant::now() < end && !self.gate.is_wanted() && !stop() {
+            let jobs = self.jobs(desired, batch, seen).await.unwrap_or_default();
+            let copies = jobs.iter().any(|j| j.is_active() && j.export) && !jobs.iter().any(migrations::Job::is_final);
+            if !copies {
+                return;
             }
             tokio::time::sleep(POLL).await;
         }
