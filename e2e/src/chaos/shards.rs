@@ -55,7 +55,6 @@ impl Cluster {
     pub async fn await_moving(&self, deadline: Duration) -> Result<Option<String>, ClusterError> {
         let found = await_every(POLL, "slots to move", deadline, || async {
             let all = self.rebalances().await.map_err(|e| e.to_string())?;
-            let phase = |r: &ShardRebalance| r.status.as_ref().map(|s| s.phase).unwrap_or_default();
             if let Some(moving) = all.iter().find(|r| phase(r) == RebalancePhase::Rebalancing) {
                 return Ok(Some(moving.name_any()));
             }
@@ -107,7 +106,6 @@ impl Cluster {
     /// Why the slots are not spread by weight, or move; `None` when they are and do not.
     pub async fn unbalanced(&self) -> Result<Option<String>, ClusterError> {
         let (shards, rebalances) = (self.shards().await?, self.rebalances().await?);
-        let phase = |r: &ShardRebalance| r.status.as_ref().map(|s| s.phase).unwrap_or_default();
         if let Some(moving) = rebalances.iter().find(|r| phase(r).is_active()) {
             return Ok(Some(format!("{} moves slots", moving.name_any())));
         }
@@ -126,6 +124,10 @@ impl Cluster {
     pub async fn wanted_shards(&self) -> Result<u32, ClusterError> {
         Ok(self.api::<ChatCluster>().get(&self.name).await?.spec.storage.shards)
     }
+}
+
+fn phase(rebalance: &ShardRebalance) -> RebalancePhase {
+    rebalance.status.as_ref().map(|s| s.phase).unwrap_or_default()
 }
 
 fn slots(shard: &StorageShard) -> f64 {

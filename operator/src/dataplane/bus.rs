@@ -6,10 +6,11 @@
 
 use super::types::{KnownNode, NodeId, NodeState, Observation};
 
-/// Why not everybody is in touch with `id` over the bus, in words; `None` when all are.
-pub fn out_of_touch(seen: &Observation, id: &NodeId) -> Option<String> {
+/// Why not everybody is in touch with `id` over the bus, in words; `None` when all are. With a shard, its members alone count.
+pub fn out_of_touch(seen: &Observation, id: &NodeId, shard: Option<&str>) -> Option<String> {
     let Some((node, state)) = seen.by_id(id) else { return Some(format!("{} does not answer", id.short())) };
-    seen.up().filter(|(_, other)| other.id != *id).find_map(|(other_node, other)| {
+    let mut others = seen.up().filter(|(n, other)| other.id != *id && shard.is_none_or(|shard| n.shard == shard));
+    others.find_map(|(other_node, other)| {
         deafness(other, state)
             .or_else(|| deafness(state, other))
             .map(|why| format!("{} and {}: {why}", other_node.pod, node.pod))
@@ -55,7 +56,7 @@ mod tests {
     #[test]
     fn a_whole_cluster_is_in_touch() {
         let (seen, id) = formed();
-        assert_eq!(out_of_touch(&seen, &id), None);
+        assert_eq!(out_of_touch(&seen, &id, None), None);
     }
 
     #[test]
@@ -64,7 +65,7 @@ mod tests {
         let spoil = |change: &dyn Fn(&mut KnownNode)| {
             let mut seen = seen.clone();
             of(&mut seen, "demo-0-valkey-1").view.iter_mut().filter(|n| n.id == id).for_each(change);
-            out_of_touch(&seen, &id).expect("a reason")
+            out_of_touch(&seen, &id, None).expect("a reason")
         };
         assert!(spoil(&|n| n.handshake = true).contains("does not know"));
         assert!(spoil(&|n| n.heard = false).contains("carried nothing"));
@@ -79,6 +80,6 @@ mod tests {
         let (mut seen, id) = formed();
         let pod = seen.by_id(&id).expect("up").0.pod.clone();
         of(&mut seen, &pod).view.retain(|n| n.myself);
-        assert!(out_of_touch(&seen, &id).is_some());
+        assert!(out_of_touch(&seen, &id, None).is_some() && out_of_touch(&seen, &id, Some("demo-1")).is_some());
     }
 }

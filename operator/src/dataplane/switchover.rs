@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use super::{
     apply::node_of,
+    bus,
     link::{LinkError, Links, READ_DEADLINE, WRITE_DEADLINE},
     parse::{self, Info},
     types::{Desired, NodeId, Observation, Role},
@@ -36,6 +37,9 @@ pub enum SwitchError {
     /// A pod was not in the observation.
     #[error("{0} was not seen")]
     Unseen(String),
+    /// The copies of the shard would not all hear of the change.
+    #[error("not everybody would hear of it: {0}")]
+    OutOfTouch(String),
     /// The replica was too far behind.
     #[error("{0} did not catch up in time; the primary goes on")]
     Behind(String),
@@ -103,6 +107,11 @@ pub async fn switchover(
 ) -> Result<Duration, SwitchError> {
     let old = node_of(desired, seen, from).ok_or_else(|| SwitchError::Unseen(from.to_owned()))?;
     let new = node_of(desired, seen, to).ok_or_else(|| SwitchError::Unseen(to.to_owned()))?;
+    // An old primary that does not hear of its successor goes on with writes once the pause is over.
+    let shard = desired.member(from).map(|(shard, _)| shard.name.as_str());
+    if let Some(why) = [&old.1, &new.1].into_iter().find_map(|id| bus::out_of_touch(seen, id, shard)) {
+        return Err(SwitchError::OutOfTouch(why));
+    }
     let begun = Instant::now();
     let pause = PAUSE.as_millis().to_string();
     links.write(old.0, &old.1, &cmd(&["CLIENT", "PAUSE", &pause, "WRITE"]), guard).await?;

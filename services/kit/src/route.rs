@@ -126,25 +126,7 @@ impl Router {
 
     /// Remembers what a failed call taught, and says whether it is worth another try.
     pub fn learn(&self, key: u64, address: &str, error: &Error) -> bool {
-        let mut learnt = self.0.learnt.lock();
-        if error.reason.as_deref() == Some(reason::WRONG_HOLDER) {
-            match error.metadata.get("holder") {
-                Some(holder) if holder != address => {
-                    learnt.holders.insert(key, (holder.clone(), Instant::now()));
-                }
-                _ => {
-                    learnt.holders.remove(&key);
-                }
-            }
-        } else if error.unanswered {
-            learnt.holders.retain(|_, (holder, _)| holder != address);
-            learnt.dead.insert(address.to_owned(), Instant::now());
-        }
-        if learnt.holders.len() > 65_536 {
-            learnt.holders.retain(|_, (_, at)| at.elapsed() < MEMORY);
-        }
-        learnt.dead.retain(|_, at| at.elapsed() < MEMORY);
-        drop(learnt);
+        self.0.learnt.lock().learn(key, address, error);
         if error.is_retryable() {
             self.0.discovery.look_again();
         }
@@ -259,7 +241,45 @@ impl Router {
 }
 
 impl Learnt {
+    fn learn(&mut self, key: u64, address: &str, error: &Error) {
+        if error.reason.as_deref() == Some(reason::WRONG_HOLDER) {
+            match error.metadata.get("holder") {
+                Some(holder) if holder != address => {
+                    self.holders.insert(key, (holder.clone(), Instant::now()));
+                }
+                _ => {
+                    self.holders.remove(&key);
+                }
+            }
+        } else if error.unanswered {
+            self.holders.retain(|_, (holder, _)| holder != address);
+            self.dead.insert(address.to_owned(), Instant::now());
+        }
+        if self.holders.len() > 65_536 {
+            self.holders.retain(|_, (_, at)| at.elapsed() < MEMORY);
+        }
+        self.dead.retain(|_, at| at.elapsed() < MEMORY);
+    }
+
     fn is_dead(&self, address: &str) -> bool {
         self.dead.get(address).is_some_and(|at| at.elapsed() < MEMORY)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_instance_that_refuses_in_words_is_asked_again_and_one_that_is_silent_is_not() {
+        let mut learnt = Learnt::default();
+        // What a call meets whose partition moves to another node of the engine.
+        learnt.learn(1, "a:1", &Error::unavailable("the partition is moving: try again"));
+        assert!(!learnt.is_dead("a:1"));
+        learnt.learn(1, "a:1", &Error::wrong_holder(Some("b:1")));
+        assert!(!learnt.is_dead("a:1"));
+        assert_eq!(learnt.holders[&1].0, "b:1");
+        learnt.learn(2, "b:1", &Error::unanswered("the stream ended"));
+        assert!(learnt.is_dead("b:1") && learnt.holders.is_empty(), "hints at it are forgotten, too");
     }
 }

@@ -186,7 +186,7 @@ pub fn next(batch: &Batch, facts: &Facts) -> Step {
         }
     }
     for id in [source.primary_id.as_ref(), Some(target_id)].into_iter().flatten() {
-        if let Some(why) = bus::out_of_touch(facts.seen, id) {
+        if let Some(why) = bus::out_of_touch(facts.seen, id, None) {
             return not_before(facts, &batch.to, Reason::NotJoined, why);
         }
     }
