@@ -10,10 +10,12 @@ use tonic::{
     service::interceptor::InterceptedService,
     transport::{Channel, Endpoint, Uri},
 };
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tower::service_fn;
 
 use crate::{
     config::Config,
+    error::Error,
     request::Inject,
     tls::{self, Reloading, TlsError},
 };
@@ -173,4 +175,17 @@ mod io {
             }
         }
     }
+}
+
+/// Asks an instance whether it is healthy; none when nothing came back within the time.
+pub(crate) async fn health(transport: Transport, within: Duration) -> Option<Result<(), Error>> {
+    let mut client = HealthClient::new(transport);
+    let asked = client.check(HealthCheckRequest::default());
+    let answer = tokio::time::timeout(within, asked).await.ok()?;
+    Some(answer.map(drop).map_err(Error::from))
+}
+
+/// Whether an instance answers at all within the time, be it with a refusal.
+pub async fn is_alive(transport: Transport, within: Duration) -> bool {
+    health(transport, within).await.is_some_and(|answer| answer.err().is_none_or(|refusal| !refusal.unanswered))
 }

@@ -13,10 +13,9 @@ use parking_lot::Mutex;
 use rand::RngExt;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status};
-use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::{
-    client::{Dialer, Transport},
+    client::{Dialer, Transport, health},
     config::{Config, Service},
     discovery::Discovery,
     error::{Error, reason},
@@ -215,8 +214,8 @@ impl Router {
     async fn silent(&self, address: &str) {
         loop {
             tokio::time::sleep(SILENCE).await;
-            let mut health = HealthClient::new(self.0.dialer.channel(address));
-            if tokio::time::timeout(PULSE, health.check(HealthCheckRequest::default())).await.is_err() {
+            // A refused connection is an answer here: the call itself meets it, too.
+            if health(self.0.dialer.channel(address), PULSE).await.is_none() {
                 return;
             }
         }

@@ -1,6 +1,9 @@
 //! Which instances there are, as this one sees it: what discovery says, itself, and what it has learnt since.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use kith_kit::{discovery::Discovery, rendezvous};
 use parking_lot::Mutex;
@@ -8,6 +11,9 @@ use tokio::{sync::watch, time::Instant};
 
 /// Until discovery shows what was learnt: an instance that claims or that says it leaves.
 const MEMORY: Duration = Duration::from_secs(15);
+/// An instance that claims is not taken for silent for so long: where two do not hear each other and callers hear both, the partitions
+/// stay with one of them.
+const TRUST: Duration = Duration::from_secs(30);
 
 /// The ready instances, and what is known before discovery knows it.
 pub(crate) struct View {
@@ -22,6 +28,10 @@ struct Learnt {
     /// Instances that hold partitions but are not ready yet.
     here: HashMap<String, Instant>,
     gone: HashMap<String, Instant>,
+    /// Instances that do not answer, whatever discovery says.
+    silent: HashSet<String>,
+    /// When an instance last showed that it lives by claiming.
+    claimed: HashMap<String, Instant>,
     leaving: bool,
 }
 
@@ -44,7 +54,8 @@ impl View {
         let mut instances: Vec<String> = self.discovery.current().iter().cloned().collect();
         instances.extend(learnt.here.keys().cloned());
         instances.push(self.me.clone());
-        instances.retain(|i| !(learnt.gone.contains_key(i) || learnt.leaving && *i == self.me));
+        instances
+            .retain(|i| !(learnt.gone.contains_key(i) || learnt.silent.contains(i) || learnt.leaving && *i == self.me));
         instances.sort_unstable();
         instances.dedup();
         instances
@@ -68,8 +79,44 @@ impl View {
         if instance != self.me {
             let mut learnt = self.learnt.lock();
             learnt.gone.remove(instance);
-            learnt.here.insert(instance.to_owned(), Instant::now());
+            learnt.silent.remove(instance);
+            let now = Instant::now();
+            learnt.claimed.retain(|_, at| now.duration_since(*at) < TRUST);
+            learnt.claimed.insert(instance.to_owned(), now);
+            learnt.here.insert(instance.to_owned(), now);
         }
+    }
+
+    /// The other instances, as discovery knows them.
+    pub(crate) fn peers(&self) -> Vec<String> {
+        self.discovery.current().iter().filter(|i| **i != self.me).cloned().collect()
+    }
+
+    /// An instance has not answered for some seconds: it holds nothing any more. Says whether that is new.
+    pub(crate) fn silent(&self, instance: &str) -> bool {
+        let mut learnt = self.learnt.lock();
+        let lives = learnt.claimed.get(instance).is_some_and(|at| at.elapsed() < TRUST);
+        let new = !lives && learnt.silent.insert(instance.to_owned());
+        if new {
+            learnt.here.remove(instance);
+            drop(learnt);
+            self.changed.send_modify(|n| *n += 1);
+        }
+        new
+    }
+
+    /// A silent instance answers again. Says whether it was silent.
+    pub(crate) fn answers(&self, instance: &str) -> bool {
+        let was = self.learnt.lock().silent.remove(instance);
+        if was {
+            self.changed.send_modify(|n| *n += 1);
+        }
+        was
+    }
+
+    /// What discovery has forgotten needs no remembering.
+    pub(crate) fn only_silent(&self, among: &[String]) {
+        self.learnt.lock().silent.retain(|i| among.contains(i));
     }
 
     /// An instance has said that it ends.
@@ -90,5 +137,34 @@ impl View {
     /// Resolves at the next change, from discovery or from peers.
     pub(crate) fn changes(&self) -> (watch::Receiver<kith_kit::discovery::Endpoints>, watch::Receiver<u64>) {
         (self.discovery.watch(), self.changed.subscribe())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_a_silent_instance_held_is_its_peers_until_it_answers_or_claims() {
+        let end = CancellationToken::new();
+        let discovery = Discovery::start("static:10.0.0.1:1,10.0.0.2:1", end.clone()).unwrap();
+        discovery.watch().wait_for(|e| e.len() == 2).await.unwrap();
+        let view = View::new(discovery, "10.0.0.1:1".to_owned());
+        let other = "10.0.0.2:1";
+        let half = view.mine(1024).len();
+        assert!((1..1024).contains(&half));
+        assert!(view.silent(other) && !view.silent(other), "told once");
+        assert_eq!(view.mine(1024).len(), 1024);
+        assert!(view.answers(other) && !view.answers(other));
+        assert_eq!(view.mine(1024).len(), half);
+        // It claims what was taken from it: it lives, and is believed to for a while.
+        assert!(view.silent(other));
+        view.holds(other);
+        assert_eq!(view.mine(1024).len(), half);
+        assert!(!view.silent(other));
+        assert_eq!(view.mine(1024).len(), half);
+        end.cancel();
     }
 }
