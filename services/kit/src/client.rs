@@ -189,3 +189,34 @@ pub(crate) async fn health(transport: Transport, within: Duration) -> Option<Res
 pub async fn is_alive(transport: Transport, within: Duration) -> bool {
     health(transport, within).await.is_some_and(|answer| answer.err().is_none_or(|refusal| !refusal.unanswered))
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_instance_that_refuses_hangs_up_or_says_nothing_does_not_live() {
+        let dialer = Dialer { component: "storage", tls: None, channels: Arc::default() };
+        let within = Duration::from_millis(400);
+        // Nobody listens there any more.
+        let refusing = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let refused = refusing.local_addr().unwrap().to_string();
+        drop(refusing);
+        // Whoever connects is hung up on.
+        let hanging_up = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let hung_up = hanging_up.local_addr().unwrap().to_string();
+        tokio::spawn(async move { while hanging_up.accept().await.is_ok() {} });
+        // Connections are taken by the kernel, and nothing is ever said.
+        let mute = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let silent = mute.local_addr().unwrap().to_string();
+        for address in [&refused, &hung_up, &silent] {
+            for _ in 0..3 {
+                let answer = health(dialer.channel(address), within).await;
+                assert!(answer.is_none_or(|a| a.is_err_and(|e| e.unanswered)), "{address}");
+                assert!(!is_alive(dialer.channel(address), within).await, "{address}");
+            }
+        }
+    }
+}

@@ -11,9 +11,6 @@ use tokio::{sync::watch, time::Instant};
 
 /// Until discovery shows what was learnt: an instance that claims or that says it leaves.
 const MEMORY: Duration = Duration::from_secs(15);
-/// An instance that claims is not taken for silent for so long: where two do not hear each other and callers hear both, the partitions
-/// stay with one of them.
-const TRUST: Duration = Duration::from_secs(30);
 
 /// The ready instances, and what is known before discovery knows it.
 pub(crate) struct View {
@@ -30,8 +27,6 @@ struct Learnt {
     gone: HashMap<String, Instant>,
     /// Instances that do not answer, whatever discovery says.
     silent: HashSet<String>,
-    /// When an instance last showed that it lives by claiming.
-    claimed: HashMap<String, Instant>,
     leaving: bool,
 }
 
@@ -79,11 +74,7 @@ impl View {
         if instance != self.me {
             let mut learnt = self.learnt.lock();
             learnt.gone.remove(instance);
-            learnt.silent.remove(instance);
-            let now = Instant::now();
-            learnt.claimed.retain(|_, at| now.duration_since(*at) < TRUST);
-            learnt.claimed.insert(instance.to_owned(), now);
-            learnt.here.insert(instance.to_owned(), now);
+            learnt.here.insert(instance.to_owned(), Instant::now());
         }
     }
 
@@ -94,12 +85,8 @@ impl View {
 
     /// An instance has not answered for some seconds: it holds nothing any more. Says whether that is new.
     pub(crate) fn silent(&self, instance: &str) -> bool {
-        let mut learnt = self.learnt.lock();
-        let lives = learnt.claimed.get(instance).is_some_and(|at| at.elapsed() < TRUST);
-        let new = !lives && learnt.silent.insert(instance.to_owned());
+        let new = self.learnt.lock().silent.insert(instance.to_owned());
         if new {
-            learnt.here.remove(instance);
-            drop(learnt);
             self.changed.send_modify(|n| *n += 1);
         }
         new
@@ -147,7 +134,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_a_silent_instance_held_is_its_peers_until_it_answers_or_claims() {
+    async fn what_a_silent_instance_held_is_its_peers_until_it_answers() {
         let end = CancellationToken::new();
         let discovery = Discovery::start("static:10.0.0.1:1,10.0.0.2:1", end.clone()).unwrap();
         discovery.watch().wait_for(|e| e.len() == 2).await.unwrap();
@@ -157,13 +144,10 @@ mod tests {
         assert!((1..1024).contains(&half));
         assert!(view.silent(other) && !view.silent(other), "told once");
         assert_eq!(view.mine(1024).len(), 1024);
-        assert!(view.answers(other) && !view.answers(other));
-        assert_eq!(view.mine(1024).len(), half);
-        // It claims what was taken from it: it lives, and is believed to for a while.
-        assert!(view.silent(other));
+        // A claim of its own that is only met now is old news.
         view.holds(other);
-        assert_eq!(view.mine(1024).len(), half);
-        assert!(!view.silent(other));
+        assert_eq!(view.mine(1024).len(), 1024);
+        assert!(view.answers(other) && !view.answers(other));
         assert_eq!(view.mine(1024).len(), half);
         end.cancel();
     }
