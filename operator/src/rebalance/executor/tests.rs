@@ -1,3 +1,5 @@
+//! The next step of a batch, against a cluster in memory.
+
 use super::step::{Batch, Facts, Step, next};
 use crate::{
     dataplane::{
