@@ -150,9 +150,6 @@ struct Common {
     plaintext: bool,
 }
 
-/// For reading everything back after a load.
-const READ_BACK: Duration = Duration::from_secs(180);
-
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 async fn run(command: Command) -> Result<ExitCode, Failure> {
@@ -172,7 +169,7 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
             let options = LoadOptions { pairs, rate, via, ..LoadOptions::default() };
             let load = Load::start(&Target::of_env().await?, options).await?;
             tokio::time::sleep(Duration::from_secs(seconds)).await;
-            let report = load.finish(READ_BACK).await?;
+            let report = load.finish(chaos::READ_BACK).await?;
             println!("{report}");
             return Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }

@@ -30,7 +30,7 @@ const HEALED: Duration = Duration::from_secs(60);
 /// Between two looks whether slots move.
 const WATCH: Duration = Duration::from_millis(500);
 /// Reading everything back.
-const READ_BACK: Duration = Duration::from_secs(180);
+pub const READ_BACK: Duration = Duration::from_secs(180);
 /// A longer run kills everything as often again for each of these.
 const PER_QUOTA: Duration = Duration::from_secs(660);
 /// How long a dead node stays dead.
@@ -196,8 +196,7 @@ async fn amid_faults(
 async fn watch_moves(cluster: Cluster, ledger: Arc<Ledger>) {
     loop {
         if let Ok(rebalances) = cluster.rebalances().await {
-            let moving =
-                rebalances.iter().any(|r| r.status.as_ref().is_some_and(|s| s.phase == RebalancePhase::Rebalancing));
+            let moving = rebalances.iter().any(|r| shards::phase(r) == RebalancePhase::Rebalancing);
             ledger.meanwhile(moving.then(|| "while slots move".to_owned()));
         }
         tokio::time::sleep(WATCH).await;

@@ -126,7 +126,8 @@ impl Cluster {
     }
 }
 
-fn phase(rebalance: &ShardRebalance) -> RebalancePhase {
+/// Where a rebalance stands; one that the operator has not met yet is new.
+pub(super) fn phase(rebalance: &ShardRebalance) -> RebalancePhase {
     rebalance.status.as_ref().map(|s| s.phase).unwrap_or_default()
 }
 
