@@ -76,7 +76,7 @@ impl Executor {
         let begun = Instant::now();
         let mut started = None;
         let mut landed_at = None;
-        let mut hold = Hold::default();
+        let mut hold = Hold::new(self, desired);
         failpoint::hit(failpoint::BEFORE_START);
         loop {
             let seen = observe(&self.links, desired, if started.is_some() { Depth::Roles } else { Depth::Full }).await;
@@ -94,11 +94,11 @@ impl Executor {
             };
             let step = next(batch, &facts);
             if !matches!(step, Step::Hold { .. }) {
-                hold.release(self, desired).await;
+                hold.release().await;
             }
             match step {
                 Step::Hold { pod, id } => {
-                    hold.keep(self, desired, &pod, &id).await?;
+                    hold.keep(&pod, &id).await?;
                     if self.gate.is_wanted() {
                         // What is held back stays so for longer than the promotion takes, and the next batch goes on with it.
                         return Ok(BatchEnd::Interrupted("a promotion goes first".to_owned()));
@@ -192,8 +192,8 @@ impl Executor {
         id: &NodeId,
     ) -> Result<(), LinkError> {
         let end = Instant::now() + CANCEL_DEADLINE;
-        let mut hold = Hold::default();
-        hold.pause(self, desired, pod, id).await?;
+        let mut hold = Hold::new(self, desired);
+        hold.pause(pod, id).await?;
         loop {
             let jobs = self.jobs(desired, batch, seen).await.unwrap_or_default();
             let running: Vec<_> = jobs.iter().filter(|j| j.is_active()).collect();
@@ -211,7 +211,7 @@ impl Executor {
             let now = observe(&self.links, desired, Depth::Roles).await;
             let told = step::untold(batch, &Facts::of(desired, &now)).is_none();
             if running.is_empty() && told {
-                hold.release(self, desired).await;
+                hold.release().await;
                 break;
             }
             if Instant::now() > end {
