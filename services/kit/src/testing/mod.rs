@@ -8,9 +8,10 @@ mod pki;
 mod process;
 mod valkey;
 
-use std::{net::TcpListener, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, net::TcpListener, path::PathBuf, time::Duration};
 
 pub use kafka::{Jit, KafkaBroker};
+use parking_lot::Mutex;
 pub use pki::Pki;
 pub use process::Process;
 use rand::RngExt;
@@ -56,11 +57,12 @@ impl TestError {
     }
 }
 
-/// A port of 127.0.0.1 that nobody listens on now.
+/// A port of 127.0.0.1 that nobody listens on now, and that this process has not been given before: who asked may not listen there yet.
 pub fn free_port() -> u16 {
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     loop {
         let port = rand::rng().random_range(PORTS);
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        if GIVEN.lock().insert(port) && TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;
         }
     }
