@@ -56,6 +56,12 @@ impl Dialer {
         Ok(Self { component, tls, channels: Arc::default() })
     }
 
+    /// Without TLS.
+    #[cfg(test)]
+    pub(crate) fn plain(component: &'static str) -> Self {
+        Self { component, tls: None, channels: Arc::default() }
+    }
+
     /// The channel to `address` (`host:port`); connects at the first call and again after a loss.
     pub fn channel(&self, address: &str) -> Transport {
         let mut channels = self.channels.lock();
@@ -186,7 +192,7 @@ pub(crate) async fn health(transport: Transport, within: Duration) -> Option<Res
 }
 
 /// Whether an instance answers at all within the time, be it with a refusal.
-pub async fn is_alive(transport: Transport, within: Duration) -> bool {
+pub(crate) async fn is_alive(transport: Transport, within: Duration) -> bool {
     health(transport, within).await.is_some_and(|answer| answer.err().is_none_or(|refusal| !refusal.unanswered))
 }
 
@@ -198,7 +204,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_instance_that_refuses_hangs_up_or_says_nothing_does_not_live() {
-        let dialer = Dialer { component: "storage", tls: None, channels: Arc::default() };
+        let dialer = Dialer::plain("storage");
         let within = Duration::from_millis(400);
         // Nobody listens there any more.
         let refusing = TcpListener::bind("127.0.0.1:0").await.unwrap();

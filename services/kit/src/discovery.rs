@@ -1,6 +1,6 @@
 //! Which instances of a service are ready: a DNS name, a fixed list or a file, watched for changes.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashSet, path::PathBuf, sync::Arc, time::Duration};
 
 use thiserror::Error;
 use tokio::sync::{Notify, watch};
@@ -65,6 +65,8 @@ impl Source {
 #[derive(Clone)]
 pub struct Discovery {
     endpoints: watch::Receiver<Endpoints>,
+    /// Those that are listed and do not answer; nobody asks unless told to (see [`crate::pulse`]).
+    silent: watch::Receiver<Arc<HashSet<String>>>,
     again: Arc<Notify>,
 }
 
@@ -105,12 +107,38 @@ impl Discovery {
                 }
             }
         });
-        Ok(Self { endpoints, again })
+        Ok(Self { endpoints, silent: watch::channel(Arc::default()).1, again })
+    }
+
+    /// What never changes: these are listed, and of them these do not answer.
+    #[cfg(feature = "testing")]
+    pub fn fixed(listed: &[&str], silent: &[&str]) -> Self {
+        let answering = listed.iter().filter(|n| !silent.contains(n)).map(ToString::to_string).collect();
+        let silent = silent.iter().map(ToString::to_string).collect();
+        Self {
+            endpoints: watch::channel(Arc::new(answering)).1,
+            silent: watch::channel(Arc::new(silent)).1,
+            again: Arc::default(),
+        }
+    }
+
+    /// The same with another view of who is there.
+    pub(crate) fn with(
+        &self,
+        endpoints: watch::Receiver<Endpoints>,
+        silent: watch::Receiver<Arc<HashSet<String>>>,
+    ) -> Self {
+        Self { endpoints, silent, again: self.again.clone() }
     }
 
     /// The endpoints as last seen.
     pub fn current(&self) -> Endpoints {
         self.endpoints.borrow().clone()
+    }
+
+    /// Whether an instance is listed but has not answered for some seconds.
+    pub fn is_silent(&self, address: &str) -> bool {
+        self.silent.borrow().contains(address)
     }
 
     /// A receiver that sees every change.

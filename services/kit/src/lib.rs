@@ -28,6 +28,8 @@ pub mod kafka;
 #[cfg(feature = "grpc")]
 pub mod login;
 #[cfg(feature = "grpc")]
+mod pulse;
+#[cfg(feature = "grpc")]
 pub mod request;
 #[cfg(feature = "grpc")]
 pub mod route;

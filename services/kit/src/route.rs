@@ -19,7 +19,7 @@ use crate::{
     config::{Config, Service},
     discovery::Discovery,
     error::{Error, reason},
-    rendezvous,
+    pulse, rendezvous,
 };
 
 /// First pause before a retry; doubles up to [`MAX_PAUSE`].
@@ -72,7 +72,8 @@ impl Router {
         shutdown: CancellationToken,
     ) -> Result<Self, RouteError> {
         let dialer = Dialer::new(config, component)?;
-        let discovery = Discovery::start(&service.endpoints, shutdown.clone())?;
+        let listed = Discovery::start(&service.endpoints, shutdown.clone())?;
+        let discovery = pulse::living(&listed, component, dialer.clone(), shutdown.clone());
         let mut changes = discovery.watch();
         let pruned = dialer.clone();
         tokio::spawn(async move {
@@ -84,7 +85,7 @@ impl Router {
         Ok(Self(Arc::new(Inner { component, dialer, discovery, learnt: Mutex::default() })))
     }
 
-    /// The ready instances.
+    /// The ready instances that answer.
     pub fn discovery(&self) -> &Discovery {
         &self.0.discovery
     }

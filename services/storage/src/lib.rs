@@ -14,7 +14,6 @@ mod event;
 mod grpc;
 mod jitter;
 mod outbox;
-mod pulse;
 mod repair;
 mod tags;
 
@@ -113,7 +112,6 @@ pub async fn run(
     let hub = engine.hub().clone();
     let core = Core::new(Arc::new(engine), config.cluster.partitions, config.limits.clone(), Some(router.clone()));
     let stop = CancellationToken::new();
-    tokio::spawn(pulse::run(view.clone(), router.clone(), end.clone()));
     let routes = grpc::routes(&core, &hub, &view, stop.clone());
 
     let leave = async {

@@ -23,9 +23,10 @@ use kith_kit::{
     admin::Readiness,
     client::MAX_MESSAGE_BYTES,
     config::{Config, Instance},
-    discovery::{Discovery, SpecError},
+    discovery::Discovery,
     route::RouteError,
     server::{self, Allow, ServeError},
+    sessions::Sessions,
     storage::Storage,
 };
 use kith_proto::sessions::v1::sessions_server::SessionsServer;
@@ -47,12 +48,9 @@ const LEAVE_POLL: Duration = Duration::from_millis(50);
 /// Why the service ended or did not start.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// Storage cannot be routed to.
+    /// Storage or the other instances cannot be routed to.
     #[error(transparent)]
     Route(#[from] RouteError),
-    /// The endpoints of `sessions` itself.
-    #[error(transparent)]
-    Endpoints(#[from] SpecError),
     /// The event log cannot be written.
     #[error(transparent)]
     Publish(#[from] PublishError),
@@ -79,13 +77,13 @@ pub async fn run(
     // In the order of the end: streams and server, then what writes for them, then their own connections.
     let (serving, writing, connected) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
     let storage = Storage::new(&config, connected.clone())?;
-    let discovery = Discovery::start(&config.services.sessions.endpoints, connected.clone())?;
+    let peers = Sessions::new(&config, connected.clone())?;
     let me = instance.advertise.to_string();
     let limits = config.gateway.clone().unwrap_or_default();
     let hub = Arc::new(Hub::new(me.clone(), limits.max_sessions_per_user as usize));
 
     let background = TaskTracker::new();
-    background.spawn(watch_owners(hub.clone(), discovery, connected.clone()));
+    background.spawn(watch_owners(hub.clone(), peers.router().discovery().clone(), connected.clone()));
     background.spawn(tick(hub.clone(), connected.clone()));
     let (flushed, flush_end) = (hub.clone(), writing.clone());
     let flusher = tokio::spawn(async move { flushed.pending.run(&storage, flush_end).await });

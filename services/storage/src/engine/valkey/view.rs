@@ -1,9 +1,6 @@
 //! Which instances there are, as this one sees it: what discovery says, itself, and what it has learnt since.
 
-use std::{
-    collections::{HashMap, HashSet},
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 
 use kith_kit::{discovery::Discovery, rendezvous};
 use parking_lot::Mutex;
@@ -25,8 +22,6 @@ struct Learnt {
     /// Instances that hold partitions but are not ready yet.
     here: HashMap<String, Instant>,
     gone: HashMap<String, Instant>,
-    /// Instances that do not answer, whatever discovery says.
-    silent: HashSet<String>,
     leaving: bool,
 }
 
@@ -48,9 +43,10 @@ impl View {
         learnt.gone.retain(|_, at| now.duration_since(*at) < MEMORY);
         let mut instances: Vec<String> = self.discovery.current().iter().cloned().collect();
         instances.extend(learnt.here.keys().cloned());
+        // A claim that is met only now says nothing about whether its maker lives.
+        instances.retain(|i| !self.discovery.is_silent(i));
         instances.push(self.me.clone());
-        instances
-            .retain(|i| !(learnt.gone.contains_key(i) || learnt.silent.contains(i) || learnt.leaving && *i == self.me));
+        instances.retain(|i| !(learnt.gone.contains_key(i) || learnt.leaving && *i == self.me));
         instances.sort_unstable();
         instances.dedup();
         instances
@@ -78,34 +74,6 @@ impl View {
         }
     }
 
-    /// The other instances, as discovery knows them.
-    pub(crate) fn peers(&self) -> Vec<String> {
-        self.discovery.current().iter().filter(|i| **i != self.me).cloned().collect()
-    }
-
-    /// An instance has not answered for some seconds: it holds nothing any more. Says whether that is new.
-    pub(crate) fn silent(&self, instance: &str) -> bool {
-        let new = self.learnt.lock().silent.insert(instance.to_owned());
-        if new {
-            self.changed.send_modify(|n| *n += 1);
-        }
-        new
-    }
-
-    /// A silent instance answers again. Says whether it was silent.
-    pub(crate) fn answers(&self, instance: &str) -> bool {
-        let was = self.learnt.lock().silent.remove(instance);
-        if was {
-            self.changed.send_modify(|n| *n += 1);
-        }
-        was
-    }
-
-    /// What discovery has forgotten needs no remembering.
-    pub(crate) fn only_silent(&self, among: &[String]) {
-        self.learnt.lock().silent.retain(|i| among.contains(i));
-    }
-
     /// An instance has said that it ends.
     pub(crate) fn leaves(&self, instance: &str) {
         let mut learnt = self.learnt.lock();
@@ -129,26 +97,20 @@ impl View {
 
 #[cfg(test)]
 mod tests {
-    use tokio_util::sync::CancellationToken;
-
     use super::*;
 
-    #[tokio::test]
-    async fn what_a_silent_instance_held_is_its_peers_until_it_answers() {
-        let end = CancellationToken::new();
-        let discovery = Discovery::start("static:10.0.0.1:1,10.0.0.2:1", end.clone()).unwrap();
-        discovery.watch().wait_for(|e| e.len() == 2).await.unwrap();
-        let view = View::new(discovery, "10.0.0.1:1".to_owned());
-        let other = "10.0.0.2:1";
-        let half = view.mine(1024).len();
-        assert!((1..1024).contains(&half));
-        assert!(view.silent(other) && !view.silent(other), "told once");
-        assert_eq!(view.mine(1024).len(), 1024);
-        // A claim of its own that is only met now is old news.
-        view.holds(other);
-        assert_eq!(view.mine(1024).len(), 1024);
-        assert!(view.answers(other) && !view.answers(other));
-        assert_eq!(view.mine(1024).len(), half);
-        end.cancel();
+    #[test]
+    fn what_a_silent_instance_held_is_its_peers() {
+        let (me, other) = ("10.0.0.1:1", "10.0.0.2:1");
+        let mine = |view: &View| view.mine(1024).len();
+        let both = View::new(Discovery::fixed(&[me, other], &[]), me.to_owned());
+        assert!((1..1024).contains(&mine(&both)));
+        let alone = View::new(Discovery::fixed(&[me, other], &[other]), me.to_owned());
+        assert_eq!(mine(&alone), 1024);
+        alone.holds(other);
+        assert_eq!(mine(&alone), 1024, "a claim of its own that is only met now is old news");
+        // This one holds what is its own whatever it hears of itself.
+        let cut_off = View::new(Discovery::fixed(&[me, other], &[me]), me.to_owned());
+        assert_eq!(mine(&cut_off), mine(&both));
     }
 }
