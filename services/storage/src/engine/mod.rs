@@ -266,6 +266,13 @@ pub(crate) enum EngineError {
     DataLoss(String),
 }
 
+impl EngineError {
+    /// Nothing was sent: a retry is safe, and finds the claim that follows.
+    pub(crate) fn moved() -> Self {
+        Self::Unavailable("the partition changed hands: try again".into())
+    }
+}
+
 impl From<EngineError> for Error {
     fn from(error: EngineError) -> Self {
         match error {

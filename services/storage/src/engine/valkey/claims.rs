@@ -102,7 +102,9 @@ pub(super) fn start(hub: &Arc<Hub>, partition: &Arc<Partition>) {
 
 async fn claim(hub: Arc<Hub>, partition: Arc<Partition>) {
     let mut pause = MIN_PAUSE;
+    let mut topology = hub.watcher.changes();
     loop {
+        topology.mark_unchanged();
         if hub.view.owner(partition.number).as_deref() != Some(hub.view.me()) {
             partition.state.send_replace(State::Closed(None));
             return;
@@ -119,8 +121,10 @@ async fn claim(hub: Arc<Hub>, partition: Arc<Partition>) {
                 tracing::debug!(partition = partition.number, %error, "a claim did not succeed");
             }
         }
-        tokio::time::sleep(jittered(pause)).await;
-        pause = (pause * 2).min(MAX_PAUSE);
+        // Another primary is worth another try at once.
+        if tokio::time::timeout(jittered(pause), topology.changed()).await.is_err() {
+            pause = (pause * 2).min(MAX_PAUSE);
+        }
     }
 }
 

@@ -95,7 +95,12 @@ impl Hub {
     /// Ends the claims whose slots another node has now, and forgets nodes that are no primaries any more.
     pub(super) fn follow(&self) {
         let topology = self.watcher.current();
-        self.nodes.lock().retain(|id, _| topology.primaries().iter().any(|p| p.id == *id));
+        self.nodes.lock().retain(|id, node| {
+            if topology.deposes(&node.primary) {
+                node.deposed.cancel();
+            }
+            topology.primaries().iter().any(|p| p.id == *id)
+        });
         for partition in &self.partitions {
             if let Some(claim) = partition.claim()
                 && let Some(primary) = self.primary_of(partition.number)

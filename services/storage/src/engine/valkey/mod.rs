@@ -243,7 +243,12 @@ impl Hub {
             pipeline.add_command(call.command);
             connection.pipeline(&pipeline).await
         };
-        let values = match tokio::time::timeout_at(end, asked).await {
+        let answer = tokio::select! {
+            biased;
+            answer = tokio::time::timeout_at(end, asked) => answer,
+            () = claim.node.deposed.cancelled() => return Err(EngineError::moved()),
+        };
+        let values = match answer {
             Err(_) => return Err(EngineError::Deadline),
             Ok(Err(error)) => {
                 tracing::debug!(%error, "a read did not come back");

@@ -8,6 +8,7 @@ use tokio::{
     sync::{Mutex, mpsc, oneshot},
     time::Instant,
 };
+use tokio_util::sync::CancellationToken;
 
 use super::{
     hub::Hub,
@@ -42,6 +43,8 @@ pub(crate) struct Node {
     queue: mpsc::Sender<Item>,
     reader: Mutex<Option<Connection>>,
     connector: Connector,
+    /// Ends what waits for it once another primary has its slots.
+    pub(super) deposed: CancellationToken,
 }
 
 impl Node {
@@ -49,9 +52,10 @@ impl Node {
     pub(super) fn start(primary: Primary, hub: &Arc<Hub>) -> Arc<Self> {
         let (queue, items) = mpsc::channel(QUEUE);
         let connector = hub.connector.clone();
-        let writer = Writer::new(primary.clone(), connector.clone(), hub.clone());
+        let deposed = CancellationToken::new();
+        let writer = Writer::new(primary.clone(), connector.clone(), hub.clone(), deposed.clone());
         tokio::spawn(writer.run(items));
-        Arc::new(Self { primary, queue, reader: Mutex::new(None), connector })
+        Arc::new(Self { primary, queue, reader: Mutex::new(None), connector, deposed })
     }
 
     /// Puts a call into the queue; a full queue refuses at once.

@@ -1,20 +1,24 @@
 //! Which node is the primary of which slots, as the nodes say of themselves.
 //!
 //! Every node that is known is asked; a node's word counts for itself alone, and where two claim a slot, the higher configuration epoch has
-//! it. So a deposed primary that does not know it yet takes nothing away from its successor.
+//! it. So a deposed primary that does not know it yet takes nothing away from its successor. Each answer counts as soon as it is there:
+//! after a failover most of what is asked is a dead address, and the successor's word must not wait for that.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
-use futures::future::join_all;
+use futures::{StreamExt, stream::FuturesUnordered};
 use kith_kit::valkey::{Connection, Connector};
 use parking_lot::Mutex;
 use redis::{Value, cmd};
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::tags::SLOTS;
@@ -52,6 +56,12 @@ impl Topology {
 
     pub(super) fn primaries(&self) -> &[Primary] {
         &self.primaries
+    }
+
+    /// Whether somebody else has what this node had, or the node itself at another address: nothing that was asked of it there counts.
+    pub(super) fn deposes(&self, node: &Primary) -> bool {
+        let listed = self.primaries.contains(node);
+        !listed && (self.primaries.iter().any(|p| p.id == node.id) || self.owners.iter().all(|owner| *owner != 0))
     }
 }
 
@@ -97,28 +107,54 @@ fn parse(text: &str, asked: &str) -> Word {
     word
 }
 
-fn merge(words: Vec<Word>) -> Topology {
+fn merge<'a>(words: impl IntoIterator<Item = &'a Word>) -> Topology {
     let mut claims: Vec<_> =
-        words.into_iter().filter_map(|w| w.own).filter(|(_, _, slots)| !slots.is_empty()).collect();
+        words.into_iter().filter_map(|w| w.own.as_ref()).filter(|(_, _, slots)| !slots.is_empty()).collect();
     claims.sort_by(|a, b| (a.1, &a.0.id).cmp(&(b.1, &b.0.id)));
     // The same node by several ways.
     claims.dedup_by(|a, b| a.0 == b.0 && a.2 == b.2);
     let mut topology = Topology { primaries: Vec::new(), owners: vec![0; SLOTS as usize] };
     for (primary, _, ranges) in claims {
-        topology.primaries.push(primary);
+        topology.primaries.push(primary.clone());
         let index = topology.primaries.len() as u16;
         for (from, to) in ranges {
-            topology.owners[usize::from(from)..=usize::from(to)].fill(index);
+            topology.owners[usize::from(*from)..=usize::from(*to)].fill(index);
         }
     }
     topology
+}
+
+/// The last word of each node that answers, by the way that led to it.
+#[derive(Default)]
+struct Words(BTreeMap<String, Word>);
+
+impl Words {
+    /// Takes an answer, or that there was none; says whether anything is different now.
+    fn heard(&mut self, asked: String, word: Option<Word>) -> bool {
+        let Some(word) = word else { return self.0.remove(&asked).is_some() };
+        if self.0.get(&asked) == Some(&word) {
+            return false;
+        }
+        if let Some((now, _, _)) = &word.own {
+            // A node that came back elsewhere does not stand where it was.
+            let moved =
+                |w: &Word| w.own.as_ref().is_some_and(|(was, _, _)| was.id == now.id && was.address != now.address);
+            self.0.retain(|_, known| !moved(known));
+        }
+        self.0.insert(asked, word);
+        true
+    }
+
+    /// All nodes that are named.
+    fn named(&self) -> impl Iterator<Item = &String> {
+        self.0.values().flat_map(|word| &word.others)
+    }
 }
 
 /// Keeps the topology fresh.
 pub(super) struct Watcher {
     connector: Connector,
     seeds: Vec<String>,
-    known: Mutex<BTreeSet<String>>,
     connections: Mutex<HashMap<String, Connection>>,
     current: ArcSwap<Topology>,
     changed: watch::Sender<u64>,
@@ -129,7 +165,6 @@ impl Watcher {
     pub(super) fn new(connector: Connector, seeds: Vec<String>) -> Arc<Self> {
         Arc::new(Self {
             connector,
-            known: Mutex::new(seeds.iter().cloned().collect()),
             seeds,
             connections: Mutex::default(),
             current: ArcSwap::default(),
@@ -153,38 +188,52 @@ impl Watcher {
     }
 
     pub(super) async fn run(self: Arc<Self>, end: CancellationToken) {
-        while !end.is_cancelled() {
-            self.look().await;
+        let (mut words, mut asked, mut answers) = (Words::default(), BTreeSet::new(), FuturesUnordered::new());
+        let mut begun = Instant::now();
+        let mut next = begun;
+        loop {
             tokio::select! {
                 () = end.cancelled() => return,
-                () = tokio::time::sleep(IDLE) => {}
-                () = self.again.notified() => tokio::time::sleep(PAUSE).await,
+                Some((address, word)) = answers.next() => {
+                    asked.remove(&address);
+                    if words.heard(address, word) {
+                        self.publish(&words);
+                    }
+                }
+                () = self.again.notified() => next = next.min(begun + PAUSE),
+                () = tokio::time::sleep_until(next) => {
+                    begun = Instant::now();
+                    next = begun + IDLE;
+                    let nodes: BTreeSet<String> = self.seeds.iter().chain(words.named()).take(MOST_NODES).cloned().collect();
+                    // Who has not answered yet is not asked a second time.
+                    for address in nodes.difference(&asked.clone()) {
+                        asked.insert(address.clone());
+                        answers.push(self.word(address.clone()));
+                    }
+                }
             }
         }
     }
 
-    async fn look(&self) {
-        let mut nodes: BTreeSet<String> = self.known.lock().clone();
-        nodes.extend(self.seeds.iter().cloned());
-        let words = join_all(
-            nodes
-                .into_iter()
-                .take(MOST_NODES)
-                .map(|address| async move { self.ask(&address).await.map(|text| parse(&text, &address)) }),
-        )
-        .await;
-        let words: Vec<Word> = words.into_iter().flatten().collect();
-        if words.is_empty() {
+    fn publish(&self, words: &Words) {
+        if words.0.is_empty() {
             tracing::warn!("no node of the storage engine answers");
             return;
         }
-        *self.known.lock() = words.iter().flat_map(|w| w.others.iter().cloned()).collect();
-        let fresh = merge(words);
-        if **self.current.load() != fresh {
-            tracing::info!(primaries = ?fresh.primaries, "the storage engine's topology changed");
+        let fresh = merge(words.0.values());
+        let known = self.current.load();
+        if **known != fresh {
+            if known.primaries != fresh.primaries {
+                tracing::info!(primaries = ?fresh.primaries, "the storage engine's topology changed");
+            }
             self.current.store(Arc::new(fresh));
             self.changed.send_modify(|n| *n += 1);
         }
+    }
+
+    async fn word(&self, address: String) -> (String, Option<Word>) {
+        let word = self.ask(&address).await.map(|text| parse(&text, &address));
+        (address, word)
     }
 
     async fn ask(&self, address: &str) -> Option<String> {
@@ -225,7 +274,7 @@ mod tests {
 
     #[test]
     fn the_higher_epoch_has_the_slot() {
-        let topology = merge(vec![own("new", 7, "0-16383"), own("old", 3, "0-16383")]);
+        let topology = merge(&[own("new", 7, "0-16383"), own("old", 3, "0-16383")]);
         assert_eq!(topology.owner(0).unwrap().id, "new");
         assert_eq!(topology.owner(16_383).unwrap().address, "new:1");
     }
@@ -234,10 +283,35 @@ mod tests {
     fn a_node_has_one_address_whichever_way_led_to_it() {
         let text = "a 10.0.0.1:6379@16379,name myself,master - 0 0 1 connected 0-16383\n";
         let ways = ["10.0.0.1:6379", "shard.ns.svc:6379", "pod-0.shard.ns.svc:6379"];
-        let topology = merge(ways.iter().map(|way| parse(text, way)).collect());
+        let topology = merge(&ways.map(|way| parse(text, way)));
         assert_eq!(topology.primaries(), [Primary { id: "a".into(), address: "10.0.0.1:6379".into() }]);
-        let alone = merge(vec![parse("a :6379@16379 myself,master - 0 0 1 connected 0-5\n", "127.0.0.1:6379")]);
+        let alone = merge(&[parse("a :6379@16379 myself,master - 0 0 1 connected 0-5\n", "127.0.0.1:6379")]);
         assert_eq!(alone.owner(5).unwrap().address, "127.0.0.1:6379");
+    }
+
+    #[test]
+    fn a_node_is_deposed_by_who_has_its_slots_or_by_itself_elsewhere() {
+        let old = own("old", 3, "0-16383").own.unwrap().0;
+        assert!(!merge(&[own("old", 3, "0-5")]).deposes(&old), "it stands");
+        assert!(merge(&[own("new", 7, "0-16383")]).deposes(&old));
+        assert!(!merge(&[own("new", 7, "0-5")]).deposes(&old), "who has the rest is not known yet");
+        let elsewhere = Primary { address: "old:2".to_owned(), ..old.clone() };
+        assert!(merge(&[own("old", 3, "0-5")]).deposes(&elsewhere));
+        assert!(
+            !merge(&[own("new", 7, "0-16383"), own("old", 3, "0-16383")]).deposes(&old),
+            "it may have heard nothing yet"
+        );
+    }
+
+    #[test]
+    fn each_answer_counts_until_the_next_one() {
+        let at = |address: &str| parse(&format!("a {address}@2 myself,master - 0 0 3 connected 0-5\n"), address);
+        let mut words = Words::default();
+        assert!(words.heard("x:1".into(), Some(at("x:1"))));
+        assert!(!words.heard("x:1".into(), Some(at("x:1"))), "nothing new");
+        assert!(words.heard("x:9".into(), Some(at("x:9"))));
+        assert_eq!(words.0.keys().collect::<Vec<_>>(), ["x:9"], "a node that came back elsewhere stands there alone");
+        assert!(words.heard("x:9".into(), None) && !words.heard("x:9".into(), None));
     }
 
     #[test]
@@ -245,14 +319,14 @@ mod tests {
         let text = "a 10.0.0.1:6379@16379 myself,slave b 0 0 1 connected\nb 10.0.0.2:6379@16379,host master - 0 0 1 connected 0-5 7\n";
         let word = parse(text, "10.0.0.1:6379");
         assert_eq!(word, Word { own: None, others: vec!["10.0.0.2:6379".to_owned()] });
-        assert!(merge(vec![word]).owner(0).is_none());
+        assert!(merge(&[word]).owner(0).is_none());
     }
 
     proptest::proptest! {
         #[test]
         fn an_arbitrary_table_of_nodes_makes_no_panic(words in "(([a-z0-9:,@.-]{0,12}|myself,master|[0-9]{1,6}-[0-9]{1,6}|\\[|\\PC)[ \n]){0,60}", noise in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
             for text in [words, String::from_utf8_lossy(&noise).into_owned()] {
-                let topology = merge(vec![parse(&text, "127.0.0.1:1")]);
+                let topology = merge(&[parse(&text, "127.0.0.1:1")]);
                 for slot in [0, 16_383, u16::MAX] {
                     topology.owner(slot);
                 }

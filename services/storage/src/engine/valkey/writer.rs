@@ -20,6 +20,7 @@ use futures::{FutureExt, future::BoxFuture};
 use kith_kit::valkey::{Connection, Connector, ValkeyError};
 use redis::{Pipeline, Value, cmd};
 use tokio::{sync::mpsc, time::Instant};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     hub::Hub,
@@ -53,6 +54,8 @@ const NUDGES: u32 = 3;
 const SETTLE: Duration = Duration::from_millis(50);
 /// After a connection that failed.
 const PAUSE: Duration = Duration::from_millis(50);
+/// Between two lines of the log about a primary that cannot be reached.
+const TELL: Duration = Duration::from_secs(1);
 
 /// Commits what a primary's queue holds.
 pub(super) struct Writer {
@@ -63,6 +66,10 @@ pub(super) struct Writer {
     /// What groups have taken of late.
     usual: Duration,
     hub: Arc<Hub>,
+    /// Another primary has its slots: what waits for this one goes there.
+    deposed: CancellationToken,
+    /// When it was last told that the primary cannot be reached.
+    told: Option<Instant>,
     under_way: UnderWay,
     /// Calls that are done on the primary; too few replicas had acknowledged them in time. In the order in which they were sent over
     /// `connection`, so the next WAIT that succeeds on it covers them.
@@ -161,7 +168,7 @@ impl Gathered {
 }
 
 impl Writer {
-    pub(super) fn new(primary: Primary, connector: Connector, hub: Arc<Hub>) -> Self {
+    pub(super) fn new(primary: Primary, connector: Connector, hub: Arc<Hub>, deposed: CancellationToken) -> Self {
         let nudger = Arc::new(Nudger::new(connector.clone(), primary.address.clone()));
         Self {
             primary,
@@ -170,6 +177,8 @@ impl Writer {
             nudger,
             usual: Duration::ZERO,
             hub,
+            deposed,
+            told: None,
             under_way: UnderWay::default(),
             unsettled: Vec::new(),
         }
@@ -177,6 +186,7 @@ impl Writer {
 
     /// Runs until the queue's last sender is gone and everything is answered.
     pub(super) async fn run(mut self, mut queue: mpsc::Receiver<Item>) {
+        let deposed = self.deposed.clone();
         let mut gathered = Gathered { items: Vec::with_capacity(OVERLAP), bytes: 0 };
         let mut next = Instant::now();
         let mut open = true;
@@ -192,6 +202,7 @@ impl Writer {
             tokio::select! {
                 biased;
                 answer = self.under_way.answered(), if deadline.is_some() => self.finish(answer),
+                () = deposed.cancelled(), if deadline.is_some() => self.lost("another primary has its slots"),
                 first = queue.recv(), if open && !gathered.is_full() => match first {
                     None => open = false,
                     Some(first) => {
@@ -260,8 +271,7 @@ impl Writer {
         let mut items = Vec::with_capacity(gathered.len());
         for item in gathered {
             if item.claim.as_ref().is_some_and(|c| c.is_void()) {
-                // Nothing was sent: a retry is safe, and finds the claim that follows.
-                answer(item, Err(EngineError::Unavailable("the partition changed hands: try again".into())));
+                answer(item, Err(EngineError::moved()));
             } else if item.end <= now {
                 answer(item, Err(EngineError::Deadline));
             } else {
@@ -274,9 +284,10 @@ impl Writer {
         let mut connection = match self.connection.clone() {
             // Behind others only over theirs, which covers them: if it has ended, they and this group end with it.
             Some(theirs) if !self.under_way.0.is_empty() => theirs,
-            _ => match self.connected().await {
-                Ok(connection) => connection,
-                Err(error) => return self.unreachable(items, &error).await,
+            _ => match self.deposed.clone().run_until_cancelled(self.connected()).await {
+                Some(Ok(connection)) => connection,
+                Some(Err(error)) => return self.unreachable(items, &error).await,
+                None => return items.into_iter().for_each(|item| answer(item, Err(EngineError::moved()))),
             },
         };
         let mut pipeline = Pipeline::with_capacity(items.len() + 1);
@@ -331,7 +342,10 @@ impl Writer {
 
     /// No connection: nothing was sent.
     async fn unreachable(&mut self, items: Vec<Item>, error: &ValkeyError) {
-        tracing::warn!(%error, node = %self.primary.address, calls = items.len(), "the storage engine's primary cannot be reached");
+        if self.told.is_none_or(|at| at.elapsed() > TELL) {
+            tracing::warn!(%error, node = %self.primary.address, calls = items.len(), "the storage engine's primary cannot be reached");
+            self.told = Some(Instant::now());
+        }
         self.connection = None;
         self.hub.watcher.look_again();
         for item in items {
