@@ -30,6 +30,8 @@ use crate::{
 
 /// How long one pass may work on the engine.
 const BUDGET: Duration = Duration::from_secs(5);
+/// After a primary died, no other gives its place up for the sake of order.
+const REST: Duration = Duration::from_secs(30);
 
 /// The step.
 pub(super) async fn step(
@@ -65,8 +67,8 @@ pub(super) async fn step(
     }
     let upkeep = if formed && !outcome.unfinished && !is_foreign(&outcome.problems) {
         let readiness = &outcome.readiness;
-        let moving = runtime.gate.is_moving();
-        let pass = upkeep::Pass { context, cluster, plan, observed, desired: &desired, readiness, moving };
+        let (moving, shaken) = (runtime.gate.is_moving(), runtime.prober().replaced_within(REST));
+        let pass = upkeep::Pass { context, cluster, plan, observed, desired: &desired, readiness, moving, shaken };
         upkeep::carry_out(&pass).await?
     } else {
         Upkeep::default()

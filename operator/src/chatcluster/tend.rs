@@ -52,6 +52,8 @@ pub(super) struct Scene<'a> {
     pub(super) sets: &'a Live<StatefulSet>,
     /// All pods.
     pub(super) pods: &'a Live<Pod>,
+    /// Whether a primary died a moment ago: its conversations have waited once, and the next fault may follow on the first.
+    pub(super) shaken: bool,
 }
 
 /// Decides. Nothing happens while any shard is not whole or a pod is on its way.
@@ -67,7 +69,7 @@ pub(super) fn next(scene: &Scene<'_>) -> Option<Step> {
         .filter_map(|shard| Some((shard, scene.readiness.shards.iter().find(|h| h.shard == shard.name)?)))
         .collect();
     let rolling = shards.iter().find_map(|(shard, health)| roll(scene, shard, health));
-    rolling.or_else(|| spread(scene.desired, &shards))
+    rolling.or_else(|| if scene.shaken { None } else { spread(scene.desired, &shards) })
 }
 
 /// Whether a pod was made from another template than the newest; `None` while the StatefulSet's controller has not said which that is.
@@ -157,8 +159,12 @@ mod tests {
         }
 
         fn next(&self) -> Option<Step> {
+            self.next_when(false)
+        }
+
+        fn next_when(&self, shaken: bool) -> Option<Step> {
             let Self { desired, readiness, sets, pods } = self;
-            next(&Scene { desired, readiness, sets, pods })
+            next(&Scene { desired, readiness, sets, pods, shaken })
         }
 
         fn primary(&self, shard: usize) -> String {
@@ -218,6 +224,7 @@ mod tests {
         for (shard, health) in stage.desired.shards.iter().zip(&mut stage.readiness.shards) {
             health.primary = Some(shard.members[0].pod.clone());
         }
+        assert_eq!(stage.next_when(true), None, "not right after a failover");
         let mut moves = 0;
         while let Some(Step::HandOver { shard, hand_over, .. }) = stage.next() {
             let health = stage.readiness.shards.iter_mut().find(|h| h.shard == shard).expect("the shard");

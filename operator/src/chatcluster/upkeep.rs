@@ -43,6 +43,8 @@ pub(super) struct Pass<'a> {
     pub(super) readiness: &'a Readiness,
     /// Whether slots move: then no pod is restarted and no primary changed for the sake of order.
     pub(super) moving: bool,
+    /// Whether a primary died a moment ago: then primaries stay where they are.
+    pub(super) shaken: bool,
 }
 
 /// One round: replacements, else one step of care.
@@ -57,6 +59,7 @@ pub(super) async fn carry_out(pass: &Pass<'_>) -> Result<Upkeep, ApplyError> {
         readiness: pass.readiness,
         sets: &pass.observed.stateful_sets,
         pods: &pass.observed.pods,
+        shaken: pass.shaken,
     };
     match tend::next(&scene) {
         None => {}

@@ -20,6 +20,8 @@ pub(crate) struct FakeNode {
     pub(crate) id: NodeId,
     pub(crate) address: SocketAddr,
     pub(crate) up: bool,
+    /// What it is seen as when it is not up.
+    pub(crate) down: Seen,
     pub(crate) epoch: u64,
     pub(crate) slots: SlotSet,
     pub(crate) replicates: Option<NodeId>,
@@ -90,6 +92,7 @@ impl Fake {
                 id: id(n + 1),
                 address: member.address.expect("an address"),
                 up: true,
+                down: Seen::Down("no answer".to_owned()),
                 epoch: 0,
                 slots: SlotSet::empty(),
                 replicates: None,
@@ -231,8 +234,12 @@ impl Fake {
     /// What a pass sees.
     pub(crate) fn observe(&self, desired: &Desired) -> Observation {
         let nodes = desired.members().map(|(shard, member)| {
-            let node = self.nodes.iter().find(|n| n.up && Some(n.address) == member.address);
-            let seen = node.map_or_else(|| Seen::Down("refused".to_owned()), |n| Seen::Up(Box::new(self.state(n))));
+            let node = self.nodes.iter().find(|n| Some(n.address) == member.address);
+            let seen = match node {
+                None => Seen::Down("nobody is there".to_owned()),
+                Some(node) if node.up => Seen::Up(Box::new(self.state(node))),
+                Some(node) => node.down.clone(),
+            };
             NodeView { shard: shard.name.clone(), pod: member.pod.clone(), seen }
         });
         Observation { nodes: nodes.collect() }

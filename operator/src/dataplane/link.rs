@@ -59,6 +59,11 @@ impl LinkError {
         matches!(self, Self::Valkey(ValkeyError::Redis { source, .. }) if source.code() == Some("LOADING"))
     }
 
+    /// Whether nobody listens at the address.
+    pub fn is_connection_refused(&self) -> bool {
+        matches!(self, Self::Valkey(ValkeyError::Connect { source, .. }) if source.kind() == std::io::ErrorKind::ConnectionRefused)
+    }
+
     /// Whether the node itself refused: the command had no effect. Everything else leaves the outcome open.
     pub fn is_refusal(&self) -> bool {
         match self {

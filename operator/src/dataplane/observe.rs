@@ -34,6 +34,7 @@ async fn look(links: &Links, desired: &Desired, shard: &DesiredShard, member: &M
         Some(address) => match ask(links, desired, shard, address, depth).await {
             Ok(state) => Seen::Up(Box::new(state)),
             Err(error) if error.is_loading() => Seen::Loading,
+            Err(error) if error.is_connection_refused() => Seen::Ended,
             Err(error) => Seen::Down(error.to_string()),
         },
     };

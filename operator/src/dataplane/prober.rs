@@ -19,6 +19,8 @@ use crate::lease::LeaseGuard;
 
 /// Between two probes. A probe costs a primary some tens of microseconds.
 const PERIOD: Duration = Duration::from_millis(500);
+/// The same while a primary has just fallen silent.
+const HURRY: Duration = Duration::from_millis(100);
 /// A look older than this decides nothing.
 const STALE: Duration = Duration::from_millis(300);
 
@@ -33,6 +35,8 @@ pub struct Failover {
     pub planned: bool,
     /// How long it took, from the order to the new primary's own word.
     pub took: Duration,
+    /// When it was done.
+    pub at: Instant,
     /// Number of changes of this shard's primary since the prober began, so that no change goes unnoticed.
     pub count: u64,
 }
@@ -46,6 +50,13 @@ pub struct Report {
     pub failovers: Vec<Failover>,
     /// Changes that failed, in words; they are tried again with the next probe.
     pub failures: Vec<String>,
+}
+
+impl Report {
+    /// Whether a primary was replaced so recently, not by plan.
+    pub fn replaced_within(&self, time: Duration) -> bool {
+        self.failovers.iter().any(|f| !f.planned && f.at.elapsed() < time)
+    }
 }
 
 /// What the prober needs.
@@ -117,6 +128,9 @@ impl Prober {
                     _ = tick.tick() => {}
                 }
                 self.probe(&mut memory, &publish).await;
+                if memory.is_restless() {
+                    tick.reset_after(HURRY);
+                }
             }
         });
         report
@@ -173,7 +187,7 @@ impl Prober {
                 (shard, to, true, took)
             }
         };
-        Ok(Failover { shard: shard.clone(), pod: pod.clone(), planned, took, count: 0 })
+        Ok(Failover { shard: shard.clone(), pod: pod.clone(), planned, took, at: Instant::now(), count: 0 })
     }
 }
 

@@ -284,6 +284,8 @@ pub enum Seen {
     Up(Box<NodeState>),
     /// It answered that it still loads its data.
     Loading,
+    /// Nobody listens at its address: the process has ended, or has not begun yet.
+    Ended,
     /// It did not answer: why, without secrets.
     Down(String),
 }

@@ -11,10 +11,11 @@ flock 9
 
 # A node that knows of slots but has lost its data would come up empty and, as a primary, empty its replicas too.
 owns_slots=no
+me=
 if [ -f nodes.conf ]; then
-  while read -r _ _ flags _ _ _ _ _ slots; do
+  while read -r id _ flags _ _ _ _ _ slots; do
     case "$flags" in
-      *myself*) [ -z "$slots" ] || owns_slots=yes ;;
+      *myself*) me="$id"; [ -z "$slots" ] || owns_slots=yes ;;
     esac
   done <nodes.conf
 fi
@@ -23,6 +24,13 @@ if [ "$owns_slots" = yes ] && [ ! -d appendonlydir ]; then
   echo "$message" >&2
   echo "$message" >/dev/termination-log 2>/dev/null || true
   exit 1
+fi
+
+# The replicas of a primary that ended hold all that was acknowledged, and the operator makes one of them the primary as soon as nobody hears
+# the old one. Back at once it would begin a new history, from which every replica has to be filled anew before anything is acknowledged
+# again: that takes longer than the change, and leaves one copy until then. Without an operator it is the primary again after this time.
+if [ "$owns_slots" = yes ] && grep -q " slave $me " nodes.conf; then
+  sleep 2
 fi
 
 exec valkey-server /etc/valkey/valkey.conf \

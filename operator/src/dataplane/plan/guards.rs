@@ -50,6 +50,10 @@ fn unseen(scene: &Scene) -> Vec<Problem> {
             Seen::Up(state) if state.loading => problems.push(loading(node)),
             Seen::Up(_) => {}
             Seen::Loading => problems.push(loading(node)),
+            Seen::Ended => {
+                let message = format!("{} does not run: nobody listens at its address", node.pod);
+                problems.push(problem(&node.shard, Reason::MemberUnreachable, message));
+            }
             Seen::Down(why) => {
                 let message = format!("{} does not answer: {why}", node.pod);
                 problems.push(problem(&node.shard, Reason::MemberUnreachable, message));

@@ -8,12 +8,15 @@ use std::{
 use super::{
     ownership::Ownership,
     promote::{LastKnown, Verdict, verdict},
-    types::{Desired, DesiredShard, NodeId, NodeState, Observation, Presence, Problem, Reason, Role},
+    types::{Desired, DesiredShard, NodeId, NodeState, Observation, Presence, Problem, Reason, Role, Seen},
 };
 
 /// A primary that has not answered for this long is dead, unless one of its replicas still hears it. Clients are refused for this time
 /// and one probe more, and five seconds are what they were promised.
 pub const DEAD_AFTER: Duration = Duration::from_secs(2);
+
+/// For so long after a primary fell silent it is looked at more often.
+const RESTLESS: Duration = Duration::from_secs(5);
 
 /// What a probe leads to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,12 +68,14 @@ struct Memory {
 #[derive(Debug, Default)]
 pub struct Watch {
     shards: HashMap<String, Memory>,
+    restless: bool,
 }
 
 impl Watch {
     /// Takes in one probe.
     pub fn look(&mut self, now: Instant, desired: &Desired, seen: &Observation) -> Findings {
         let ownership = Ownership::of(seen);
+        self.restless = false;
         self.shards.retain(|name, _| desired.shard(name).is_some());
         let mut findings = Findings::default();
         for shard in &desired.shards {
@@ -83,6 +88,11 @@ impl Watch {
             }
         }
         findings
+    }
+
+    /// Whether a primary fell silent a moment ago: clients wait, and what decides may show any moment.
+    pub fn is_restless(&self) -> bool {
+        self.restless
     }
 
     #[expect(clippy::too_many_arguments, reason = "the parts of one probe")]
@@ -128,9 +138,10 @@ impl Watch {
         if memory.id != *id {
             *memory = fresh();
         }
-        let gone = is_gone(shard, memory, seen);
+        let dead = is_gone(shard, memory, seen) || has_ended(memory, seen);
         let silent_for = now.saturating_duration_since(memory.since);
-        if !gone && silent_for < DEAD_AFTER {
+        self.restless |= silent_for < RESTLESS;
+        if !dead && silent_for < DEAD_AFTER {
             return;
         }
         let found = match verdict(desired, shard, id, &memory.last, seen) {
@@ -140,6 +151,8 @@ impl Watch {
                 format!("The primary (node {}) is dead; a replica takes over.", id.short())
             }
             Verdict::Wait(why) => format!("The primary (node {}) does not answer: {why}.", id.short()),
+            // It may be back in a moment.
+            Verdict::Blocked(_) if silent_for < DEAD_AFTER => return,
             Verdict::Blocked(problem) => {
                 findings.problems.push(*problem);
                 return;
@@ -158,6 +171,16 @@ fn is_gone(shard: &DesiredShard, memory: &Memory, seen: &Observation) -> bool {
         }
         None => shard.members.iter().filter(|m| seen.state(&m.pod).is_none()).all(|m| m.presence == Presence::Gone),
     }
+}
+
+/// Whether the process that was the primary is no more where it last answered: nobody listens there, or another one loads the data. What it
+/// acknowledged its replicas hold, and none of them waits for its return.
+fn has_ended(memory: &Memory, seen: &Observation) -> bool {
+    memory.home.as_ref().is_some_and(|(pod, _)| match seen.seen(pod) {
+        Some(Seen::Ended | Seen::Loading) => true,
+        Some(Seen::Up(state)) => state.id == memory.id && state.loading,
+        _ => false,
+    })
 }
 
 /// The replica that should follow a living primary: in step, its pod to stay; the one that is wished for, else the furthest.

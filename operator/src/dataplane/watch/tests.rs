@@ -46,6 +46,29 @@ fn a_primary_is_dead_after_two_seconds_and_not_before() {
 }
 
 #[test]
+fn a_primary_whose_process_ended_is_replaced_at_once_unless_a_replica_hears_it() {
+    for seen in [Seen::Ended, Seen::Loading] {
+        let mut stage = Stage::new();
+        stage.kill(0);
+        stage.fake.nodes[0].down = seen.clone();
+        assert!(stage.takeover_of(100).is_some(), "{seen:?}");
+        assert!(stage.watch.is_restless());
+    }
+    // What the operator meets at the address is not what the replicas hear.
+    let mut stage = Stage::new();
+    stage.fake.nodes[0].down = Seen::Ended;
+    stage.wish.shards[0].members[0].address = None;
+    assert_eq!(stage.takeover_of(100), None);
+    // An operator that never saw it cannot know that it was there.
+    let mut stage = Stage::new();
+    stage.kill(0);
+    stage.fake.nodes[0].down = Seen::Ended;
+    stage.watch = Watch::default();
+    assert_eq!(stage.takeover_of(100), None);
+    assert!(stage.takeover_of(2_000).is_some());
+}
+
+#[test]
 fn a_primary_that_answers_in_between_lives() {
     let mut stage = Stage::new();
     stage.kill(0);
