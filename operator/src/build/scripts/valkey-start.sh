@@ -29,7 +29,7 @@ fi
 # The replicas of a primary that ended hold all that was acknowledged, and the operator makes one of them the primary as soon as nobody hears
 # the old one. Back at once it would begin a new history, from which every replica has to be filled anew before anything is acknowledged
 # again: that takes longer than the change, and leaves one copy until then. Without an operator it is the primary again after this time.
-if [ "$owns_slots" = yes ] && grep -q " slave $me " nodes.conf; then
+if [ "$owns_slots" = yes ] && grep -Eq " slave(,nofailover)? $me " nodes.conf; then
   sleep 2
 fi
 

@@ -86,20 +86,24 @@ impl Hub {
             Some(node) if node.primary == *primary => node.clone(),
             _ => {
                 let node = Node::start(primary.clone(), self);
-                nodes.insert(primary.id.clone(), node.clone());
+                if let Some(elsewhere) = nodes.insert(primary.id.clone(), node.clone()) {
+                    elsewhere.deposed.cancel();
+                }
                 node
             }
         }
     }
 
-    /// Ends the claims whose slots another node has now, and forgets nodes that are no primaries any more.
+    /// Ends the claims whose slots another node has now, and what waits for nodes that are no primaries any more.
     pub(super) fn follow(&self) {
         let topology = self.watcher.current();
-        self.nodes.lock().retain(|id, node| {
-            if topology.deposes(&node.primary) {
+        // One that is silent stays until it is known who follows: what waits for it must hear of that.
+        self.nodes.lock().retain(|_, node| {
+            let deposed = topology.deposes(&node.primary);
+            if deposed {
                 node.deposed.cancel();
             }
-            topology.primaries().iter().any(|p| p.id == *id)
+            !deposed
         });
         for partition in &self.partitions {
             if let Some(claim) = partition.claim()
