@@ -2,7 +2,7 @@
 //!
 //! `observe` looks (I/O), `plan` decides what to do (pure), `apply` does it (I/O), `readiness` judges (pure); `converge` is that in
 //! a row. Promotion has a path of its own, since it must not wait for a pass: `prober` looks every second, `watch` and
-//! `promote` decide (pure), `switchover` acts.
+//! `promote` decide (pure), `switchover` acts, and `outrank` sees to what a dead primary was about to take.
 //!
 //! Nothing here knows Kubernetes: pods come in as [`types::Member`]. Every write names the node it is meant for, which is asked for
 //! its id on the same connection first, and needs a lease that outlasts it.
@@ -14,7 +14,9 @@ pub mod converge;
 pub(crate) mod fake;
 pub mod link;
 pub mod mark;
+pub mod migrations;
 pub mod observe;
+pub mod outrank;
 pub mod ownership;
 pub mod parse;
 pub mod plan;

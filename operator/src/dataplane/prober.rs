@@ -9,8 +9,9 @@ use tokio::{sync::watch, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    link::Links,
+    link::{LinkError, Links},
     observe::{Depth, observe},
+    outrank,
     switchover::{self, SwitchError},
     types::{Desired, Observation, Problem},
     watch::{Order, Watch},
@@ -122,12 +123,22 @@ impl Prober {
             let mut tick = tokio::time::interval(PERIOD);
             tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
             let mut memory = Watch::default();
+            // Who led before may have promoted a replica and ended.
+            let mut owed = Some(0);
             loop {
                 tokio::select! {
                     () = shutdown.cancelled() => return,
                     _ = tick.tick() => {}
                 }
-                self.probe(&mut memory, &publish).await;
+                if self.probe(&mut memory, &publish).await {
+                    owed = Some(0);
+                }
+                if let Some(known) = owed {
+                    owed = self.outrank(known).await.unwrap_or_else(|error| {
+                        tracing::warn!(%error, "what dead primaries were about to take could not be seen to; trying again");
+                        Some(known)
+                    });
+                }
                 if memory.is_restless() {
                     tick.reset_after(HURRY);
                 }
@@ -136,7 +147,29 @@ impl Prober {
         report
     }
 
-    async fn probe(&self, memory: &mut Watch, publish: &watch::Sender<Report>) {
+    /// Sees to slots that a dead primary was about to take. `known` is the highest epoch known at an earlier look, or nought; answers the
+    /// one for the next, and none when there is nothing left to do.
+    async fn outrank(&self, known: u64) -> Result<Option<u64>, LinkError> {
+        let desired = self.desired.borrow().clone();
+        let seen = observe(&self.links, &desired, Depth::Roles).await;
+        let known = if known == 0 { outrank::highest_known(&seen) } else { known };
+        let next = outrank::next(&desired, &seen, &outrank::ask(&self.links, &desired, &seen).await?, known);
+        match next {
+            outrank::Next::Nothing => return Ok(None),
+            outrank::Next::Wait(why) => tracing::debug!(cluster = %desired.cluster, %why, "a giver of slots waits"),
+            outrank::Next::Raise { .. } | outrank::Next::Release { .. } => {
+                // No slots move while epochs change, and what was seen before may not hold any more.
+                let _held = self.gate.promoting().await;
+                let seen = observe(&self.links, &desired, Depth::Roles).await;
+                let next = outrank::next(&desired, &seen, &outrank::ask(&self.links, &desired, &seen).await?, known);
+                outrank::carry_out(&self.links, &self.guard, &desired, &seen, &next).await?;
+            }
+        }
+        Ok(Some(known))
+    }
+
+    /// Answers whether a dead primary was replaced.
+    async fn probe(&self, memory: &mut Watch, publish: &watch::Sender<Report>) -> bool {
         let desired = self.desired.borrow().clone();
         let mut seen = observe(&self.links, &desired, Depth::Roles).await;
         let mut found = memory.look(Instant::now(), &desired, &seen);
@@ -163,6 +196,7 @@ impl Prober {
             }
         }
         drop(held);
+        let replaced = done.iter().any(|failover| !failover.planned);
         publish.send_if_modified(|report| {
             let changed = !done.is_empty() || report.problems != found.problems || report.failures != failures;
             report.problems = found.problems;
@@ -174,6 +208,7 @@ impl Prober {
             }
             changed
         });
+        replaced
     }
 
     async fn carry_out(&self, desired: &Desired, seen: &Observation, order: &Order) -> Result<Failover, SwitchError> {

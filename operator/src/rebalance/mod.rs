@@ -9,7 +9,6 @@ pub mod controller;
 pub mod executor;
 pub mod failpoint;
 pub mod inventory;
-pub mod migrations;
 pub mod planner;
 pub mod states;
 pub mod world;

@@ -14,16 +14,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use redis::Cmd;
-
 use self::{
     hold::Hold,
     step::{Batch, Facts, Step, next},
 };
-use super::{failpoint, migrations};
+use super::failpoint;
 use crate::{
     dataplane::{
         link::{LinkError, Links},
+        migrations,
         observe::{Depth, observe},
         prober::Gate,
         types::{Desired, NodeId, Observation, Problem, Reason},
@@ -233,7 +232,7 @@ impl Executor {
         let mut all = Vec::new();
         for (node, _) in seen.up().filter(|(n, s)| s.is_primary() && (n.shard == batch.from || n.shard == batch.to)) {
             let Some(address) = address_of(desired, &node.pod) else { continue };
-            all.extend(migrations::jobs(&self.links.ask_one(address, &get_jobs()).await?)?);
+            all.extend(migrations::jobs(&self.links.ask_one(address, &migrations::question()).await?)?);
         }
         Ok(all)
     }
@@ -243,7 +242,7 @@ impl Executor {
         let mut all = Vec::new();
         for (node, state) in seen.up().filter(|(_, s)| s.is_primary()) {
             let Some(address) = address_of(desired, &node.pod) else { continue };
-            let Ok(answer) = self.links.ask_one(address, &get_jobs()).await else { continue };
+            let Ok(answer) = self.links.ask_one(address, &migrations::question()).await else { continue };
             for job in migrations::jobs(&answer).unwrap_or_default().into_iter().filter(|j| j.is_active() && j.export) {
                 all.push((address, state.id.clone(), job));
             }
@@ -254,12 +253,6 @@ impl Executor {
 
 fn address_of(desired: &Desired, pod: &str) -> Option<SocketAddr> {
     desired.member(pod).and_then(|(_, m)| m.address)
-}
-
-fn get_jobs() -> Cmd {
-    let mut command = redis::cmd("CLUSTER");
-    command.arg("GETSLOTMIGRATIONS");
-    command
 }
 
 /// For a batch that cannot be carried out.

@@ -1,8 +1,9 @@
 //! The next step of a batch, from what the data plane says. Pure.
 
-use super::{super::migrations::Job, blocked};
+use super::blocked;
 use crate::dataplane::{
     bus,
+    migrations::Job,
     ownership::Ownership,
     readiness::readiness,
     slots::SlotSet,

@@ -1,13 +1,11 @@
 //! The next step of a batch, against a cluster in memory.
 
 use super::step::{Batch, Facts, Step, next};
-use crate::{
-    dataplane::{
-        fake::{Fake, desired},
-        slots::SlotSet,
-        types::{Desired, Reason},
-    },
-    rebalance::migrations::Job,
+use crate::dataplane::{
+    fake::{Fake, desired},
+    migrations::Job,
+    slots::SlotSet,
+    types::{Desired, Reason},
 };
 
 /// One partition that the first shard owns, to the second.

@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use redis::Value;
+use redis::{Cmd, Value};
 
-use crate::dataplane::{
+use super::{
     parse::{self, ParseError},
     slots::SlotSet,
     types::NodeId,
@@ -34,10 +34,22 @@ impl Job {
         self.export && matches!(self.state.as_str(), "failover-paused" | "failover-granted")
     }
 
+    /// Whether it came to a good end.
+    pub fn is_done(&self) -> bool {
+        self.state == "success"
+    }
+
     /// Whether it still runs.
     pub fn is_active(&self) -> bool {
         !matches!(self.state.as_str(), "success" | "failed" | "canceled" | "cancelled")
     }
+}
+
+/// The question.
+pub fn question() -> Cmd {
+    let mut command = redis::cmd("CLUSTER");
+    command.arg("GETSLOTMIGRATIONS");
+    command
 }
 
 /// Reads the answer.

@@ -1,0 +1,233 @@
+//! A giver of slots outranks a taker that died while it took them. Pure but for the last function.
+//!
+//! A taker writes its claim to its own disk before anybody hears of it. When it dies in between, the giver has the slots still, and after a
+//! while goes on with writes; the replica that takes the dead one's place knows nothing of the claim. Back on its feet, the old taker would
+//! win the slots with its claim's epoch, and what the giver acknowledged meanwhile would be thrown away. That epoch is at most one above all
+//! that was known when it died: so a giver two above is safe, and can be let go on at once. A node's epoch rises only while another's is as
+//! high, and so a second primary may have to rise in between.
+
+use super::{
+    apply::node_of,
+    bus,
+    link::{LinkError, Links},
+    migrations::{self, Job},
+    ownership::Ownership,
+    types::{Desired, NodeId, NodeState, NodeView, Observation},
+};
+use crate::lease::LeaseGuard;
+
+/// What a primary reports of its slot migrations.
+pub type Jobs = Vec<(NodeId, Vec<Job>)>;
+
+/// The next step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Next {
+    /// No giver has anything to fear.
+    Nothing,
+    /// Not yet, and why.
+    Wait(String),
+    /// This pod's primary takes an epoch above all that it knows.
+    Raise {
+        /// The pod.
+        pod: String,
+    },
+    /// This pod's primary stops waiting for the dead taker.
+    Release {
+        /// The pod.
+        pod: String,
+    },
+}
+
+/// The highest epoch that anybody knows of.
+pub fn highest_known(seen: &Observation) -> u64 {
+    seen.up().map(|(_, state)| state.current_epoch).max().unwrap_or(0)
+}
+
+/// Decides. `known` is the highest epoch that was known at some time after the taker died.
+pub fn next(desired: &Desired, seen: &Observation, jobs: &Jobs, known: u64) -> Next {
+    let ownership = Ownership::of(seen);
+    let leads =
+        |shard| ownership.primary_of(shard, seen).and_then(|id| seen.by_id(&id)).is_some_and(|(_, s)| s.is_primary());
+    if let Some(shard) = desired.shards.iter().find(|shard| !leads(shard)) {
+        return Next::Wait(format!("{} has no primary that answers", shard.name));
+    }
+    let stranded: Vec<(&NodeView, &NodeState, bool)> = seen
+        .up()
+        .filter(|(_, state)| state.is_primary())
+        .filter_map(|(node, state)| {
+            let mine = jobs.iter().filter(|(id, _)| *id == state.id).flat_map(|(_, jobs)| jobs);
+            let lost: Vec<&Job> = mine.filter(|job| is_lost(job, state, seen)).collect();
+            (!lost.is_empty()).then(|| (node, state, lost.iter().any(|job| job.is_active())))
+        })
+        .collect();
+    if stranded.is_empty() {
+        return Next::Nothing;
+    }
+    let epoch = |state: &NodeState| state.myself().map_or(0, |me| me.epoch);
+    for (node, state, waits) in stranded {
+        // It has heard of what the successor claims, then, and calls nothing its own that the successor has.
+        if let Some(why) = bus::out_of_touch(seen, &state.id, None) {
+            return Next::Wait(why);
+        }
+        let raise = |node: &NodeView| Next::Raise { pod: node.pod.clone() };
+        if epoch(state) < known + 2 {
+            let others = seen.up().filter(|(_, other)| other.is_primary() && other.id != state.id);
+            return match others.max_by_key(|(_, other)| epoch(other)) {
+                Some((node, other)) if epoch(state) > epoch(other) => raise(node),
+                _ => raise(node),
+            };
+        }
+        if waits {
+            return Next::Release { pod: node.pod.clone() };
+        }
+    }
+    Next::Nothing
+}
+
+/// Whether slots were to go to a node that is known and does not answer, and have not gone there as far as the giver knows.
+fn is_lost(job: &Job, giver: &NodeState, seen: &Observation) -> bool {
+    let target = job.target.as_ref().filter(|target| giver.knows(target).is_some());
+    job.export && !job.is_done() && target.is_some_and(|target| seen.by_id(target).is_none())
+}
+
+/// What all primaries that answer report.
+pub async fn ask(links: &Links, desired: &Desired, seen: &Observation) -> Result<Jobs, LinkError> {
+    let mut all = Vec::new();
+    for (node, state) in seen.up().filter(|(_, state)| state.is_primary()) {
+        if let Some((address, _)) = node_of(desired, seen, &node.pod) {
+            let answer = links.ask_one(address, &migrations::question()).await?;
+            all.push((state.id.clone(), migrations::jobs(&answer)?));
+        }
+    }
+    Ok(all)
+}
+
+/// Carries a step out.
+pub async fn carry_out(
+    links: &Links,
+    guard: &LeaseGuard,
+    desired: &Desired,
+    seen: &Observation,
+    next: &Next,
+) -> Result<(), LinkError> {
+    let (pod, word) = match next {
+        Next::Nothing | Next::Wait(_) => return Ok(()),
+        Next::Raise { pod } => (pod, "BUMPEPOCH"),
+        Next::Release { pod } => (pod, "CANCELSLOTMIGRATIONS"),
+    };
+    let Some((address, id)) = node_of(desired, seen, pod) else { return Ok(()) };
+    let mut command = redis::cmd("CLUSTER");
+    command.arg(word);
+    links.write(address, &id, &command, guard).await?;
+    tracing::warn!(cluster = %desired.cluster, %pod, command = word, "a primary was giving slots to a node that died: it keeps them");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::{
+        fake::{Fake, desired},
+        slots::SlotSet,
+    };
+
+    struct Stage {
+        wish: Desired,
+        fake: Fake,
+        giver: usize,
+        taker: usize,
+        state: &'static str,
+    }
+
+    impl Stage {
+        /// The first shard was giving to the second, whose primary is dead and replaced.
+        fn new(state: &'static str) -> Self {
+            let wish = Desired { formed: true, ..desired(3) };
+            let mut fake = Fake::formed(&desired(3));
+            let lead = |fake: &Fake, shard: &str| {
+                fake.nodes.iter().position(|n| n.shard == shard && n.replicates.is_none()).expect("a primary")
+            };
+            let (giver, taker) = (lead(&fake, "demo-0"), lead(&fake, "demo-1"));
+            fake.nodes[taker].up = false;
+            let heir = fake.nodes.iter().find(|n| n.shard == "demo-1" && n.up).expect("a replica").pod.clone();
+            fake.takeover(&heir);
+            Self { wish, fake, giver, taker, state }
+        }
+
+        fn next(&self) -> Next {
+            self.next_after(self.fake.nodes.iter().map(|n| n.epoch).max().expect("nodes"))
+        }
+
+        fn next_after(&self, known: u64) -> Next {
+            let job = Job {
+                name: "job".to_owned(),
+                export: true,
+                slots: SlotSet::from_ranges([(0, 15)]),
+                target: Some(self.fake.nodes[self.taker].id.clone()),
+                state: self.state.to_owned(),
+                message: String::new(),
+            };
+            let jobs = vec![(self.fake.nodes[self.giver].id.clone(), vec![job])];
+            next(&self.wish, &self.fake.observe(&self.wish), &jobs, known)
+        }
+    }
+
+    #[test]
+    fn a_giver_rises_by_two_and_then_waits_for_nobody() {
+        // Also when the giver or the heir has the highest epoch already, which then does not rise by itself.
+        for highest in ["demo-0", "demo-1", "demo-2"] {
+            let mut stage = Stage::new("failover-granted");
+            let giver = stage.fake.nodes[stage.giver].pod.clone();
+            let top = stage.fake.nodes.iter().map(|n| n.epoch).max().expect("nodes") + 1;
+            let lead = |n: &&mut crate::dataplane::fake::FakeNode| n.shard == highest && n.up && n.replicates.is_none();
+            stage.fake.nodes.iter_mut().find(lead).expect("a primary").epoch = top;
+            let mut raised = 0;
+            while let Next::Raise { pod } = stage.next_after(top) {
+                let now = stage.fake.nodes.iter().map(|n| n.epoch).max().expect("nodes");
+                let node = stage.fake.node(&pod);
+                assert!(node.epoch < now, "the engine leaves the highest as it is");
+                node.epoch = now + 1;
+                raised += 1;
+                assert!(raised <= 3, "it never ends");
+            }
+            assert!(stage.fake.node(&giver).epoch >= top + 2);
+            assert_eq!(stage.next_after(top), Next::Release { pod: giver });
+            stage.state = "failed";
+            assert_eq!(stage.next_after(top), Next::Nothing);
+        }
+    }
+
+    #[test]
+    fn a_giver_whose_job_failed_rises_as_well() {
+        assert!(matches!(Stage::new("failed").next(), Next::Raise { .. }));
+        assert_eq!(Stage::new("success").next(), Next::Nothing);
+    }
+
+    #[test]
+    fn nothing_is_done_before_the_successor_is_there_and_heard() {
+        let mut stage = Stage::new("failed");
+        let heir = stage
+            .fake
+            .nodes
+            .iter()
+            .position(|n| n.shard == "demo-1" && n.replicates.is_none() && n.up)
+            .expect("an heir");
+        stage.fake.nodes[heir].up = false;
+        assert!(matches!(stage.next(), Next::Wait(_)));
+        stage.fake.nodes[heir].up = true;
+        let id = stage.fake.nodes[heir].id.clone();
+        stage.fake.nodes[stage.giver].known.retain(|(known, _)| *known != id);
+        assert!(matches!(stage.next(), Next::Wait(_)));
+    }
+
+    #[test]
+    fn a_taker_that_lives_or_is_forgotten_is_nothing_to_fear() {
+        let mut stage = Stage::new("failed");
+        stage.fake.nodes[stage.taker].up = true;
+        assert_eq!(stage.next(), Next::Nothing);
+        let mut stage = Stage::new("failed");
+        let id = stage.fake.nodes[stage.taker].id.clone();
+        stage.fake.nodes[stage.giver].known.retain(|(known, _)| *known != id);
+        assert_eq!(stage.next(), Next::Nothing);
+    }
+}
