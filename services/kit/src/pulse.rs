@@ -18,11 +18,11 @@ use crate::{
 };
 
 /// Between two looks.
-const PERIOD: Duration = Duration::from_millis(500);
+const PERIOD: Duration = Duration::from_secs(1);
 /// How long an instance may take to say that it lives.
 const ANSWER: Duration = Duration::from_millis(800);
-/// So many silent looks in a row: two seconds where connections are refused, five where nothing comes back.
-const MISSES: u32 = 4;
+/// So many silent looks in a row: two to four seconds.
+const MISSES: u32 = 3;
 
 /// The same instances without those that do not answer. When none does, all are there: then the fault is rather on this side.
 pub(crate) fn living(listed: &Discovery, component: &'static str, dialer: Dialer, end: CancellationToken) -> Discovery {

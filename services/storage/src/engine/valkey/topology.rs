@@ -27,6 +27,8 @@ use crate::tags::SLOTS;
 const IDLE: Duration = Duration::from_secs(2);
 /// Between two looks, however many ask.
 const PAUSE: Duration = Duration::from_millis(50);
+/// While every slot has an owner, others than owners are asked no sooner: slots that move are news of owners alone.
+const OTHERS: Duration = Duration::from_millis(500);
 const ANSWER: Duration = Duration::from_millis(400);
 /// Nodes asked; a bound against nonsense.
 const MOST_NODES: usize = 256;
@@ -54,14 +56,15 @@ impl Topology {
         self.primaries.get(usize::from(index).checked_sub(1)?)
     }
 
-    pub(super) fn primaries(&self) -> &[Primary] {
-        &self.primaries
+    /// Whether every slot has an owner.
+    fn is_whole(&self) -> bool {
+        !self.owners.is_empty() && self.owners.iter().all(|owner| *owner != 0)
     }
 
     /// Whether somebody else has what this node had, or the node itself at another address: nothing that was asked of it there counts.
     pub(super) fn deposes(&self, node: &Primary) -> bool {
         let listed = self.primaries.contains(node);
-        !listed && (self.primaries.iter().any(|p| p.id == node.id) || self.owners.iter().all(|owner| *owner != 0))
+        !listed && (self.primaries.iter().any(|p| p.id == node.id) || self.is_whole())
     }
 }
 
@@ -145,6 +148,11 @@ impl Words {
         true
     }
 
+    /// Whether the node at this address has slots.
+    fn owns(&self, asked: &str) -> bool {
+        self.0.get(asked).and_then(|word| word.own.as_ref()).is_some_and(|(_, _, slots)| !slots.is_empty())
+    }
+
     /// All nodes that are named.
     fn named(&self) -> impl Iterator<Item = &String> {
         self.0.values().flat_map(|word| &word.others)
@@ -189,7 +197,7 @@ impl Watcher {
 
     pub(super) async fn run(self: Arc<Self>, end: CancellationToken) {
         let (mut words, mut asked, mut answers) = (Words::default(), BTreeSet::new(), FuturesUnordered::new());
-        let mut begun = Instant::now();
+        let (mut begun, mut others) = (Instant::now(), None::<Instant>);
         let mut next = begun;
         loop {
             tokio::select! {
@@ -204,7 +212,12 @@ impl Watcher {
                 () = tokio::time::sleep_until(next) => {
                     begun = Instant::now();
                     next = begun + IDLE;
-                    let nodes: BTreeSet<String> = self.seeds.iter().chain(words.named()).take(MOST_NODES).cloned().collect();
+                    let all = others.is_none_or(|at| at.elapsed() >= OTHERS) || !self.current.load().is_whole();
+                    if all {
+                        others = Some(begun);
+                    }
+                    let named = self.seeds.iter().chain(words.named()).filter(|address| all || words.owns(address));
+                    let nodes: BTreeSet<String> = named.take(MOST_NODES).cloned().collect();
                     // Who has not answered yet is not asked a second time.
                     for address in nodes.difference(&asked.clone()) {
                         asked.insert(address.clone());
@@ -284,7 +297,7 @@ mod tests {
         let text = "a 10.0.0.1:6379@16379,name myself,master - 0 0 1 connected 0-16383\n";
         let ways = ["10.0.0.1:6379", "shard.ns.svc:6379", "pod-0.shard.ns.svc:6379"];
         let topology = merge(&ways.map(|way| parse(text, way)));
-        assert_eq!(topology.primaries(), [Primary { id: "a".into(), address: "10.0.0.1:6379".into() }]);
+        assert_eq!(topology.primaries, [Primary { id: "a".into(), address: "10.0.0.1:6379".into() }]);
         let alone = merge(&[parse("a :6379@16379 myself,master - 0 0 1 connected 0-5\n", "127.0.0.1:6379")]);
         assert_eq!(alone.owner(5).unwrap().address, "127.0.0.1:6379");
     }
@@ -311,6 +324,7 @@ mod tests {
         assert!(!words.heard("x:1".into(), Some(at("x:1"))), "nothing new");
         assert!(words.heard("x:9".into(), Some(at("x:9"))));
         assert_eq!(words.0.keys().collect::<Vec<_>>(), ["x:9"], "a node that came back elsewhere stands there alone");
+        assert!(words.owns("x:9") && !words.owns("x:1"));
         assert!(words.heard("x:9".into(), None) && !words.heard("x:9".into(), None));
     }
 
