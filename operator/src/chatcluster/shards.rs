@@ -24,18 +24,21 @@ pub struct Steps {
     pub create: Vec<StorageShard>,
     /// To be emptied or, scaled out again, not any more: name and value of `draining`.
     pub draining: Vec<(String, bool)>,
-    /// To be deleted: empty.
-    pub delete: Vec<String>,
+    /// To be deleted: empty, as are all others that are not wanted. One at a time, and not while slots still move: the end of many pods costs
+    /// those who chat.
+    pub delete: Option<String>,
 }
 
 /// Decides. Pure.
 pub fn steps(plan: &Plan, live: &Live<StorageShard>, snapshot: Option<&Snapshot>) -> Steps {
     let mut steps = Steps::default();
     let mut present = BTreeSet::new();
+    let mut unfinished = false;
     for (name, shard) in live {
         let Some(index) = shard.spec.index else { continue };
         present.insert(index);
         if shard.metadata.deletion_timestamp.is_some() {
+            unfinished = true;
             continue;
         }
         let wanted = index < plan.valkey.shards;
@@ -44,9 +47,12 @@ pub fn steps(plan: &Plan, live: &Live<StorageShard>, snapshot: Option<&Snapshot>
         }
         let empty = snapshot.is_some_and(|s| s.readiness.is_ready() && s.empty.contains(name));
         if !wanted && shard.spec.draining && empty {
-            steps.delete.push(name.clone());
+            steps.delete = Some(name.clone());
+        } else if !wanted {
+            unfinished = true;
         }
     }
+    steps.delete = steps.delete.filter(|_| !unfinished);
     for index in (0..plan.valkey.shards).filter(|i| !present.contains(i)) {
         steps.create.push(shard(plan, index));
     }
@@ -97,10 +103,8 @@ pub(super) async fn carry_out(applier: &Applier, steps: Steps, live: &Live<Stora
         let params = PatchParams { field_manager: Some(names::FIELD_MANAGER.to_owned()), ..PatchParams::default() };
         api.patch(&name, &params, &patch).await.map_err(|e| ApplyError::kube::<StorageShard>(&name, e))?;
     }
-    for name in steps.delete {
-        if let Some(shard) = live.get(&name) {
-            applier.delete(shard).await?;
-        }
+    if let Some(shard) = steps.delete.and_then(|name| live.get(&name)) {
+        applier.delete(shard).await?;
     }
     Ok(())
 }
@@ -157,17 +161,31 @@ mod tests {
     fn fewer_shards_empty_the_highest_and_delete_only_what_is_empty() {
         let now = live(&[(0, false), (1, false), (2, true)]);
         let first = steps(&plan(1), &now, Some(&snapshot(&[])));
-        assert_eq!((first.draining, first.delete), (vec![("demo-1".to_owned(), true)], vec![]));
+        assert_eq!((first.draining, first.delete), (vec![("demo-1".to_owned(), true)], None));
         let later = steps(&plan(1), &now, Some(&snapshot(&["demo-1", "demo-2"])));
-        assert_eq!(later.delete, ["demo-2"], "demo-1 is not marked yet");
+        assert_eq!(later.delete, None, "demo-1 is not marked yet");
+        let emptied = steps(&plan(1), &live(&[(0, false), (1, true), (2, true)]), Some(&snapshot(&["demo-2"])));
+        assert_eq!(emptied.delete, None, "slots of demo-1 still move");
         let unseen = steps(&plan(1), &now, None);
-        assert!(unseen.delete.is_empty());
+        assert!(unseen.delete.is_none());
+    }
+
+    #[test]
+    fn empty_shards_are_deleted_one_at_a_time() {
+        let mut now = live(&[(0, false), (1, true), (2, true)]);
+        let seen = snapshot(&["demo-1", "demo-2"]);
+        assert_eq!(steps(&plan(1), &now, Some(&seen)).delete.as_deref(), Some("demo-2"));
+        let leaving = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(k8s_openapi::jiff::Timestamp::now()));
+        now.get_mut("demo-2").unwrap().metadata.deletion_timestamp = leaving;
+        assert_eq!(steps(&plan(1), &now, Some(&seen)).delete, None);
+        now.remove("demo-2");
+        assert_eq!(steps(&plan(1), &now, Some(&seen)).delete.as_deref(), Some("demo-1"));
     }
 
     #[test]
     fn a_shard_that_is_wanted_again_is_not_emptied_any_more() {
         let again = steps(&plan(2), &live(&[(0, false), (1, true)]), None);
         assert_eq!(again.draining, [("demo-1".to_owned(), false)]);
-        assert!(again.create.is_empty() && again.delete.is_empty());
+        assert!(again.create.is_empty() && again.delete.is_none());
     }
 }

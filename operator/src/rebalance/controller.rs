@@ -32,6 +32,8 @@ use crate::{
 const ASK_PERIOD: Duration = Duration::from_secs(1);
 /// After a batch that did not come to its end.
 const AFTER_INTERRUPTION: Duration = Duration::from_secs(2);
+/// After one that did: the end of a batch holds writes back, and messages are to wait for one such end at most.
+const REST: Duration = Duration::from_millis(150);
 
 /// One pass: at most one round of batches.
 pub async fn reconcile(rebalance: Arc<ShardRebalance>, context: Arc<Context>) -> Result<Action, PassError> {
@@ -147,7 +149,7 @@ async fn write(
     Ok(())
 }
 
-/// Runs batches side by side; the pause before the next, by which the bytes per second stay within the spec.
+/// Runs batches side by side and rests, so that the bytes per second stay within the spec; answers how long to wait besides.
 async fn run(
     rebalance: &ShardRebalance,
     context: &Context,
@@ -162,8 +164,7 @@ async fn run(
     let executor = Executor { links: runtime.links.clone(), guard: context.guard.clone(), gate: runtime.gate.clone() };
     let wants_stop = || stop.load(Ordering::Acquire);
     let ends = join_all(batches.iter().map(|batch| executor.run(&desired, batch, &wants_stop))).await;
-    asking.abort();
-    let mut pause = Duration::ZERO;
+    let mut pause = Duration::from_millis(20);
     for (batch, end) in batches.iter().zip(ends) {
         let (from, to) = (batch.from.as_str(), batch.to.as_str());
         match end {
@@ -191,7 +192,13 @@ async fn run(
     let rate = rebalance.spec.max_bytes_per_second.to_bytes().unwrap_or(u64::MAX).max(1);
     let bytes: u64 = batches.iter().map(|b| b.bytes).sum();
     let due = Duration::from_millis(bytes.saturating_mul(1000) / rate);
-    pause.max(due.saturating_sub(begun.elapsed())).max(Duration::from_millis(20))
+    // Waited for here: the status that is written next brings the next pass at once.
+    let rested = begun.elapsed() + due.saturating_sub(begun.elapsed()).max(REST);
+    while begun.elapsed() < rested && !wants_stop() {
+        tokio::time::sleep(REST.min(rested.saturating_sub(begun.elapsed()))).await;
+    }
+    asking.abort();
+    pause
 }
 
 /// Looks for a stop, or the end of the object, while batches run.
