@@ -13,7 +13,7 @@ use super::{
     BenchError, Phase, Stats,
     fleet::{Fleet, message_id},
     pace::pace,
-    usage::{Cpu, engine_memory, rewrite_logs, storage_memory},
+    usage::{Cpu, rewrite_logs, settled_memory, storage_memory},
 };
 use crate::{
     client::Draft,
@@ -264,11 +264,11 @@ async fn costed(
     platform: &mut Platform,
     phase: impl Future<Output = Result<Phase, BenchError>>,
 ) -> Result<(), BenchError> {
-    let (memory, cpu) = (engine_memory(platform).await?, Cpu::now(platform));
+    let (memory, cpu) = (settled_memory(platform).await?, Cpu::now(platform));
     let stats = phase.await?.stats();
     println!("{stats}");
     println!("{}", Cpu::now(platform).per_million(&cpu, stats.acked));
-    let grown = engine_memory(platform).await?.saturating_sub(memory);
+    let grown = settled_memory(platform).await?.saturating_sub(memory);
     println!("  engine memory per message: {:.0} B", grown as f64 / stats.acked.max(1) as f64);
     println!("  storage resident: {:.0?} MB", storage_memory(platform));
     Ok(())

@@ -20,7 +20,7 @@ use super::{
     BenchError, Phase, Stats,
     floor::Floor,
     pace::pace,
-    usage::{Cpu, engine_memory, rewrite_logs, storage_memory},
+    usage::{Cpu, rewrite_logs, settled_memory, storage_memory},
 };
 use crate::local::{Kind, Options, Platform};
 
@@ -76,7 +76,7 @@ pub async fn run(options: StorageOptions) -> Result<(), BenchError> {
         best = best.max(rate);
     }
     client.saturate(lasts.min(Duration::from_secs(3))).await?;
-    let (memory, cpu) = (engine_memory(&platform).await?, Cpu::now(&mut platform));
+    let (memory, cpu) = (settled_memory(&platform).await?, Cpu::now(&mut platform));
     let reached = client.saturate(lasts).await?;
     println!(
         "  storage: {:.0}/s, {:.0} % of the floor (wanted ≥ 60 %)",
@@ -84,8 +84,7 @@ pub async fn run(options: StorageOptions) -> Result<(), BenchError> {
         100.0 * reached.goodput() / best
     );
     println!("{}", Cpu::now(&mut platform).per_million(&cpu, reached.acked));
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let grown = engine_memory(&platform).await?.saturating_sub(memory);
+    let grown = settled_memory(&platform).await?.saturating_sub(memory);
     println!("  engine memory per message: {:.0} B", grown as f64 / reached.acked.max(1) as f64);
     println!("  storage resident: {:.0?} MB", storage_memory(&platform));
     let rate = if options.rate > 0.0 { options.rate } else { reached.goodput() / 2.0 };

@@ -1,6 +1,9 @@
 //! What a run cost: CPU seconds of every process and memory of the engine.
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
 
 use crate::{
     local::{Kind, Platform, cpu_of},
@@ -11,6 +14,11 @@ use super::BenchError;
 
 /// Rewriting an append-only file.
 const REWRITE: Duration = Duration::from_secs(60);
+/// Memory that has not fallen for so long has settled; after so long it is given up.
+const SETTLED: Duration = Duration::from_secs(2);
+const SETTLES: Duration = Duration::from_secs(60);
+/// Between two looks at it.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// CPU time by part, at one moment.
 #[derive(Debug, Clone, Default)]
@@ -78,8 +86,26 @@ pub(super) async fn rewrite_logs(platform: &Platform) -> Result<(), BenchError> 
     Ok(())
 }
 
+/// The primary's memory in use for data once nothing falls away any more: events that Kafka has not taken yet are trimmed soon.
+pub(super) async fn settled_memory(platform: &Platform) -> Result<u64, BenchError> {
+    let begun = Instant::now();
+    let (mut least, mut since) = (engine_memory(platform).await?, Instant::now());
+    while since.elapsed() < SETTLED {
+        if begun.elapsed() > SETTLES {
+            return Err(BenchError::Engine(format!("memory did not settle within {SETTLES:?}")));
+        }
+        tokio::time::sleep(LOOK).await;
+        let now = engine_memory(platform).await?;
+        // A background task of the engine takes and gives back some pages all the time.
+        if now + least / 1_000 < least {
+            (least, since) = (now, Instant::now());
+        }
+    }
+    Ok(least)
+}
+
 /// The primary's memory in use for data: without what it holds for its replicas, which is bounded and fills up first.
-pub(super) async fn engine_memory(platform: &Platform) -> Result<u64, BenchError> {
+async fn engine_memory(platform: &Platform) -> Result<u64, BenchError> {
     let primary = platform.valkey.primary(0).await?;
     let info = platform.valkey.nodes(0)[primary].command(&["INFO", "memory"]).await?;
     let text = redis::from_redis_value::<String>(info).map_err(|e| BenchError::Engine(e.to_string()))?;
