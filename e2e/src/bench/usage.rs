@@ -14,8 +14,9 @@ use super::BenchError;
 
 /// Rewriting an append-only file.
 const REWRITE: Duration = Duration::from_secs(60);
-/// Memory that has not fallen for so long has settled; after so long it is given up.
-const SETTLED: Duration = Duration::from_secs(2);
+/// Memory that has not fallen for so long has settled: outboxes of partitions that went quiet are trimmed every five seconds. After so long it
+/// is given up.
+const SETTLED: Duration = Duration::from_secs(7);
 const SETTLES: Duration = Duration::from_secs(60);
 /// Between two looks at it.
 const LOOK: Duration = Duration::from_millis(200);
