@@ -1,13 +1,16 @@
-//! `CLUSTER GETSLOTMIGRATIONS`: what a node remembers of its slot migrations. It only informs; ownership decides. Pure.
+//! `CLUSTER GETSLOTMIGRATIONS`: what a node remembers of its slot migrations. It only informs; ownership decides. Pure but for
+//! the question.
 
 use std::collections::HashMap;
 
-use redis::{Cmd, Value};
+use redis::Value;
 
 use super::{
+    apply::node_of,
+    link::{LinkError, Links},
     parse::{self, ParseError},
     slots::SlotSet,
-    types::NodeId,
+    types::{Desired, NodeId, NodeView, Observation},
 };
 
 /// One migration as a node reports it.
@@ -45,15 +48,29 @@ impl Job {
     }
 }
 
-/// The question.
-pub fn question() -> Cmd {
-    let mut command = redis::cmd("CLUSTER");
-    command.arg("GETSLOTMIGRATIONS");
-    command
+/// What primaries report.
+pub type Jobs = Vec<(NodeId, Vec<Job>)>;
+
+/// Asks the primaries that answered at the last look, as far as they are `meant`.
+pub async fn ask(
+    links: &Links,
+    desired: &Desired,
+    seen: &Observation,
+    meant: impl Fn(&NodeView) -> bool,
+) -> Result<Jobs, LinkError> {
+    let mut question = redis::cmd("CLUSTER");
+    question.arg("GETSLOTMIGRATIONS");
+    let mut all = Vec::new();
+    for (node, state) in seen.up().filter(|(node, state)| state.is_primary() && meant(node)) {
+        if let Some((address, _)) = node_of(desired, seen, &node.pod) {
+            all.push((state.id.clone(), jobs(&links.ask_one(address, &question).await?)?));
+        }
+    }
+    Ok(all)
 }
 
 /// Reads the answer.
-pub fn jobs(answer: &Value) -> Result<Vec<Job>, ParseError> {
+fn jobs(answer: &Value) -> Result<Vec<Job>, ParseError> {
     let malformed = |part: &str| ParseError { command: "CLUSTER GETSLOTMIGRATIONS", part: part.to_owned() };
     parse::array(answer)
         .ok_or_else(|| malformed("the answer"))?

@@ -10,14 +10,11 @@ use super::{
     apply::node_of,
     bus,
     link::{LinkError, Links},
-    migrations::{self, Job},
+    migrations::{Job, Jobs},
     ownership::Ownership,
-    types::{Desired, NodeId, NodeState, NodeView, Observation},
+    types::{Desired, NodeState, NodeView, Observation},
 };
 use crate::lease::LeaseGuard;
-
-/// What a primary reports of its slot migrations.
-pub type Jobs = Vec<(NodeId, Vec<Job>)>;
 
 /// The next step.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,18 +85,6 @@ pub fn next(desired: &Desired, seen: &Observation, jobs: &Jobs, known: u64) -> N
 fn is_lost(job: &Job, giver: &NodeState, seen: &Observation) -> bool {
     let target = job.target.as_ref().filter(|target| giver.knows(target).is_some());
     job.export && !job.is_done() && target.is_some_and(|target| seen.by_id(target).is_none())
-}
-
-/// What all primaries that answer report.
-pub async fn ask(links: &Links, desired: &Desired, seen: &Observation) -> Result<Jobs, LinkError> {
-    let mut all = Vec::new();
-    for (node, state) in seen.up().filter(|(_, state)| state.is_primary()) {
-        if let Some((address, _)) = node_of(desired, seen, &node.pod) {
-            let answer = links.ask_one(address, &migrations::question()).await?;
-            all.push((state.id.clone(), migrations::jobs(&answer)?));
-        }
-    }
-    Ok(all)
 }
 
 /// Carries a step out.

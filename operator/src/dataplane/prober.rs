@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     link::{LinkError, Links},
+    migrations,
     observe::{Depth, observe},
     outrank,
     switchover::{self, SwitchError},
@@ -153,7 +154,8 @@ impl Prober {
         let desired = self.desired.borrow().clone();
         let seen = observe(&self.links, &desired, Depth::Roles).await;
         let known = if known == 0 { outrank::highest_known(&seen) } else { known };
-        let next = outrank::next(&desired, &seen, &outrank::ask(&self.links, &desired, &seen).await?, known);
+        let next =
+            outrank::next(&desired, &seen, &migrations::ask(&self.links, &desired, &seen, |_| true).await?, known);
         match next {
             outrank::Next::Nothing => return Ok(None),
             outrank::Next::Wait(why) => tracing::debug!(cluster = %desired.cluster, %why, "a giver of slots waits"),
@@ -161,7 +163,12 @@ impl Prober {
                 // No slots move while epochs change, and what was seen before may not hold any more.
                 let _held = self.gate.promoting().await;
                 let seen = observe(&self.links, &desired, Depth::Roles).await;
-                let next = outrank::next(&desired, &seen, &outrank::ask(&self.links, &desired, &seen).await?, known);
+                let next = outrank::next(
+                    &desired,
+                    &seen,
+                    &migrations::ask(&self.links, &desired, &seen, |_| true).await?,
+                    known,
+                );
                 outrank::carry_out(&self.links, &self.guard, &desired, &seen, &next).await?;
             }
         }

@@ -25,7 +25,7 @@ use crate::{
         migrations,
         observe::{Depth, observe},
         prober::Gate,
-        types::{Desired, NodeId, Observation, Problem, Reason},
+        types::{Desired, NodeId, NodeView, Observation, Problem, Reason},
     },
     lease::LeaseGuard,
 };
@@ -229,25 +229,9 @@ impl Executor {
         batch: &Batch,
         seen: &Observation,
     ) -> Result<Vec<migrations::Job>, LinkError> {
-        let mut all = Vec::new();
-        for (node, _) in seen.up().filter(|(n, s)| s.is_primary() && (n.shard == batch.from || n.shard == batch.to)) {
-            let Some(address) = address_of(desired, &node.pod) else { continue };
-            all.extend(migrations::jobs(&self.links.ask_one(address, &migrations::question()).await?)?);
-        }
-        Ok(all)
-    }
-
-    /// Whether any primary runs a migration: found at start, it is what an operator before left behind.
-    pub async fn running(&self, desired: &Desired, seen: &Observation) -> Vec<(SocketAddr, NodeId, migrations::Job)> {
-        let mut all = Vec::new();
-        for (node, state) in seen.up().filter(|(_, s)| s.is_primary()) {
-            let Some(address) = address_of(desired, &node.pod) else { continue };
-            let Ok(answer) = self.links.ask_one(address, &migrations::question()).await else { continue };
-            for job in migrations::jobs(&answer).unwrap_or_default().into_iter().filter(|j| j.is_active() && j.export) {
-                all.push((address, state.id.clone(), job));
-            }
-        }
-        all
+        let ours = |node: &NodeView| node.shard == batch.from || node.shard == batch.to;
+        let told = migrations::ask(&self.links, desired, seen, ours).await?;
+        Ok(told.into_iter().flat_map(|(_, jobs)| jobs).collect())
     }
 }
 

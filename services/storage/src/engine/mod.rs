@@ -267,7 +267,7 @@ pub(crate) enum EngineError {
 }
 
 impl EngineError {
-    /// Nothing was sent: a retry is safe, and finds the claim that follows.
+    /// Nothing was written: a retry is safe, and finds the claim that follows.
     pub(crate) fn moved() -> Self {
         Self::Unavailable("the partition changed hands: try again".into())
     }
