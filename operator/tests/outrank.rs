@@ -1,4 +1,4 @@
-//! A taker of slots dies with its claim on its disk alone, and comes back.
+//! A taker of slots dies amid a move: with its claim on its disk alone, or with keys that it does not own yet.
 
 mod support {
     pub(crate) mod fleet;
@@ -8,7 +8,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use kith_operator::dataplane::{Gate, Prober};
 use redis::Value;
-use support::fleet::{self, Fleet, eventually};
+use support::fleet::{self, Fleet, eventually, log_of};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -87,9 +87,11 @@ async fn a_taker_that_died_with_its_claim_takes_nothing_when_it_is_back() {
     let heir = fleet.primary("demo-1").await.expect("an heir");
     assert_ne!(heir, taker);
     let claimed = epoch_in(&config);
-    eventually("the giver to be above the claim", LIMIT, async || {
+    eventually("the giver to be above the claim and nobody to have its epoch", LIMIT, async || {
         let seen = fleet.look().await;
-        seen.state(&giver).and_then(|s| s.myself()).is_some_and(|me| me.epoch > claimed)
+        let epochs = seen.up().filter(|(_, s)| s.is_primary()).filter_map(|(_, s)| s.myself()).map(|me| me.epoch);
+        let above = seen.state(&giver).and_then(|s| s.myself()).is_some_and(|me| me.epoch > claimed);
+        above && epochs.into_iter().all(|epoch| epoch != claimed)
     })
     .await;
 
@@ -100,5 +102,65 @@ async fn a_taker_that_died_with_its_claim_takes_nothing_when_it_is_back() {
     fleet.ready(LIMIT).await;
     let kept = fleet.command(&giver, &["GET", &key]).await;
     assert_eq!(kept, Ok(Value::BulkString(b"acknowledged".to_vec())));
+    over.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_promoted_amid_an_import_is_followed_by_the_others_and_does_not_tell_them_to_take_over() {
+    let mut fleet = Fleet::start(2, 2);
+    fleet.ready(LIMIT).await;
+    fleet.desired.formed = true;
+    let (giver, taker) =
+        (fleet.primary("demo-0").await.expect("a giver"), fleet.primary("demo-1").await.expect("a taker"));
+    let seen = fleet.look().await;
+    let taker_id = seen.state(&taker).expect("it answers").id.to_string();
+    let owned = seen.state(&giver).expect("it answers").own_slots().arguments();
+    let slot: u16 = owned[0].parse().expect("a slot");
+    let key = key_in(&fleet, &giver, (slot, slot)).await;
+    // A cluster that was just formed may still think so for a moment.
+    eventually("a write", LIMIT, async || fleet.command(&giver, &["SET", &key, "moving"]).await.is_ok()).await;
+
+    // The import has its keys, also on the replicas, and does not end.
+    fleet.command(&taker, &["DEBUG", "SLOTMIGRATION", "PREVENT-FAILOVER", "1"]).await.expect("held");
+    let slot = slot.to_string();
+    fleet
+        .command(&giver, &["CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", &slot, &slot, "NODE", &taker_id])
+        .await
+        .expect("a job");
+    let replicas: Vec<String> =
+        fleet.desired.shards[1].members.iter().map(|m| m.pod.clone()).filter(|pod| *pod != taker).collect();
+    eventually("the replicas to have the key", LIMIT, async || {
+        let mut have = 0;
+        for pod in &replicas {
+            let count = fleet.command(pod, &["CLUSTER", "COUNTKEYSINSLOT", &slot]).await;
+            have += usize::from(count == Ok(Value::Int(1)));
+        }
+        have == replicas.len()
+    })
+    .await;
+
+    let (_publish, desired) = watch::channel(Arc::new(fleet.desired.clone()));
+    let over = CancellationToken::new();
+    let prober = Prober { links: fleet::links(), guard: fleet.guard.clone(), desired, gate: Gate::default() };
+    let mut report = prober.start(over.clone());
+    fleet.node(&taker).kill();
+    report.wait_for(|r| r.failovers.iter().any(|f| f.shard == "demo-1")).await.expect("the prober runs");
+    let heir = fleet.primary("demo-1").await.expect("an heir");
+    assert_ne!(heir, taker);
+    let other = replicas.iter().find(|pod| **pod != heir).expect("another replica").clone();
+    eventually("the other replica to follow", LIMIT, async || {
+        let answer = fleet.command(&heir, &["WAIT", "1", "1000"]).await;
+        answer == Ok(Value::Int(1))
+    })
+    .await;
+    let left = async |pod: &str| fleet.command(pod, &["CLUSTER", "COUNTKEYSINSLOT", &slot]).await;
+    assert_eq!(left(&heir).await, Ok(Value::Int(0)), "the heir keeps what is not its own");
+    assert_eq!(left(&other).await, Ok(Value::Int(0)), "the deletion is passed on");
+    fleet.node(&taker).start(1);
+    fleet.ready(LIMIT).await;
+    assert_eq!(fleet.primary("demo-1").await.as_ref(), Some(&heir));
+    let took = |pod: &str| log_of(&fleet.root.path().join(pod)).contains("Taking over the primary");
+    assert!(took(&heir), "it was to take over");
+    assert!(!took(&other), "{other} was told to take over by its new primary");
     over.cancel();
 }

@@ -23,6 +23,8 @@ use crate::lease::LeaseGuard;
 const PERIOD: Duration = Duration::from_millis(500);
 /// The same while a primary has just fallen silent.
 const HURRY: Duration = Duration::from_millis(100);
+/// Epochs raised and givers released at one go, for each shard; what is left waits for the next probe.
+const OUTRANK_STEPS: usize = 4;
 /// A look older than this decides nothing.
 const STALE: Duration = Duration::from_millis(300);
 
@@ -152,27 +154,36 @@ impl Prober {
     /// one for the next, and none when there is nothing left to do.
     async fn outrank(&self, known: u64) -> Result<Option<u64>, LinkError> {
         let desired = self.desired.borrow().clone();
-        let seen = observe(&self.links, &desired, Depth::Roles).await;
-        let known = if known == 0 { outrank::highest_known(&seen) } else { known };
-        let next =
-            outrank::next(&desired, &seen, &migrations::ask(&self.links, &desired, &seen, |_| true).await?, known);
+        let (_, known, next) = self.next_of(&desired, known).await?;
         match next {
             outrank::Next::Nothing => return Ok(None),
-            outrank::Next::Wait(why) => tracing::debug!(cluster = %desired.cluster, %why, "a giver of slots waits"),
-            outrank::Next::Raise { .. } | outrank::Next::Release { .. } => {
-                // No slots move while epochs change, and what was seen before may not hold any more.
-                let _held = self.gate.promoting().await;
-                let seen = observe(&self.links, &desired, Depth::Roles).await;
-                let next = outrank::next(
-                    &desired,
-                    &seen,
-                    &migrations::ask(&self.links, &desired, &seen, |_| true).await?,
-                    known,
-                );
-                outrank::carry_out(&self.links, &self.guard, &desired, &seen, &next).await?;
+            outrank::Next::Wait(why) => {
+                tracing::debug!(cluster = %desired.cluster, %why, "a giver of slots waits");
+                return Ok(Some(known));
+            }
+            outrank::Next::Raise { .. } | outrank::Next::Release { .. } => {}
+        }
+        // No slots move while epochs change, and what was seen before may not hold any more.
+        let _held = self.gate.promoting().await;
+        for _ in 0..OUTRANK_STEPS * desired.shards.len() {
+            let (seen, _, next) = self.next_of(&desired, known).await?;
+            match next {
+                outrank::Next::Nothing => return Ok(None),
+                outrank::Next::Wait(_) => break,
+                outrank::Next::Raise { .. } | outrank::Next::Release { .. } => {
+                    outrank::carry_out(&self.links, &self.guard, &desired, &seen, &next).await?;
+                }
             }
         }
         Ok(Some(known))
+    }
+
+    async fn next_of(&self, desired: &Desired, known: u64) -> Result<(Observation, u64, outrank::Next), LinkError> {
+        let seen = observe(&self.links, desired, Depth::Roles).await;
+        let known = if known == 0 { outrank::highest_known(&seen) } else { known };
+        let jobs = migrations::ask(&self.links, desired, &seen, |_| true).await?;
+        let next = outrank::next(desired, &seen, &jobs, known);
+        Ok((seen, known, next))
     }
 
     /// Answers whether a dead primary was replaced.

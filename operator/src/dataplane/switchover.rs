@@ -25,6 +25,13 @@ const CATCH_UP: Duration = Duration::from_millis(1_500);
 const PAUSE_MARGIN: Duration = Duration::from_secs(2);
 /// The old primary learns of its successor from the bus within milliseconds.
 const STEP_DOWN: Duration = Duration::from_secs(1);
+/// The takeover as a script that is not passed on to replicas.
+///
+/// A replica that takes over deletes the keys of slots that it was to be given and that nobody has yet. The engine (9.1.2: `call` in
+/// `server.c`, `clusterFailoverReplaceYourPrimary` in `cluster_legacy.c`) therefore takes the command for a write: the other replicas would
+/// read it from their new primary, take over from it in their turn and crash of it, and a restart would find it in the append-only file.
+/// The deletions themselves are passed on all the same. Sent by `EVAL_RO`, which a pause of writes does not hold back.
+const TAKEOVER: &str = "server.set_repl(server.REPL_NONE) return server.call('CLUSTER', 'FAILOVER', 'TAKEOVER')";
 /// Between two looks.
 const POLL: Duration = Duration::from_millis(5);
 
@@ -85,7 +92,7 @@ async fn take(
     pod: &str,
 ) -> Result<Duration, SwitchError> {
     let begun = Instant::now();
-    links.write(address, id, &cmd(&["CLUSTER", "FAILOVER", "TAKEOVER"]), guard).await?;
+    links.write(address, id, &cmd(&["EVAL_RO", TAKEOVER, "0"]), guard).await?;
     while !is_primary(links, address).await? {
         if begun.elapsed() > WRITE_DEADLINE {
             return Err(SwitchError::NotPromoted(pod.to_owned()));

@@ -136,7 +136,10 @@ impl Fleet {
             if outcome.readiness.is_ready() && !outcome.unfinished {
                 return begun.elapsed();
             }
-            assert!(begun.elapsed() < limit, "not ready: {:#?} {:#?}", outcome.readiness.problems, outcome.problems);
+            if begun.elapsed() > limit {
+                self.tell();
+                panic!("not ready: {:#?} {:#?}", outcome.readiness.problems, outcome.problems);
+            }
         }
     }
 
@@ -150,6 +153,15 @@ impl Fleet {
     /// What every node wrote.
     pub(crate) fn logs(&self) -> Vec<String> {
         self.nodes.iter().map(|n| log_of(&n.dir)).collect()
+    }
+
+    /// Prints the end of what every node wrote.
+    fn tell(&self) {
+        for (node, log) in self.nodes.iter().zip(self.logs()) {
+            let lines: Vec<_> = log.lines().collect();
+            let end = &lines[lines.len().saturating_sub(60)..];
+            println!("{} at {}, bus {}:\n{}\n", node.pod, node.port, node.bus_port, end.join("\n"));
+        }
     }
 
     /// One command to a pod.
