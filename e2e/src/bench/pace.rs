@@ -2,6 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+/// The shortest sleep: thousands of wake-ups a second would cost what is to be measured. What is sent later for it counts as waiting.
+const GRAIN: Duration = Duration::from_micros(500);
+
 /// Calls `send(n, due)` for every message that is due in `lasts` at `rate` per second, never early. The callee must not block.
 pub(super) async fn pace(
     rate: f64,
@@ -15,7 +18,7 @@ pub(super) async fn pace(
             let due = begin + Duration::from_secs_f64(n as f64 / rate);
             let now = Instant::now();
             if due > now {
-                std::thread::sleep(due - now);
+                std::thread::sleep((due - now).max(GRAIN));
             }
             send(n, due);
         }

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures::TryFutureExt;
 use kith_proto::storage::v1::{GetRevocationRequest, GetRevocationResponse};
 use moka::future::Cache;
 
@@ -61,16 +62,22 @@ impl Authenticator {
 
     /// Refuses claims whose token has been revoked since it was issued.
     pub async fn check_revoked(&self, claims: &Claims) -> Result<(), Error> {
-        let user = claims.sub.clone();
-        let load = async { self.storage.get_revocation(GetRevocationRequest { user_id: user }).await.map(Arc::new) };
-        let revocation =
-            self.revocations.try_get_with_by_ref(&claims.sub, load).await.map_err(|error| Error::clone(&error))?;
+        let revocation = match self.revocations.get(&claims.sub).await {
+            Some(known) => known,
+            None => Box::pin(self.load_revocation(&claims.sub)).await?,
+        };
         if is_revoked(claims, &revocation) {
             return Err(
                 Error::unauthenticated("the token has been revoked: get a new one").with_reason(reason::REVOKED)
             );
         }
         Ok(())
+    }
+
+    /// Boxed by the caller: it is rare, and large for those who know already.
+    async fn load_revocation(&self, user: &str) -> Result<Arc<GetRevocationResponse>, Error> {
+        let load = self.storage.get_revocation(GetRevocationRequest { user_id: user.to_owned() }).map_ok(Arc::new);
+        self.revocations.try_get_with_by_ref(user, load).await.map_err(|error| Error::clone(&error))
     }
 
     /// Forgets what is remembered about a user's revocations, after this process made one.

@@ -215,8 +215,8 @@ impl Router {
     async fn silent(&self, address: &str) {
         loop {
             tokio::time::sleep(SILENCE).await;
-            // A refused connection is an answer here: the call itself meets it, too.
-            if health(self.0.dialer.channel(address), PULSE).await.is_none() {
+            // A refused connection is an answer here: the call itself meets it, too. Boxed: it is rare, and every call would carry it.
+            if Box::pin(health(self.0.dialer.channel(address), PULSE)).await.is_none() {
                 return;
             }
         }

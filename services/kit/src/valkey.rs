@@ -92,7 +92,8 @@ impl Connector {
     /// Connects to `address` (`host:port`). An answer that takes longer than `response_timeout` fails the call, not the connection: a
     /// caller that must know the outcome drops the connection then.
     pub async fn connect(&self, address: &str, response_timeout: Duration) -> Result<Connection, ValkeyError> {
-        match tokio::time::timeout(CONNECT_DEADLINE, self.open(address, response_timeout)).await {
+        // Boxed: it is rare and large, and every read would carry it.
+        match tokio::time::timeout(CONNECT_DEADLINE, Box::pin(self.open(address, response_timeout))).await {
             Ok(connection) => connection,
             Err(_) => Err(ValkeyError::Timeout(address.to_owned())),
         }

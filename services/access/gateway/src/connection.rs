@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -12,6 +13,7 @@ use futures::{FutureExt, SinkExt, StreamExt, future::BoxFuture, stream::FuturesU
 use kith_kit::clock;
 use kith_proto::{chat::v1::Position, sessions::v1::Session};
 use kith_send::json::platform;
+use metrics::Counter;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -78,6 +80,8 @@ pub(crate) async fn serve(
         handle: None,
         ended: None,
         read_from: Instant::now(),
+        frames_in: metrics::counter!("kith_gateway_frames_total", "direction" => "in"),
+        frames_out: metrics::counter!("kith_gateway_frames_total", "direction" => "out"),
     };
     connection.run(commands).await;
     metrics::gauge!("kith_gateway_connections").decrement(1.0);
@@ -99,6 +103,8 @@ struct Connection {
     ended: Option<Received>,
     /// The socket is not read before.
     read_from: Instant,
+    frames_in: Counter,
+    frames_out: Counter,
 }
 
 /// What a socket gives: a message, an error, or none when it is over.
@@ -125,7 +131,7 @@ impl Connection {
             let input = tokio::select! {
                 () = tokio::time::sleep_until(self.read_from.into()), if paused => continue,
                 message = receive(&mut self.socket, &mut self.ended), if !paused => match message {
-                    Some(Ok(message)) => match input_of(message) {
+                    Some(Ok(message)) => match self.input_of(message) {
                         Some(input) => input,
                         None => break,
                     },
@@ -168,7 +174,7 @@ impl Connection {
             match self.socket.recv().now_or_never() {
                 None => break,
                 Some(Some(Ok(message))) if !matches!(message, Message::Close(_)) => {
-                    if let Some(input) = input_of(message) {
+                    if let Some(input) = self.input_of(message) {
                         self.handle(input);
                     }
                 }
@@ -225,7 +231,7 @@ impl Connection {
                 Output::Job(job) => self.waiting.push_back(job),
                 _ if written.is_err() => {}
                 Output::Frame(text) => {
-                    metrics::counter!("kith_gateway_frames_total", "direction" => "out").increment(1);
+                    self.frames_out.increment(1);
                     written = self.write(Message::Text(text.into())).await.map(|()| true);
                 }
                 Output::Ping => written = self.write(Message::Ping(Bytes::new())).await.map(|()| true),
@@ -276,20 +282,20 @@ impl Connection {
     }
 
     async fn write(&mut self, message: Message) -> Result<(), End> {
-        let writing = tokio::time::timeout(WRITE_DEADLINE, self.socket.feed(message));
-        match self.slow.run_until_cancelled(writing).await {
-            Some(Ok(Ok(()))) => Ok(()),
-            Some(Ok(Err(_))) => Err(End::Over),
-            Some(Err(_)) | None => Err(End::TooSlow),
-        }
+        written(&self.slow, self.socket.feed(message)).await
     }
 
     async fn flush(&mut self) -> Result<(), End> {
-        let flushing = tokio::time::timeout(WRITE_DEADLINE, self.socket.flush());
-        match self.slow.run_until_cancelled(flushing).await {
-            Some(Ok(Ok(()))) => Ok(()),
-            Some(Ok(Err(_))) => Err(End::Over),
-            Some(Err(_)) | None => Err(End::TooSlow),
+        written(&self.slow, self.socket.flush()).await
+    }
+
+    fn input_of(&self, message: Message) -> Option<Input> {
+        self.frames_in.increment(1);
+        match message {
+            Message::Text(text) => Some(Input::Text(text)),
+            Message::Binary(_) => Some(Input::Binary),
+            Message::Ping(_) | Message::Pong(_) => Some(Input::Control),
+            Message::Close(_) => None,
         }
     }
 
@@ -312,13 +318,16 @@ impl Connection {
     }
 }
 
-fn input_of(message: Message) -> Option<Input> {
-    metrics::counter!("kith_gateway_frames_total", "direction" => "in").increment(1);
-    match message {
-        Message::Text(text) => Some(Input::Text(text.as_str().to_owned())),
-        Message::Binary(_) => Some(Input::Binary),
-        Message::Ping(_) | Message::Pong(_) => Some(Input::Control),
-        Message::Close(_) => None,
+/// Waits for a write, which mostly is done at once: then there is nothing to time or to call off.
+async fn written(slow: &CancellationToken, writing: impl Future<Output = Result<(), axum::Error>>) -> Result<(), End> {
+    let mut writing = pin!(writing);
+    if let Some(done) = writing.as_mut().now_or_never() {
+        return done.map_err(|_| End::Over);
+    }
+    match slow.run_until_cancelled(tokio::time::timeout(WRITE_DEADLINE, writing)).await {
+        Some(Ok(Ok(()))) => Ok(()),
+        Some(Ok(Err(_))) => Err(End::Over),
+        Some(Err(_)) | None => Err(End::TooSlow),
     }
 }
 

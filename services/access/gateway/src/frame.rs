@@ -36,9 +36,9 @@ const MAX_SEND_ID_BYTES: usize = 128;
 const MAX_ACKS: usize = 100;
 const MAX_CURSORS: usize = 1_000;
 
-/// A frame of the client.
+/// A frame of the client; what a `send` brings is only read when it is wanted.
 #[derive(Debug)]
-pub enum ClientFrame {
+pub enum ClientFrame<'a> {
     /// The first frame, or a fresh token later.
     Auth(Auth),
     /// What arrived at the device.
@@ -47,8 +47,8 @@ pub enum ClientFrame {
     Send {
         /// The client's own, repeated in the answer.
         id: String,
-        /// What to send, or what is wrong with it.
-        message: Result<Outgoing, Error>,
+        /// What to send.
+        message: Unread<'a>,
     },
     /// The user is typing.
     Typing(String),
@@ -74,6 +74,17 @@ impl Auth {
     /// The cursors as places.
     pub fn cursors(&self) -> impl Iterator<Item = (&str, u64)> {
         self.cursors.iter().flatten().map(|(id, seq)| (id.as_str(), seq.0))
+    }
+}
+
+/// The message of a `send` frame, known to be JSON and no more.
+#[derive(Debug, Clone, Copy)]
+pub struct Unread<'a>(&'a RawValue);
+
+impl Unread<'_> {
+    /// What it says, or what is wrong with it.
+    pub fn read(self) -> Result<Outgoing, Error> {
+        serde_json::from_str(self.0.get()).map_err(|e| Error::invalid(format!("message: {e}")))
     }
 }
 
@@ -108,10 +119,15 @@ impl Outgoing {
     }
 }
 
+/// What tells frames apart, and the parts of a `send` as they came: the one frame that comes often is walked through once.
 #[derive(Deserialize)]
 struct Head<'a> {
     #[serde(borrow)]
     r#type: Cow<'a, str>,
+    #[serde(borrow, default)]
+    id: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    message: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -126,19 +142,12 @@ struct AckItem {
 }
 
 #[derive(Deserialize)]
-struct SendFrame<'a> {
-    id: String,
-    #[serde(borrow)]
-    message: &'a RawValue,
-}
-
-#[derive(Deserialize)]
 struct TypingFrame {
     conversation_id: String,
 }
 
 /// Reads a client frame. An error is a protocol error, in words for the close frame; a `send` whose message is wrong is none.
-pub fn decode(text: &str) -> Result<ClientFrame, String> {
+pub fn decode(text: &str) -> Result<ClientFrame<'_>, String> {
     let head: Head<'_> = serde_json::from_str(text).map_err(|e| format!("not a frame: {e}"))?;
     Ok(match head.r#type.as_ref() {
         "auth" => {
@@ -163,12 +172,12 @@ pub fn decode(text: &str) -> Result<ClientFrame, String> {
             ClientFrame::Ack(acks.into_iter().map(|a| (a.conversation_id, a.seq.0)).collect())
         }
         "send" => {
-            let SendFrame { id, message } = body(text)?;
+            let id: String =
+                serde_json::from_str(head.id.ok_or("id is missing")?.get()).map_err(|e| format!("id: {e}"))?;
             if id.len() > MAX_SEND_ID_BYTES {
                 return Err(format!("id: at most {MAX_SEND_ID_BYTES} bytes"));
             }
-            let message = serde_json::from_str(message.get()).map_err(|e| Error::invalid(format!("message: {e}")));
-            ClientFrame::Send { id, message }
+            ClientFrame::Send { id, message: Unread(head.message.ok_or("message is missing")?) }
         }
         "typing" => {
             let TypingFrame { conversation_id } = body(text)?;
@@ -354,7 +363,7 @@ mod tests {
     fn a_wrong_message_is_an_answer_and_not_the_end_of_the_connection() {
         let frame = decode(r#"{"type":"send","id":"1","message":{"type":"text"}}"#).unwrap();
         let ClientFrame::Send { id, message } = frame else { panic!("{frame:?}") };
-        let error = message.unwrap_err();
+        let error = message.read().unwrap_err();
         assert!(error.detail.contains("client_msg_id"), "{error}");
         let text = sent(&id, &Err(error));
         assert!(text.starts_with(r#"{"type":"error","id":"1","code":"INVALID_ARGUMENT""#), "{text}");
@@ -369,7 +378,9 @@ mod tests {
             (r#"{"type":"dance"}"#, "dance"),
             (r#"{"type":"ack"}"#, "acks"),
             (r#"{"type":"ack","acks":[{"conversation_id":"x","seq":"1"}]}"#, "conversation"),
-            (r#"{"type":"send","message":{}}"#, "id"),
+            (r#"{"type":"send","message":{}}"#, "id is missing"),
+            (r#"{"type":"send","id":7,"message":{}}"#, "id: "),
+            (r#"{"type":"send","id":"7"}"#, "message is missing"),
             (r#"{"type":"typing","conversation_id":""}"#, "conversation_id"),
             (r#"{"type":"auth","cursors":{"x":"1"}}"#, "cursors"),
         ] {
@@ -413,7 +424,9 @@ mod tests {
         #[test]
         fn no_json_stops_the_decoder(kind in "(auth|ack|send|typing|ping|x)", key in "(token|cursors|acks|id|message|conversation_id)", value in json_value()) {
             let frame = serde_json::json!({"type": kind, key: value}).to_string();
-            let _ = decode(&frame);
+            if let Ok(ClientFrame::Send { message, .. }) = decode(&frame) {
+                let _ = message.read();
+            }
         }
     }
 

@@ -55,35 +55,37 @@ impl Worker {
         Self { storage, doorway, authenticator, links, typing, sends, reads: Semaphore::new(MAX_READS) }
     }
 
-    /// Does a job of the session `opened`, if it is one that needs a session.
+    /// Does a job of the session `opened`, if it is one that needs a session. All but sends are boxed: they are rare, and larger.
     pub(crate) async fn run(&self, job: Job, opened: Option<Opened>) -> Option<Input> {
         if let Job::Authenticate(token) = &job {
-            return Some(Input::Authenticated(self.authenticator.authenticate(token).await));
+            return Some(Input::Authenticated(Box::pin(self.authenticator.authenticate(token)).await));
         }
         let opened = opened?;
         let user = &opened.claims.sub;
         match job {
             Job::Authenticate(_) => None,
-            Job::Recheck => Some(Input::Rechecked(self.authenticator.check_revoked(&opened.claims).await)),
+            Job::Recheck => Some(Input::Rechecked(Box::pin(self.authenticator.check_revoked(&opened.claims)).await)),
             Job::Send { key, send } => Some(self.send(user, key, send).await),
             Job::Ack(acks) => {
-                self.ack(&opened, acks).await;
+                Box::pin(self.ack(&opened, acks)).await;
                 None
             }
             Job::Typing(conversation_id) => {
-                self.typing.tell(user, conversation_id).await;
+                Box::pin(self.typing.tell(user, conversation_id)).await;
                 None
             }
             Job::Read(Need::Base(id)) => {
-                let base = self.base(&opened, &id).await;
+                let base = Box::pin(self.base(&opened, &id)).await;
                 Some(Input::Base(id, base))
             }
             Job::Read(Need::Pull { conversation_id, after }) => {
-                let pulled = self.pull(user, &conversation_id, after).await;
+                let pulled = Box::pin(self.pull(user, &conversation_id, after)).await;
                 Some(Input::Pulled(conversation_id, pulled))
             }
-            Job::CatchUp { cursor, known } => Some(Input::CaughtUp(self.catch_up(&opened, cursor, known).await)),
-            Job::Compare(cursors) => Some(Input::Compared(self.compare(user, cursors).await)),
+            Job::CatchUp { cursor, known } => {
+                Some(Input::CaughtUp(Box::pin(self.catch_up(&opened, cursor, known)).await))
+            }
+            Job::Compare(cursors) => Some(Input::Compared(Box::pin(self.compare(user, cursors)).await)),
         }
     }
 

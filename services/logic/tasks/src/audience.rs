@@ -59,8 +59,12 @@ impl Audiences {
         loop {
             let found = match &needs {
                 Needs::Nobody => return Audience::Nobody,
-                Needs::Members(conversation) => self.members(conversation).await.map(Audience::Members),
-                Needs::Friends(user) => self.friends(user).await.map(Audience::Friends),
+                Needs::Members(conversation) => match self.members.get(conversation).await {
+                    Some(members) => return Audience::Members(members),
+                    // Boxed: it is rare, and large for events whose audience is known.
+                    None => Box::pin(self.members(conversation)).await.map(Audience::Members),
+                },
+                Needs::Friends(user) => Box::pin(self.friends(user)).await.map(Audience::Friends),
             };
             let error = match found {
                 Ok(audience) => return audience,

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use axum::extract::ws::Utf8Bytes;
 use kith_kit::{auth::Claims, error::Error};
 use kith_proto::chat::v1::Receipt;
 
@@ -61,7 +62,7 @@ pub struct Pulled {
 #[derive(Debug)]
 pub enum Input {
     /// A text frame.
-    Text(String),
+    Text(Utf8Bytes),
     /// A binary frame: none is known in this subprotocol.
     Binary,
     /// A control frame: a sign of life.

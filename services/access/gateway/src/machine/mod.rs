@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use axum::extract::ws::Utf8Bytes;
 use kith_kit::{
     auth::Claims,
     error::{Error, reason},
@@ -90,7 +91,7 @@ pub struct Machine {
     pending: Option<Auth>,
     authenticating: bool,
     /// Frames that came before the header's token was verified.
-    early: Vec<ClientFrame>,
+    early: Vec<Utf8Bytes>,
     identified: Option<Identified>,
     order: Order,
     sends: Sends,
@@ -168,7 +169,7 @@ impl Machine {
         }
         self.now = now;
         match input {
-            Input::Text(text) => self.text(&text, now),
+            Input::Text(text) => self.text(text, now),
             Input::Binary => self.close(close::PROTOCOL, "this subprotocol has text frames only"),
             Input::Control => self.heard = now,
             Input::Authenticated(result) => self.authenticated(result, now, now_ms),
@@ -238,36 +239,34 @@ impl Machine {
         self.later.extend(outcome.later.into_iter().map(|need| (at, need)));
     }
 
-    fn text(&mut self, text: &str, now: Instant) {
+    fn text(&mut self, text: Utf8Bytes, now: Instant) {
         self.heard = now;
         if !self.bucket.take(now) {
             return self.close(close::TOO_MANY, "too many frames");
         }
-        match frame::decode(text) {
-            Err(problem) => self.close(close::PROTOCOL, problem),
-            Ok(frame) => self.client_frame(frame),
-        }
+        self.read(text);
     }
 
-    fn client_frame(&mut self, frame: ClientFrame) {
-        match frame {
-            ClientFrame::Ping => self.frame(frame::pong()),
-            ClientFrame::Auth(auth) => self.auth(auth),
-            frame if self.identified.is_none() => self.early(frame),
-            ClientFrame::Ack(acks) => self.out.push(Output::Job(Job::Ack(acks))),
-            ClientFrame::Send { id, message } => self.send(id, message),
-            ClientFrame::Typing(conversation_id) => self.typing(conversation_id),
+    fn read(&mut self, text: Utf8Bytes) {
+        match frame::decode(&text) {
+            Err(problem) => self.close(close::PROTOCOL, problem),
+            Ok(ClientFrame::Ping) => self.frame(frame::pong()),
+            Ok(ClientFrame::Auth(auth)) => self.auth(auth),
+            Ok(_) if self.identified.is_none() => self.early(text),
+            Ok(ClientFrame::Ack(acks)) => self.out.push(Output::Job(Job::Ack(acks))),
+            Ok(ClientFrame::Send { id, message }) => self.send(id, message),
+            Ok(ClientFrame::Typing(conversation_id)) => self.typing(conversation_id),
         }
     }
 
     /// A client whose token is being verified need not wait for hello.
-    fn early(&mut self, frame: ClientFrame) {
+    fn early(&mut self, text: Utf8Bytes) {
         if !self.authenticating {
             self.close(close::AUTHENTICATION, "the first frame must be auth");
         } else if self.early.len() >= MAX_EARLY {
             self.close(close::PROTOCOL, "too many frames before hello");
         } else {
-            self.early.push(frame);
+            self.early.push(text);
         }
     }
 
@@ -338,8 +337,8 @@ impl Machine {
             catch_up: CatchUp::Awaited(now + CATCH_UP_DEADLINE),
             cursors,
         });
-        for frame in std::mem::take(&mut self.early) {
-            self.client_frame(frame);
+        for text in std::mem::take(&mut self.early) {
+            self.read(text);
         }
     }
 
@@ -375,13 +374,13 @@ impl Machine {
         }
     }
 
-    fn send(&mut self, id: String, message: Result<frame::Outgoing, Error>) {
+    fn send(&mut self, id: String, message: frame::Unread<'_>) {
         let Some(identified) = &self.identified else { return };
         if self.sends.is_full() {
             let error = Error::exhausted("too many messages are under way", Duration::from_millis(500));
             return self.frame(frame::sent(&id, &Err(error)));
         }
-        match message.and_then(|m| m.draft(&identified.claims.sub)) {
+        match message.read().and_then(|m| m.draft(&identified.claims.sub)) {
             Ok(draft) => {
                 let started = self.sends.push(Send { id, draft });
                 self.start_send(started);

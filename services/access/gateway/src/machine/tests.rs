@@ -305,7 +305,7 @@ fn any_input() -> impl Strategy<Value = Input> {
     let id = || (0..2_u8).prop_map(|i| Arc::<str>::from(format!("c{i}")));
     let place = || (id(), 0..12_u64);
     prop_oneof![
-        "\\PC{0,40}".prop_map(Input::Text),
+        "\\PC{0,40}".prop_map(|text| Input::Text(text.into())),
         Just(()).prop_map(|()| Input::Text(r#"{"type":"auth","token":"t","cursors":{"d:a:b":"3"}}"#.into())),
         Just(()).prop_map(|()| Input::Authenticated(Ok(claims("alice")))),
         Just(()).prop_map(|()| Input::Authenticated(Err(Error::unavailable("x")))),
