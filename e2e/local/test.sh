@@ -68,11 +68,14 @@ trap finish EXIT
 check down 30 "$KITH_LOCAL/down.sh"
 check deps 900 "$KITH_LOCAL/deps.sh" all
 check fmt 20 cargo fmt --all --check
-check clippy 420 nice -n 5 cargo clippy --release --workspace --all-targets --all-features --locked -- -D warnings
+lint="nice -n 5 cargo clippy --release --all-features --locked"
+# "All targets" leaves out the one that is only run when it is named.
+check clippy 420 bash -c "$lint --workspace --all-targets -- -D warnings && $lint -p kith-e2e --test cluster -- -D warnings"
 if [ "${NIGHTLY:-}" = 1 ]; then check deny-install 600 "$KITH_LOCAL/deps.sh" deny; fi
 if [ -x "$BIN/cargo-deny" ]; then check deny 30 "$BIN/cargo-deny" --offline check --config .deny.toml bans licenses sources; fi
 for chart in charts/*/; do check "helm-$(basename "$chart")" 10 "$BIN/helm" lint --strict "$chart"; done
-check compile 900 nice -n 5 cargo test --release --workspace --locked --no-run
+build="nice -n 5 cargo test --release --locked --no-run"
+check compile 900 bash -c "$build --workspace && $build -p kith-e2e --test cluster"
 check test 240 cargo test --release --workspace --locked --no-fail-fast
 if [ "${NIGHTLY:-}" = 1 ]; then
   # Every decoder against a thousand times the arbitrary input of an ordinary check.
@@ -85,7 +88,7 @@ check up 420 "$KITH_LOCAL/up.sh"
 if "$KITH_LOCAL/env.sh" print >"$TEST_LOGS/env" 2>&1; then
   failed_before=$failed
   # One shared cluster: tests that take things down say so and run alone, the others share it.
-  check e2e 420 env E2E=1 bash -c '. "$0" && exec cargo test --release -p kith-e2e --features cluster --test cluster --locked --no-fail-fast -- --test-threads="${E2E_THREADS:-4}" ${NIGHTLY:+--include-ignored}' "$TEST_LOGS/env"
+  check e2e 420 env E2E=1 bash -c '. "$0" && exec cargo test --release -p kith-e2e --test cluster --locked --no-fail-fast -- --test-threads="${E2E_THREADS:-4}" ${NIGHTLY:+--include-ignored}' "$TEST_LOGS/env"
   if [ "$failed" -gt "$failed_before" ]; then (diagnosed); fi
   if [ "${NIGHTLY:-}" = 1 ]; then
     # Hours of it, each on a cluster of three nodes.

@@ -1,6 +1,5 @@
 //! The platform on the local Kubernetes cluster that `make up` starts: every behaviour through real sockets, what platform teams see,
 //! and what happens when things die. Tests that break something run alone; all others share the cluster.
-#![cfg(feature = "cluster")]
 #![allow(missing_docs, unreachable_pub)]
 
 #[macro_use]
