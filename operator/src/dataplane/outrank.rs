@@ -182,11 +182,11 @@ mod tests {
         }
 
         fn next_after(&self, known: u64) -> Next {
-            self.next_with(vec![(self.fake.nodes[self.giver].id.clone(), vec![self.job(self.taker)])], known)
+            self.next_with(&vec![(self.fake.nodes[self.giver].id.clone(), vec![self.job(self.taker)])], known)
         }
 
-        fn next_with(&self, jobs: Jobs, known: u64) -> Next {
-            next(&self.wish, &self.fake.observe(&self.wish), &jobs, known)
+        fn next_with(&self, jobs: &Jobs, known: u64) -> Next {
+            next(&self.wish, &self.fake.observe(&self.wish), jobs, known)
         }
     }
 
@@ -249,7 +249,7 @@ mod tests {
         let third = stage.fake.nodes.iter().find(|n| n.shard == third && n.replicates.is_none()).expect("a primary");
         let mut jobs = vec![stage.job(stage.taker), Job { state: "streaming".to_owned(), ..stage.job(stage.taker) }];
         jobs[1].target = Some(third.id.clone());
-        assert!(matches!(stage.next_with(vec![(giver, jobs)], 9), Next::Wait(_)));
+        assert!(matches!(stage.next_with(&vec![(giver, jobs)], 9), Next::Wait(_)));
     }
 
     #[test]
