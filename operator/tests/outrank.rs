@@ -115,8 +115,9 @@ async fn a_replica_promoted_amid_an_import_is_followed_by_the_others_and_does_no
     let seen = fleet.look().await;
     let taker_id = seen.state(&taker).expect("it answers").id.to_string();
     let owned = seen.state(&giver).expect("it answers").own_slots().arguments();
-    let slot: u16 = owned[0].parse().expect("a slot");
-    let key = key_in(&fleet, &giver, (slot, slot)).await;
+    let slot = |n: usize| owned[n].parse::<u16>().expect("a slot");
+    let key = key_in(&fleet, &giver, (slot(0), slot(1))).await;
+    let Ok(Value::Int(slot)) = fleet.command(&giver, &["CLUSTER", "KEYSLOT", &key]).await else { panic!("no slot") };
     // A cluster that was just formed may still think so for a moment.
     eventually("a write", LIMIT, async || fleet.command(&giver, &["SET", &key, "moving"]).await.is_ok()).await;
 
