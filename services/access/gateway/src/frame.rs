@@ -5,7 +5,7 @@ use std::{borrow::Cow, collections::BTreeMap};
 use kith_kit::error::Error;
 use kith_proto::chat::v1::Receipt;
 use kith_send::{Draft, Target, json::U64};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use crate::machine::order::Item;
@@ -124,10 +124,15 @@ impl Outgoing {
 struct Head<'a> {
     #[serde(borrow)]
     r#type: Cow<'a, str>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "present")]
     id: Option<&'a RawValue>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "present")]
     message: Option<&'a RawValue>,
+}
+
+/// A field that is there, also as `null`: that is wrong, but not missing.
+fn present<'de, D: Deserializer<'de>>(field: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(field).map(Some)
 }
 
 #[derive(Deserialize)]
@@ -367,6 +372,9 @@ mod tests {
         assert!(error.detail.contains("client_msg_id"), "{error}");
         let text = sent(&id, &Err(error));
         assert!(text.starts_with(r#"{"type":"error","id":"1","code":"INVALID_ARGUMENT""#), "{text}");
+        let frame = decode(r#"{"type":"send","id":"1","message":null}"#).unwrap();
+        let ClientFrame::Send { message, .. } = frame else { panic!("{frame:?}") };
+        assert!(message.read().unwrap_err().detail.contains("null"));
     }
 
     #[test]
