@@ -10,30 +10,15 @@ use std::{
 };
 
 use kith_operator::dataplane::{
-    Gate, Prober,
+    Gate,
     switchover::switchover,
     types::{Presence, Reason},
 };
 use redis::Value;
 use support::fleet::{Fleet, eventually, links};
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 const LIMIT: Duration = Duration::from_secs(30);
-
-fn prober(
-    fleet: &Fleet,
-) -> (
-    watch::Sender<Arc<kith_operator::dataplane::types::Desired>>,
-    watch::Receiver<kith_operator::dataplane::Report>,
-    CancellationToken,
-) {
-    let (publish, desired) = watch::channel(Arc::new(fleet.desired.clone()));
-    let end = CancellationToken::new();
-    let prober = Prober { links: fleet.links.clone(), guard: fleet.guard.clone(), desired, gate: Gate::default() };
-    let report = prober.start(end.clone());
-    (publish, report, end)
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn empty_nodes_become_a_ready_cluster_that_is_then_left_alone() {
@@ -56,7 +41,7 @@ async fn a_killed_primary_is_replaced_within_five_seconds_and_rejoins() {
     let mut fleet = Fleet::start(1, 2);
     fleet.ready(LIMIT).await;
     fleet.desired.formed = true;
-    let (_publish, mut report, end) = prober(&fleet);
+    let (_publish, mut report, end) = fleet.probe(fleet.links.clone(), Gate::default());
     let old = fleet.primary("demo-0").await.expect("a primary");
     tokio::time::sleep(Duration::from_millis(1_200)).await;
     fleet.node(&old).kill();
@@ -88,7 +73,7 @@ async fn nobody_is_promoted_when_too_few_replicas_are_in_sight() {
     let other = fleet.nodes.iter().map(|n| n.pod.clone()).find(|p| *p != primary).expect("a replica");
     fleet.node(&other).kill();
     fleet.node(&primary).kill();
-    let (publish, mut report, end) = prober(&fleet);
+    let (publish, mut report, end) = fleet.probe(fleet.links.clone(), Gate::default());
     let blocked = |r: &kith_operator::dataplane::Report| r.problems.iter().any(|p| p.reason == Reason::FailoverBlocked);
     tokio::time::timeout(LIMIT, report.wait_for(blocked)).await.expect("in time").expect("the prober runs");
     let problem = report.borrow().problems[0].clone();
@@ -172,7 +157,7 @@ async fn a_leaving_primary_hands_over_before_it_is_gone() {
     let mut fleet = Fleet::start(1, 2);
     fleet.ready(LIMIT).await;
     fleet.desired.formed = true;
-    let (publish, mut report, end) = prober(&fleet);
+    let (publish, mut report, end) = fleet.probe(fleet.links.clone(), Gate::default());
     let primary = fleet.primary("demo-0").await.expect("a primary");
     fleet.member(&primary).presence = Presence::Terminating;
     publish.send_replace(Arc::new(fleet.desired.clone()));

@@ -4,13 +4,11 @@ mod support {
     pub(crate) mod fleet;
 }
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{path::Path, time::Duration};
 
-use kith_operator::dataplane::{Gate, Prober};
+use kith_operator::dataplane::Gate;
 use redis::Value;
 use support::fleet::{self, Fleet, eventually, log_of};
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 const LIMIT: Duration = Duration::from_secs(40);
 
@@ -79,10 +77,7 @@ async fn a_taker_that_died_with_its_claim_takes_nothing_when_it_is_back() {
     fleet.node(&taker).kill();
     let slots = claim(&config, &giver_id);
 
-    let (_publish, desired) = watch::channel(Arc::new(fleet.desired.clone()));
-    let over = CancellationToken::new();
-    let prober = Prober { links: fleet::links(), guard: fleet.guard.clone(), desired, gate: Gate::default() };
-    let mut report = prober.start(over.clone());
+    let (_publish, mut report, over) = fleet.probe(fleet::links(), Gate::default());
     report.wait_for(|r| r.failovers.iter().any(|f| f.shard == "demo-1")).await.expect("the prober runs");
     let heir = fleet.primary("demo-1").await.expect("an heir");
     assert_ne!(heir, taker);
@@ -140,10 +135,7 @@ async fn a_replica_promoted_amid_an_import_is_followed_by_the_others_and_does_no
     })
     .await;
 
-    let (_publish, desired) = watch::channel(Arc::new(fleet.desired.clone()));
-    let over = CancellationToken::new();
-    let prober = Prober { links: fleet::links(), guard: fleet.guard.clone(), desired, gate: Gate::default() };
-    let mut report = prober.start(over.clone());
+    let (_publish, mut report, over) = fleet.probe(fleet::links(), Gate::default());
     fleet.node(&taker).kill();
     report.wait_for(|r| r.failovers.iter().any(|f| f.shard == "demo-1")).await.expect("the prober runs");
     let heir = fleet.primary("demo-1").await.expect("an heir");

@@ -10,7 +10,6 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -20,7 +19,7 @@ use kith_crds::{
     shardrebalance::{RebalancePhase, ShardRebalanceStatus},
 };
 use kith_operator::{
-    dataplane::{Gate, Links, Prober, types::Desired},
+    dataplane::{Gate, Links, types::Desired},
     lease::LeaseGuard,
     rebalance::{
         executor::{BatchEnd, Executor, step::Batch},
@@ -33,7 +32,6 @@ use support::{
     fleet::Fleet,
     writer::{self, Promised},
 };
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 const LIMIT: Duration = Duration::from_secs(40);
@@ -202,10 +200,8 @@ async fn a_primary_that_dies_in_a_move_is_replaced_and_the_move_goes_on() {
         fleet.ready(LIMIT).await;
         fill(&fleet).await;
         let gate = Gate::default();
-        let (_publish, desired) = watch::channel(Arc::new(fleet.desired.clone()));
-        let (end, over) = (CancellationToken::new(), CancellationToken::new());
-        let prober = Prober { links: support::fleet::links(), guard: fleet.guard.clone(), desired, gate: gate.clone() };
-        let report = prober.start(over.clone());
+        let (_publish, report, over) = fleet.probe(support::fleet::links(), gate.clone());
+        let end = CancellationToken::new();
         let counting =
             tokio::spawn(writer::count(support::fleet::links(), seeds(&fleet.desired), keys(), 1, end.clone()));
         let moving = {

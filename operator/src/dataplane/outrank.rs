@@ -68,6 +68,9 @@ pub fn next(desired: &Desired, seen: &Observation, jobs: &Jobs, known: u64) -> N
         return Next::Wait("other slots move".to_owned());
     }
     let epoch = |state: &NodeState| state.myself().map_or(0, |me| me.epoch);
+    let mut primaries: Vec<_> = seen.up().filter(|(_, state)| state.is_primary()).collect();
+    primaries.sort_by_key(|(_, state)| epoch(state));
+    let top = primaries.last().map_or(0, |(_, state)| epoch(state));
     let safe = known + 2;
     for (node, state, lost) in &stranded {
         // It has heard of what the successor claims, then, and calls nothing its own that the successor has.
@@ -76,19 +79,10 @@ pub fn next(desired: &Desired, seen: &Observation, jobs: &Jobs, known: u64) -> N
         }
         // What the taker had before its claim; that was its own alone.
         let before = lost.iter().filter_map(|job| taker_of(job, state)).map(|taker| taker.epoch).min().unwrap_or(0);
-        let primaries = || seen.up().filter(|(_, other)| other.is_primary());
-        let must_rise = |state: &NodeState, giver: &NodeState| {
-            epoch(state) < safe && (epoch(state) > before || state.id == giver.id)
-        };
-        let top = primaries().map(|(_, other)| epoch(other)).max().unwrap_or(0);
-        if primaries().any(|(_, other)| must_rise(other, state)) {
-            let lowest = |pick: &dyn Fn(&NodeState) -> bool| {
-                primaries().filter(|(_, other)| pick(other)).min_by_key(|(_, other)| epoch(other))
-            };
-            let next = lowest(&|other| must_rise(other, state) && epoch(other) < top)
-                // Only the highest is left: another one rises above it first.
-                .or_else(|| lowest(&|other| epoch(other) < top));
-            let (next, _) = next.unwrap_or((*node, *state));
+        let must_rise = |other: &NodeState| epoch(other) < safe && (epoch(other) > before || other.id == state.id);
+        if let Some(lowest) = primaries.iter().find(|(_, other)| must_rise(other)) {
+            // The engine leaves the highest as it is: another one rises above it first.
+            let (next, _) = if epoch(lowest.1) < top { lowest } else { &primaries[0] };
             return Next::Raise { pod: next.pod.clone() };
         }
         if lost.iter().any(|job| job.is_active()) {

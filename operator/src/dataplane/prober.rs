@@ -152,38 +152,32 @@ impl Prober {
 
     /// Sees to slots that a dead primary was about to take. `known` is the highest epoch known at an earlier look, or nought; answers the
     /// one for the next, and none when there is nothing left to do.
-    async fn outrank(&self, known: u64) -> Result<Option<u64>, LinkError> {
+    async fn outrank(&self, mut known: u64) -> Result<Option<u64>, LinkError> {
         let desired = self.desired.borrow().clone();
-        let (_, known, next) = self.next_of(&desired, known).await?;
-        match next {
-            outrank::Next::Nothing => return Ok(None),
-            outrank::Next::Wait(why) => {
-                tracing::debug!(cluster = %desired.cluster, %why, "a giver of slots waits");
-                return Ok(Some(known));
+        let mut held = None;
+        for _ in 0..=OUTRANK_STEPS * desired.shards.len() {
+            let seen = observe(&self.links, &desired, Depth::Roles).await;
+            if known == 0 {
+                known = outrank::highest_known(&seen);
             }
-            outrank::Next::Raise { .. } | outrank::Next::Release { .. } => {}
-        }
-        // No slots move while epochs change, and what was seen before may not hold any more.
-        let _held = self.gate.promoting().await;
-        for _ in 0..OUTRANK_STEPS * desired.shards.len() {
-            let (seen, _, next) = self.next_of(&desired, known).await?;
+            let jobs = migrations::ask(&self.links, &desired, &seen, |_| true).await?;
+            let next = outrank::next(&desired, &seen, &jobs, known);
             match next {
                 outrank::Next::Nothing => return Ok(None),
-                outrank::Next::Wait(_) => break,
+                outrank::Next::Wait(why) => {
+                    tracing::debug!(cluster = %desired.cluster, %why, "a giver of slots waits");
+                    break;
+                }
+                // No slots move while epochs change, and what was seen before may not hold any more.
+                outrank::Next::Raise { .. } | outrank::Next::Release { .. } if held.is_none() => {
+                    held = Some(self.gate.promoting().await);
+                }
                 outrank::Next::Raise { .. } | outrank::Next::Release { .. } => {
                     outrank::carry_out(&self.links, &self.guard, &desired, &seen, &next).await?;
                 }
             }
         }
         Ok(Some(known))
-    }
-
-    async fn next_of(&self, desired: &Desired, known: u64) -> Result<(Observation, u64, outrank::Next), LinkError> {
-        let seen = observe(&self.links, desired, Depth::Roles).await;
-        let known = if known == 0 { outrank::highest_known(&seen) } else { known };
-        let jobs = migrations::ask(&self.links, desired, &seen, |_| true).await?;
-        let next = outrank::next(desired, &seen, &jobs, known);
-        Ok((seen, known, next))
     }
 
     /// Answers whether a dead primary was replaced.

@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -16,7 +16,7 @@ use kith_kit::{
 };
 use kith_operator::{
     dataplane::{
-        Links, Outcome, converge,
+        Gate, Links, Outcome, Prober, Report, converge,
         observe::{Depth, observe},
         settings,
         types::{Desired, DesiredShard, Library, Member, Observation, Presence},
@@ -24,6 +24,8 @@ use kith_operator::{
     lease::LeaseGuard,
 };
 use tempfile::TempDir;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 /// A library with one counter: enough to see what a move or a failover does to writes.
 pub(crate) const COUNTER: &str = "#!lua name=kith1\nserver.register_function('incr', function(keys, args) return server.call('INCRBY', keys[1], args[1]) end)\n";
@@ -141,6 +143,18 @@ impl Fleet {
                 panic!("not ready: {:#?} {:#?}", outcome.readiness.problems, outcome.problems);
             }
         }
+    }
+
+    /// Starts a prober over `links`: the way to tell it a new wish, what it finds, and what ends it.
+    pub(crate) fn probe(
+        &self,
+        links: Links,
+        gate: Gate,
+    ) -> (watch::Sender<Arc<Desired>>, watch::Receiver<Report>, CancellationToken) {
+        let (publish, desired) = watch::channel(Arc::new(self.desired.clone()));
+        let end = CancellationToken::new();
+        let report = Prober { links, guard: self.guard.clone(), desired, gate }.start(end.clone());
+        (publish, report, end)
     }
 
     /// The pod that is the primary of a shard.
