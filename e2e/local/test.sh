@@ -82,6 +82,8 @@ if [ "${NIGHTLY:-}" = 1 ]; then
   check fuzz 1800 env PROPTEST_CASES=250000 cargo test --release --workspace --lib --bins --locked --no-fail-fast -- \
     panic arbitrary damaged any_bytes stops_the
   # Half a minute a fault, every one of them twenty times.
+  # One client tries everything for an hour while others chat.
+  check hostile 4500 env KITH_HOSTILE_SECONDS=3600 cargo test --release -p kith-e2e --test local_hostile --locked -- --ignored --nocapture
   check faults 9000 env KITH_FAULT_ROUNDS=200 cargo test --release -p kith-e2e --test local_faults --locked -- --ignored --nocapture
 fi
 check up 420 "$KITH_LOCAL/up.sh"

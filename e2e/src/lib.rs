@@ -7,6 +7,7 @@ pub mod chaos;
 pub mod client;
 pub mod cluster;
 pub mod env;
+pub mod hostile;
 pub mod kafka;
 pub mod ledger;
 pub mod load;

@@ -15,6 +15,8 @@ mod chaos_pods;
 mod chaos_run;
 #[path = "cluster/hostile.rs"]
 mod hostile;
+#[path = "cluster/hostile_clients.rs"]
+mod hostile_clients;
 #[path = "cluster/operator_lifecycle.rs"]
 mod operator_lifecycle;
 #[path = "cluster/operator_quiet.rs"]

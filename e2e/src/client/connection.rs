@@ -8,9 +8,13 @@ use futures::{
 };
 use tokio::net::TcpStream;
 use tokio_tungstenite::{
-    MaybeTlsStream, WebSocketStream,
+    MaybeTlsStream, WebSocketStream, client_async_with_config,
     tungstenite::{
-        self, Message as Raw, Utf8Bytes, client::IntoClientRequest, http::HeaderValue, protocol::WebSocketConfig,
+        self, Message as Raw, Utf8Bytes,
+        client::IntoClientRequest,
+        handshake::client::{Request, Response},
+        http::HeaderValue,
+        protocol::WebSocketConfig,
     },
 };
 
@@ -107,7 +111,29 @@ impl Connection {
         token_in: TokenIn,
         auth: Option<&ClientFrame<'_>>,
     ) -> Result<Self, OpenError> {
-        let (mut reader, mut writer) = dial(url, (token_in == TokenIn::Header).then_some(token)).await?;
+        let halves = dial(url, (token_in == TokenIn::Header).then_some(token)).await?;
+        Self::greet(halves, token, token_in, auth).await
+    }
+
+    /// The same over a TCP connection that stands already.
+    pub async fn open_on(
+        stream: TcpStream,
+        url: &str,
+        token: &str,
+        token_in: TokenIn,
+        auth: Option<&ClientFrame<'_>>,
+    ) -> Result<Self, OpenError> {
+        let request = upgrade(url, (token_in == TokenIn::Header).then_some(token))?;
+        let dialled = client_async_with_config(request, MaybeTlsStream::Plain(stream), Some(config()));
+        Self::greet(upgraded(dialled).await?, token, token_in, auth).await
+    }
+
+    async fn greet(
+        (mut reader, mut writer): (Reader, Writer),
+        token: &str,
+        token_in: TokenIn,
+        auth: Option<&ClientFrame<'_>>,
+    ) -> Result<Self, OpenError> {
         let plain = ClientFrame::Auth { token, cursors: None, resume_token: None };
         match (token_in, auth) {
             (_, Some(frame)) => writer.send(frame).await?,
@@ -125,6 +151,10 @@ impl Connection {
 
 /// Opens the socket without authenticating, for tests of what then happens.
 pub async fn dial(url: &str, token: Option<&str>) -> Result<(Reader, Writer), OpenError> {
+    upgraded(tokio_tungstenite::connect_async_with_config(upgrade(url, token)?, Some(config()), true)).await
+}
+
+fn upgrade(url: &str, token: Option<&str>) -> Result<Request, OpenError> {
     let contract = |e: &dyn std::fmt::Display| OpenError::Contract(e.to_string());
     let mut request =
         format!("{}/v1/connect", url.trim_end_matches('/')).into_client_request().map_err(|e| contract(&e))?;
@@ -133,9 +163,18 @@ pub async fn dial(url: &str, token: Option<&str>) -> Result<(Reader, Writer), Op
         let value = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|e| contract(&e))?;
         request.headers_mut().insert("authorization", value);
     }
-    // The default of 128 KiB a connection would make a thousand of them dear.
-    let config = WebSocketConfig::default().read_buffer_size(8 << 10);
-    let dialled = tokio_tungstenite::connect_async_with_config(request, Some(config), true);
+    Ok(request)
+}
+
+/// The default buffer of 128 KiB a connection would make a thousand of them dear.
+fn config() -> WebSocketConfig {
+    WebSocketConfig::default().read_buffer_size(8 << 10)
+}
+
+/// Waits for the upgrade and checks it.
+async fn upgraded(
+    dialled: impl Future<Output = Result<(Stream, Response), tungstenite::Error>>,
+) -> Result<(Reader, Writer), OpenError> {
     let (stream, response) = match tokio::time::timeout(OPEN_DEADLINE, dialled).await {
         Err(_) => return Err(OpenError::Unanswered("no upgrade in time".to_owned())),
         Ok(Err(tungstenite::Error::Http(response))) => return Err(OpenError::Status(response.status().as_u16())),

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
@@ -73,7 +74,12 @@ pub struct Api {
 impl Api {
     /// For `base` (`http://host:port`) with a token.
     pub fn new(base: &str, token: impl Into<String>) -> Result<Self, ClientError> {
-        Ok(Self { base: base.trim_end_matches('/').to_owned(), token: token.into(), http: client()? })
+        Ok(Self { base: base.trim_end_matches('/').to_owned(), token: token.into(), http: client(None)? })
+    }
+
+    /// For `base` without a token, with connections of their own that come from an address of this machine.
+    pub fn from_address(base: &str, from: IpAddr) -> Result<Self, ClientError> {
+        Ok(Self { base: base.trim_end_matches('/').to_owned(), token: String::new(), http: client(Some(from))? })
     }
 
     /// The same connections for another user.
@@ -212,8 +218,9 @@ impl Api {
     }
 }
 
-fn client() -> Result<reqwest::Client, ClientError> {
+fn client(from: Option<IpAddr>) -> Result<reqwest::Client, ClientError> {
     reqwest::Client::builder()
+        .local_address(from)
         .timeout(DEADLINE)
         .connect_timeout(Duration::from_secs(2))
         // What is tested is on this machine.

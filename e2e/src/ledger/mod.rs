@@ -256,6 +256,13 @@ impl Ledger {
         self.note(fault);
     }
 
+    /// The 99th percentile of acknowledgements between what was injected under this name and the next injection.
+    pub fn p99_after(&self, injected: &str) -> Option<Duration> {
+        let state = self.0.lock();
+        let after = state.after.get(&format!("after {injected}"))?;
+        Some(Duration::from_micros(after.latency.value_at_quantile(0.99)))
+    }
+
     /// What goes on from now until the next call, besides what is injected: acknowledgements meanwhile are told apart.
     pub fn meanwhile(&self, what: Option<String>) {
         self.0.lock().meanwhile = what;
