@@ -46,8 +46,8 @@ pub fn timed<T>(message: T) -> tonic::Request<T> {
 }
 
 impl Router {
-    /// Asks the owners of all items until each is settled, one is refused for good as a whole, or `deadline` is over. `ask` makes one
-    /// attempt for the items of one instance and settles each of them.
+    /// Asks the owners of all items until each is settled or `deadline` is over. `ask` makes one attempt for the items of one instance and
+    /// settles each of them; those of an instance that refuses them as a whole, or does not answer in time, fail for themselves.
     pub async fn batch<K, V, F, Fut>(
         &self,
         deadline: Duration,
@@ -83,10 +83,12 @@ impl Router {
             while let Some((address, group, answer)) = asked.next().await {
                 match answer {
                     Some(Ok(settled)) => done.extend(self.keep(settled, &key, &address, &mut round)),
-                    Some(Err(status)) => self.refused(group, &key, &address, status.into(), &mut round)?,
+                    Some(Err(status)) => {
+                        done.extend(self.refused(group, &key, &address, &status.into(), &mut round));
+                    }
                     None => {
                         let late = Error::unavailable("a part of the platform did not answer in time");
-                        self.refused(group, &key, &address, late, &mut round)?;
+                        done.extend(self.refused(group, &key, &address, &late, &mut round));
                     }
                 }
             }
@@ -97,7 +99,9 @@ impl Router {
                 break;
             }
             if Instant::now() >= end {
-                return Err(out_of_time(round.last));
+                let error = out_of_time(round.last);
+                done.extend(waiting.into_iter().map(|item| Settled::Failed(item, error.clone())));
+                break;
             }
             self.discovery().look_again();
             let jittered = pause.mul_f64(rand::rng().random_range(0.5..1.5));
@@ -143,27 +147,27 @@ impl Router {
         kept
     }
 
-    /// Puts a refused group back, or ends the batch.
-    fn refused<K>(
+    /// Puts a refused group back, or settles it.
+    fn refused<K, V>(
         &self,
         group: Vec<K>,
         key: impl Fn(&K) -> u64,
         address: &str,
-        error: Error,
+        error: &Error,
         round: &mut Round<K>,
-    ) -> Result<(), Error> {
+    ) -> Vec<Settled<K, V>> {
         // The hint of a refused group is about one key, and nobody says which: ask for each alone and learn then.
         if error.reason.as_deref() == Some(reason::WRONG_HOLDER) && group.len() > 1 {
             round.one_by_one = true;
         } else {
             let key = group.first().map_or(0, key);
-            if !self.learn(key, address, &error) && error.code != Code::DeadlineExceeded {
-                return Err(error);
+            if !self.learn(key, address, error) && error.code != Code::DeadlineExceeded {
+                return group.into_iter().map(|item| Settled::Failed(item, error.clone())).collect();
             }
         }
         round.again.extend(group);
-        round.last = error;
-        Ok(())
+        round.last = error.clone();
+        Vec::new()
     }
 }
 

@@ -18,6 +18,8 @@ pub mod batch;
 #[cfg(feature = "grpc")]
 pub mod client;
 #[cfg(feature = "grpc")]
+pub mod cursor;
+#[cfg(feature = "grpc")]
 pub mod discovery;
 #[cfg(feature = "grpc")]
 pub mod error;

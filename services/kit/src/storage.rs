@@ -248,7 +248,8 @@ impl Storage {
         Ok(results)
     }
 
-    /// Heads of conversations as `user_id` sees them (empty: a trusted caller), in no order; those it may not see are left out.
+    /// Heads of conversations as `user_id` sees them (empty: a trusted caller), in no order; those it may not see are left out. The error of
+    /// one that cannot be read is that of the call.
     pub async fn get_conversations(
         &self,
         user_id: &str,
@@ -261,7 +262,11 @@ impl Storage {
                 let request = GetConversationsRequest { user_id, conversation_ids, with_last_message };
                 let mut client = ConversationsClient::new(transport).max_decoding_message_size(MAX_MESSAGE_BYTES);
                 let response = client.get_conversations(timed(request)).await?.into_inner();
-                Ok(response.conversations.into_iter().map(Settled::Done).collect())
+                let settle = |mut conversation: Conversation| match conversation.error.take() {
+                    Some(error) => Settled::Failed(conversation.conversation_id, error.into()),
+                    None => Settled::Done(conversation),
+                };
+                Ok(response.conversations.into_iter().map(settle).collect())
             })
             .await?;
         settled(found)

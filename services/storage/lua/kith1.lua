@@ -1,5 +1,5 @@
 #!lua name=kith1
--- Kith's storage functions, library version 1.2.
+-- Kith's storage functions, library version 1.3.
 --
 -- Every mutation of chat data is one call of one function on one partition. KEYS[1] is the partition's version hash `{tag}v`; all
 -- other keys of the partition share its hash tag and are derived from it, so a call never leaves its slot. ARGV[1] is the token of
@@ -13,7 +13,7 @@
 --   K1FOREIGN <meta>  the partition belongs to another ChatCluster or has another layout
 --   K1CORRUPT <key>   a stored value is not what this library writes
 
-local VERSION = '1.2'
+local VERSION = '1.3'
 
 local node_id = nil
 
@@ -64,6 +64,48 @@ end
 
 local function version()
   return VERSION
+end
+
+-- Hashes that are paged and counted: beside each stands a sorted set of its field names. It is derived: whenever it does not hold as many
+-- names as the hash (an older storage service wrote), it is built anew.
+local function index_of(p, suffix)
+  local kind = string.sub(suffix, 1, 2)
+  if kind == 'f:' or kind == 'b:' then return p.tag .. 'i:' .. suffix end
+  return nil
+end
+
+local function is_whole(p, suffix, index)
+  return server.call('HLEN', p.tag .. suffix) == server.call('ZCARD', index)
+end
+
+local function build_index(p, suffix, index)
+  server.call('DEL', index)
+  local words = {}
+  local function flush()
+    if #words > 0 then server.call('ZADD', index, unpack(words)) end
+    words = {}
+  end
+  for _, name in ipairs(server.call('HKEYS', p.tag .. suffix)) do
+    words[#words + 1] = 0
+    words[#words + 1] = name
+    if #words >= 1000 then flush() end
+  end
+  flush()
+end
+
+-- How many fields of a hash begin with `prefix` (one byte, or none: all), or how many members a sorted set has.
+local function count(p, suffix, prefix)
+  if string.sub(suffix, 1, 2) == 'l:' then return server.call('ZCARD', p.tag .. suffix) end
+  local index = index_of(p, suffix)
+  if prefix == '' or not index then return server.call('HLEN', p.tag .. suffix) end
+  if is_whole(p, suffix, index) then
+    return server.call('ZLEXCOUNT', index, '[' .. prefix, '(' .. string.char(string.byte(prefix) + 1))
+  end
+  local found = 0
+  for _, name in ipairs(server.call('HKEYS', p.tag .. suffix)) do
+    if string.sub(name, 1, 1) == prefix then found = found + 1 end
+  end
+  return found
 end
 
 -- claim: token, 0, holder address, meta ("uid/P/K"). Answers version, entries in the outbox, the holder before.
@@ -148,6 +190,24 @@ local function append(keys, args)
   return { p.ver, seq }
 end
 
+-- Devices of one member of which a conversation keeps the delivered cursor.
+local MOST_DEVICES = 100
+
+-- Notes that a device has a delivered cursor, by which the cursors of a member who leaves are found; of too many devices the one that came
+-- first is forgotten.
+local function note_device(rkey, user, device)
+  local devices = {}
+  for one in string.gmatch(server.call('HGET', rkey, 'D' .. user) or '', '[^/]+') do
+    if one == device then return end
+    devices[#devices + 1] = one
+  end
+  if #devices >= MOST_DEVICES then
+    server.call('HDEL', rkey, 'd' .. user .. '/' .. table.remove(devices, 1))
+  end
+  devices[#devices + 1] = device
+  server.call('HSET', rkey, 'D' .. user, table.concat(devices, '/'))
+end
+
 -- cursor: conversation, user, field ('r' .. user, 'd' .. user/device, 'c' .. user), seq, event. Moves a cursor of a member forward, never
 -- past the conversation's seq (0: to it); a \1 in the event becomes the new value. Answers version, the cursor, whether it moved.
 local function cursor(keys, args)
@@ -161,13 +221,17 @@ local function cursor(keys, args)
   local want = tonumber(args[6])
   if want == 0 or want > s then want = s end
   local rkey = p.tag .. 'r:' .. cid
-  local now = tonumber(server.call('HGET', rkey, field) or '0')
+  local stored = server.call('HGET', rkey, field)
+  local now = tonumber(stored or '0')
   if not now then return fail('K1CORRUPT ' .. rkey .. ' ' .. field) end
   if want <= now then
     close(p, args)
     return { p.ver, now, 0 }
   end
   server.call('HSET', rkey, field, n(want))
+  if not stored and string.sub(field, 1, 1) == 'd' then
+    note_device(rkey, args[4], string.sub(field, #args[4] + 3))
+  end
   if args[7] ~= '' then
     emit(p, (string.gsub(args[7], '\1', n(want))))
   end
@@ -175,33 +239,96 @@ local function cursor(keys, args)
   return { p.ver, want, 1 }
 end
 
--- hints: user, then (conversation, activity) pairs: raises the activity hints of entries that the user's list holds.
+-- hints: user, then (conversation, activity) pairs: raises the activity hints of entries that the user's list holds. Answers version, how
+-- many of them it does not hold.
 local function hints(keys, args)
   local p, refused = open(keys, args)
   if not p then return refused end
-  local words = {}
+  local lkey = p.tag .. 'l:' .. args[3]
+  local missing = 0
   for i = 4, #args, 2 do
-    words[#words + 1] = args[i + 1]
-    words[#words + 1] = args[i]
+    if server.call('ZSCORE', lkey, args[i]) then
+      server.call('ZADD', lkey, 'XX', 'GT', args[i + 1], args[i])
+    else
+      missing = missing + 1
+    end
   end
-  if #words > 0 then
-    server.call('ZADD', p.tag .. 'l:' .. args[3], 'XX', 'GT', unpack(words))
+  close(p, args)
+  return { p.ver, missing }
+end
+
+-- Entries of a full list that are looked at to find one that gives way.
+local LOOKED_AT = 100
+
+-- The entry that gives way to a new one: a cleared one, which stands at the bottom with no activity; where any may, the oldest that is not
+-- pinned, else the oldest.
+local function gives_way(p, user, any)
+  local oldest = server.call('ZRANGE', p.tag .. 'l:' .. user, 0, LOOKED_AT - 1, 'WITHSCORES')
+  if oldest[2] and tonumber(oldest[2]) <= 0 then return oldest[1] end
+  if not any then return nil end
+  for i = 1, #oldest, 2 do
+    local settings = server.call('HGET', p.tag .. 's:' .. user, oldest[i])
+    if not settings or string.sub(settings, 1, 1) ~= '1' then return oldest[i] end
   end
+  return oldest[1]
+end
+
+-- enter: user, conversation, activity, most entries, whether any entry of a full list gives way (1) or a cleared one alone, the event, the
+-- event of an entry that gives way (a \1 in it becomes its conversation). An entry that stands is raised, and nothing is told. Answers
+-- version, events emitted, the conversation that gave way.
+local function enter(keys, args)
+  local p, refused = open(keys, args)
+  if not p then return refused end
+  local user, cid = args[3], args[4]
+  local lkey = p.tag .. 'l:' .. user
+  if server.call('HEXISTS', p.tag .. 'u:' .. user, 'v') == 0 then return fail('K1REFUSE NO_USER') end
+  if server.call('ZSCORE', lkey, cid) then
+    server.call('ZADD', lkey, 'XX', 'GT', args[5], cid)
+    close(p, args)
+    return { p.ver, 0, '' }
+  end
+  local gone = nil
+  if server.call('ZCARD', lkey) >= tonumber(args[6]) then
+    gone = gives_way(p, user, args[7] == '1')
+    if not gone then return fail('K1REFUSE FULL') end
+    server.call('ZREM', lkey, gone)
+    server.call('HDEL', p.tag .. 's:' .. user, gone)
+    emit(p, (string.gsub(args[9], '\1', function() return gone end)))
+  end
+  server.call('ZADD', lkey, args[5], cid)
+  emit(p, args[8])
+  close(p, args)
+  return { p.ver, p.events, gone or '' }
+end
+
+-- index: suffix of a hash that is paged: builds its index anew where it is not whole. Answers version.
+local function index(keys, args)
+  local p, refused = open(keys, args)
+  if not p then return refused end
+  local found = index_of(p, args[3])
+  if found and not is_whole(p, args[3], found) then build_index(p, args[3], found) end
   close(p, args)
   return { p.ver }
 end
 
--- Carries out an operation S, D, Z or Y, which stands at args[i]; answers the number of its words, nil for another operation.
+-- Carries out an operation S, D, Z, X or Y, which stands at args[i]; answers the number of its words, nil for another operation.
 local function write(p, args, i)
   local op, key = args[i], p.tag .. (args[i + 1] or '')
   if op == 'S' then
     server.call('HSET', key, args[i + 2], args[i + 3])
+    local names = index_of(p, args[i + 1])
+    if names then server.call('ZADD', names, 0, args[i + 2]) end
     return 4
   elseif op == 'D' then
     server.call('HDEL', key, args[i + 2])
+    local names = index_of(p, args[i + 1])
+    if names then server.call('ZREM', names, args[i + 2]) end
     return 3
   elseif op == 'Z' then
     server.call('ZADD', key, args[i + 2], args[i + 3])
+    return 4
+  elseif op == 'X' then
+    server.call('ZADD', key, 'XX', args[i + 2], args[i + 3])
     return 4
   elseif op == 'Y' then
     server.call('ZREM', key, args[i + 2])
@@ -210,9 +337,11 @@ local function write(p, args, i)
   return nil
 end
 
--- cas: number of conditions, conditions (suffix, field, '=' .. value, '+' present or '-' absent), then operations:
+-- cas: number of conditions, conditions (suffix, field, '=' .. value, '+' present or '-' absent; suffix, prefix of fields, '<' .. how many
+-- there may be at most after one more), then operations:
 --   S suffix field value    set a field          D suffix field    delete it
 --   Z suffix score member   set a score          Y suffix member   remove it
+--   X suffix score member   set the score of a member that is there
 --   E body                  emit an event
 -- Answers version, events emitted.
 local function cas(keys, args)
@@ -220,15 +349,19 @@ local function cas(keys, args)
   if not p then return refused end
   local i = 4
   for c = 1, tonumber(args[3]) do
-    local stored = server.call('HGET', p.tag .. args[i], args[i + 1])
     local want = string.sub(args[i + 2], 1, 1)
-    local holds = not stored
-    if want == '=' then
-      holds = stored == string.sub(args[i + 2], 2)
-    elseif want == '+' then
-      holds = stored and true
+    if want == '<' then
+      if count(p, args[i], args[i + 1]) >= tonumber(string.sub(args[i + 2], 2)) then return fail('K1REFUSE FULL') end
+    else
+      local stored = server.call('HGET', p.tag .. args[i], args[i + 1])
+      local holds = not stored
+      if want == '=' then
+        holds = stored == string.sub(args[i + 2], 2)
+      elseif want == '+' then
+        holds = stored and true
+      end
+      if not holds then return fail('K1CONFLICT ' .. c) end
     end
-    if not holds then return fail('K1CONFLICT ' .. c) end
     i = i + 3
   end
   while args[i] do
@@ -244,7 +377,7 @@ local function cas(keys, args)
 end
 
 -- Operations of restore, with the number of their words.
-local WORDS = { S = 4, D = 3, Z = 4, Y = 3, M = 4, I = 6 }
+local WORDS = { S = 4, D = 3, Z = 4, X = 4, Y = 3, M = 4, I = 6 }
 
 -- Why the rows of a restoration cannot be written; none if they can. A row stands already, or comes behind the newest.
 local function unfit(p, args)
@@ -272,7 +405,7 @@ local function unfit(p, args)
   return nil
 end
 
--- restore: version, then operations S, D, Z and Y as of cas, and
+-- restore: version, then operations S, D, Z, X and Y as of cas, and
 --   M conversation seq row                  a message's row, unless it stands there already
 --   I conversation day hash seq end         by which a retry finds a message; a new bucket lives until `end` (Unix s)
 -- Brings the partition to the version without emitting: what is restored is on the event log. Answers the version.
@@ -305,7 +438,7 @@ local function restore(keys, args)
   return { p.ver }
 end
 
--- get: (suffix, field) pairs; field '*' is the whole hash. Answers version, then one value each.
+-- get: (suffix, field) pairs; field '*' is the whole hash, '#' and a prefix the number of its fields. Answers version, then one value each.
 local function get(keys, args)
   local p, refused = open(keys, args)
   if not p then return refused end
@@ -313,6 +446,8 @@ local function get(keys, args)
   for i = 2, #args, 2 do
     if args[i + 1] == '*' then
       out[#out + 1] = server.call('HGETALL', p.tag .. args[i])
+    elseif string.sub(args[i + 1], 1, 1) == '#' then
+      out[#out + 1] = n(count(p, args[i], string.sub(args[i + 1], 2)))
     else
       out[#out + 1] = server.call('HGET', p.tag .. args[i], args[i + 1])
     end
@@ -425,6 +560,75 @@ local function list(keys, args)
   return out
 end
 
+-- Whether `a` comes before `b` byte by byte: the engine's own order, which Lua's comparison follows in some locales alone.
+local function before(a, b)
+  for i = 1, math.min(#a, #b) do
+    local x, y = string.byte(a, i), string.byte(b, i)
+    if x ~= y then return x < y end
+  end
+  return #a < #b
+end
+
+-- walk: user, activity and conversation of the entry behind which to go on (both empty: from the newest), limit. Answers version, then
+-- conversation, activity, settings each, newest first. Finds its place without passing what lies before, whatever has changed there.
+local function walk(keys, args)
+  local p, refused = open(keys, args)
+  if not p then return refused end
+  local user, score, member, limit = args[2], args[3], args[4], tonumber(args[5])
+  local lkey, skey = p.tag .. 'l:' .. user, p.tag .. 's:' .. user
+  local low = 0
+  if score ~= '' then
+    low = server.call('ZCOUNT', lkey, '(' .. score, '+inf')
+    local high = low + server.call('ZCOUNT', lkey, score, score)
+    while low < high do
+      local middle = math.floor((low + high) / 2)
+      if before(server.call('ZRANGE', lkey, middle, middle, 'REV')[1], member) then
+        high = middle
+      else
+        low = middle + 1
+      end
+    end
+  end
+  local page = server.call('ZRANGE', lkey, low, low + limit - 1, 'REV', 'WITHSCORES')
+  local out = { p.ver }
+  local settings = server.call('EXISTS', skey) == 1
+  for i = 1, #page, 2 do
+    out[#out + 1] = page[i]
+    out[#out + 1] = page[i + 1]
+    out[#out + 1] = settings and server.call('HGET', skey, page[i]) or false
+  end
+  return out
+end
+
+-- fields: suffix of a hash that has an index, field behind which to start (empty: from the first), field before which to end (empty: none),
+-- limit, bytes. Answers version, whether there is more, then name, value each, in the order of names; -1 in place of the second: the
+-- index must be built first.
+local function fields(keys, args)
+  local p, refused = open(keys, args)
+  if not p then return refused end
+  local suffix, limit, most = args[2], tonumber(args[5]), tonumber(args[6])
+  local names = index_of(p, suffix)
+  if not is_whole(p, suffix, names) then return { p.ver, -1 } end
+  local from = args[3] == '' and '-' or '(' .. args[3]
+  local to = args[4] == '' and '+' or '(' .. args[4]
+  local found = server.call('ZRANGE', names, from, to, 'BYLEX', 'LIMIT', 0, limit + 1)
+  local out = { p.ver, #found > limit and 1 or 0 }
+  local bytes = 0
+  for i = 1, math.min(#found, limit) do
+    local value = server.call('HGET', p.tag .. suffix, found[i])
+    if value then
+      bytes = bytes + #found[i] + #value
+      if bytes > most and #out > 2 then
+        out[2] = 1
+        break
+      end
+      out[#out + 1] = found[i]
+      out[#out + 1] = value
+    end
+  end
+  return out
+end
+
 -- outbox: version after which to start, limit, bytes, whether privileged messages are told (as M instead of m). Answers version, then
 -- version, body, row (of messages) each.
 local function outbox(keys, args)
@@ -466,6 +670,8 @@ mutation('k1_trim', trim, { 'allow-oom' })
 mutation('k1_append', append)
 mutation('k1_cursor', cursor)
 mutation('k1_hints', hints)
+mutation('k1_enter', enter)
+mutation('k1_index', index, { 'allow-oom' })
 mutation('k1_cas', cas)
 mutation('k1_restore', restore)
 reading('k1_get', get)
@@ -473,4 +679,6 @@ reading('k1_history', history)
 reading('k1_heads', heads)
 reading('k1_members', members)
 reading('k1_list', list)
+reading('k1_walk', walk)
+reading('k1_fields', fields)
 reading('k1_outbox', outbox)

@@ -23,6 +23,11 @@ pub(crate) fn body(kind: &str, key: &str, at_ms: i64, data: &Value) -> Bytes {
     format!("j{kind}\n{key}\n{at_ms}\n{data}").into()
 }
 
+/// A body with a place for what the function finds: JSON text spells the byte as an escape, the function looks for the byte itself.
+pub(crate) fn with_found(body: &Bytes) -> Bytes {
+    String::from_utf8_lossy(body).replace("\\u0001", &FOUND.to_string()).into()
+}
+
 /// A body whose data is JSON text already.
 pub(crate) fn body_of<T: Serialize>(kind: &str, key: &str, at_ms: i64, data: &T) -> Result<Bytes, serde_json::Error> {
     Ok(format!("j{kind}\n{key}\n{at_ms}\n{}", serde_json::to_string(data)?).into())

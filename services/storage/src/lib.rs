@@ -110,7 +110,7 @@ pub async fn run(
     let engine =
         ValkeyEngine::start(&config, connector, valkey.seeds, view.clone(), outbox, readiness.clone(), end.clone());
     let hub = engine.hub().clone();
-    let core = Core::new(Arc::new(engine), config.cluster.partitions, config.limits.clone(), Some(router.clone()));
+    let core = Core::start(Arc::new(engine), &config.cluster, config.limits.clone(), Some(router.clone()));
     let stop = CancellationToken::new();
     let routes = grpc::routes(&core, &hub, &view, stop.clone());
 

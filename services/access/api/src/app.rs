@@ -7,7 +7,7 @@ use axum::{
     extract::DefaultBodyLimit,
     routing::{delete, get, patch, post, put},
 };
-use kith_kit::{config::Config, login::Authenticator, sessions::Sessions, storage::Storage};
+use kith_kit::{config::Config, cursor::Cursors, login::Authenticator, sessions::Sessions, storage::Storage};
 use kith_send::{Doorway, Limiter};
 
 use crate::{
@@ -23,6 +23,8 @@ pub(crate) struct App {
     pub(crate) storage: Storage,
     pub(crate) sessions: Sessions,
     pub(crate) doorway: Doorway,
+    /// Of calls that page through more than one list of storage.
+    pub(crate) cursors: Cursors,
     pub(crate) authenticator: Authenticator,
     /// Requests per user.
     pub(crate) requests: Limiter,
@@ -40,6 +42,7 @@ impl App {
         let gateway = config.gateway.clone().unwrap_or_default();
         Self {
             doorway: Doorway::new(storage.clone()),
+            cursors: Cursors::new(&config.cluster.uid),
             storage,
             sessions,
             authenticator,
@@ -76,6 +79,7 @@ pub(crate) fn router(app: App) -> Router {
         .route("/v1/friends", get(friends::list))
         .route("/v1/friends/{user}", patch(friends::update).delete(friends::remove))
         .route("/v1/friends/requests", get(friends::requests).post(friends::request))
+        .route("/v1/friends/requests/{user}", delete(friends::withdraw))
         .route("/v1/friends/requests/{user}/accept", post(friends::accept))
         .route("/v1/friends/requests/{user}/reject", post(friends::reject))
         .route("/v1/blocks", get(blocks::list))

@@ -69,7 +69,7 @@ pub(crate) struct Problem {
         conversations::list, conversations::get, conversations::update, conversations::clear, conversations::read,
         conversations::receipts, sync::ack, sync::sync, users::me, users::update_me, users::get, users::batch_get,
         friends::list, friends::update, friends::remove, friends::requests, friends::request, friends::accept,
-        friends::reject, blocks::list, blocks::block, blocks::unblock, presence::query, devices::list,
+        friends::reject, friends::withdraw, blocks::list, blocks::block, blocks::unblock, presence::query, devices::list,
         devices::push_token, devices::remove, meta::jwks,
     ),
     components(schemas(Message, Problem)),

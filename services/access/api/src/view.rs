@@ -47,6 +47,20 @@ impl From<Receipt> for Sent {
     }
 }
 
+/// Why one of several could not be told.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Failure {
+    /// A gRPC code name, as in problem documents.
+    code: String,
+    detail: String,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self { code: error.code_name().to_owned(), detail: error.detail.into_owned() }
+    }
+}
+
 /// A conversation as its member sees it.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Conversation {
@@ -67,28 +81,35 @@ pub(crate) struct Conversation {
     muted: bool,
     #[schema(value_type = String)]
     updated_at: U64,
+    /// Only where this conversation could not be read: then nothing but its id is known. The others are not affected.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<Failure>,
 }
 
-impl TryFrom<storage::Conversation> for Conversation {
-    type Error = Error;
-
-    fn try_from(stored: storage::Conversation) -> Result<Self, Error> {
+impl From<storage::Conversation> for Conversation {
+    fn from(stored: storage::Conversation) -> Self {
         let kind = match stored.kind() {
             ConversationKind::Group => "group",
             ConversationKind::System => "system",
             ConversationKind::Direct | ConversationKind::Unspecified => "direct",
         };
-        Ok(Self {
+        let (last_message, unreadable) = match stored.last_message.as_ref().map(message_json).transpose() {
+            Ok(last) => (last, None),
+            Err(error) => (None, Some(error)),
+        };
+        let error = stored.error.map(Error::from).or(unreadable);
+        Self {
             kind,
             seq: U64(stored.seq),
             read_seq: U64(stored.read_seq),
             unread: U64(stored.unread),
-            last_message: stored.last_message.as_ref().map(message_json).transpose()?,
+            last_message,
             pinned: stored.pinned,
             muted: stored.muted,
             updated_at: ms(stored.updated_at),
+            error: error.map(Failure::from),
             conversation_id: stored.conversation_id,
-        })
+        }
     }
 }
 

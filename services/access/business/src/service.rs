@@ -302,14 +302,19 @@ fn presence(found: Vec<kith_proto::sessions::v1::Presence>) -> QueryPresenceResp
 }
 
 fn summaries(listed: storage_v1::ListConversationsResponse) -> ListConversationsResponse {
-    let summary = |c: storage_v1::Conversation| ConversationSummary {
-        conversation_id: c.conversation_id,
-        kind: c.kind,
-        seq: c.seq,
-        read_seq: c.read_seq,
-        unread: c.unread,
-        last_message: c.last_message,
-        updated_at: c.updated_at,
+    let summary = |c: storage_v1::Conversation| {
+        let error = c.error.map(Error::from);
+        ConversationSummary {
+            code: error.as_ref().map(|e| e.code_name().to_owned()).unwrap_or_default(),
+            detail: error.map(|e| e.detail.into_owned()).unwrap_or_default(),
+            conversation_id: c.conversation_id,
+            kind: c.kind,
+            seq: c.seq,
+            read_seq: c.read_seq,
+            unread: c.unread,
+            last_message: c.last_message,
+            updated_at: c.updated_at,
+        }
     };
     ListConversationsResponse {
         conversations: listed.conversations.into_iter().map(summary).collect(),

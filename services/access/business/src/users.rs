@@ -86,7 +86,7 @@ pub(crate) fn shown(user: User) -> BusinessUser {
         nickname: Some(user.nickname),
         avatar_url: Some(user.avatar_url),
         attrs: user.attrs,
-        version: user.version,
+        version: user.source_version,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use kith_kit::{
-    batch::{Settled, timed},
+    batch::{Settled, settled, timed},
     sessions::{Sessions, key},
     storage::Storage,
 };
@@ -59,7 +59,7 @@ impl Typing {
                 }
             },
         );
-        if let Err(error) = told.await {
+        if let Err(error) = told.await.and_then(settled) {
             tracing::debug!(%error, "typing was not passed on");
         }
     }

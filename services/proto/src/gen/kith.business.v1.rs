@@ -98,7 +98,7 @@ pub struct BusinessUser {
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
-    /// As given by the line's own source; 0: no version.
+    /// As given by the line's own source; 0: no version. A record is taken when its version is above that of the last one that was.
     #[prost(uint64, tag = "5")]
     pub version: u64,
 }
@@ -122,6 +122,7 @@ pub struct UpsertUserResult {
     pub created: bool,
     #[prost(bool, tag = "3")]
     pub changed: bool,
+    /// Of the profile, as clients see it: rises by one with each change.
     #[prost(uint64, tag = "4")]
     pub version: u64,
     #[prost(string, tag = "5")]
@@ -189,6 +190,11 @@ pub struct ConversationSummary {
     pub last_message: ::core::option::Option<super::super::chat::v1::Message>,
     #[prost(int64, tag = "7")]
     pub updated_at: i64,
+    /// Empty when it could be read; else a gRPC code name, and nothing but its id is told. It hides no other.
+    #[prost(string, tag = "8")]
+    pub code: ::prost::alloc::string::String,
+    #[prost(string, tag = "9")]
+    pub detail: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct QueryPresenceRequest {

@@ -1014,6 +1014,9 @@ pub struct Conversation {
     pub version: u64,
     #[prost(int64, tag = "16")]
     pub created_at: i64,
+    /// Set: this one could not be read, and nothing but its id is told. It never hides the others.
+    #[prost(message, optional, tag = "17")]
+    pub error: ::core::option::Option<ItemError>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct OpenDirectRequest {
@@ -1207,7 +1210,7 @@ pub struct ListBehindResponse {
     #[prost(string, tag = "2")]
     pub next_cursor: ::prost::alloc::string::String,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Behind {
     #[prost(string, tag = "1")]
     pub conversation_id: ::prost::alloc::string::String,
@@ -1215,6 +1218,9 @@ pub struct Behind {
     pub delivered_seq: u64,
     #[prost(uint64, tag = "3")]
     pub seq: u64,
+    /// Set: this one could not be read, and nothing but its id is told.
+    #[prost(message, optional, tag = "4")]
+    pub error: ::core::option::Option<ItemError>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetReceiptsRequest {
@@ -1692,7 +1698,8 @@ pub mod conversations_client {
                 .insert(GrpcMethod::new("kith.storage.v1.Conversations", "Ack"));
             self.inner.unary(req, path, codec).await
         }
-        /// The device's delivered cursors of all of the user's conversations that have something newer, oldest activity first.
+        /// The device's delivered cursors of all of the user's conversations that have something newer, newest activity first: page after page
+        /// until next_cursor is empty. What becomes active meanwhile comes at the end, too; one of them may come twice.
         pub async fn list_behind(
             &mut self,
             request: impl tonic::IntoRequest<super::ListBehindRequest>,
@@ -1932,7 +1939,8 @@ pub mod conversations_server {
             &self,
             request: tonic::Request<super::AckRequest>,
         ) -> std::result::Result<tonic::Response<super::AckResponse>, tonic::Status>;
-        /// The device's delivered cursors of all of the user's conversations that have something newer, oldest activity first.
+        /// The device's delivered cursors of all of the user's conversations that have something newer, newest activity first: page after page
+        /// until next_cursor is empty. What becomes active meanwhile comes at the end, too; one of them may come twice.
         async fn list_behind(
             &self,
             request: tonic::Request<super::ListBehindRequest>,
@@ -2829,6 +2837,7 @@ pub struct User {
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
+    /// Rises by one with each change.
     #[prost(uint64, tag = "5")]
     pub version: u64,
     /// The business line that made the user.
@@ -2836,6 +2845,9 @@ pub struct User {
     pub line: ::prost::alloc::string::String,
     #[prost(int64, tag = "7")]
     pub last_seen: i64,
+    /// Of the last record of the line's source; 0: none had one.
+    #[prost(uint64, tag = "8")]
+    pub source_version: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UserUpdate {
@@ -2853,7 +2865,7 @@ pub struct UserUpdate {
     /// True: attrs replaces the whole map.
     #[prost(bool, tag = "5")]
     pub set_attrs: bool,
-    /// 0: the stored version plus one.
+    /// Of the line's source; 0: not a record of a source.
     #[prost(uint64, tag = "6")]
     pub version: u64,
     #[prost(string, tag = "7")]
@@ -2926,6 +2938,7 @@ pub struct PutFriendRequest {
     pub friend_id: ::prost::alloc::string::String,
     #[prost(string, optional, tag = "3")]
     pub alias: ::core::option::Option<::prost::alloc::string::String>,
+    /// Of the line's source, as in UserUpdate. A friendship that ended keeps it, so that a record that comes again does not bring it back.
     #[prost(uint64, tag = "4")]
     pub version: u64,
     /// NOT_FOUND when they are not friends yet.
@@ -3196,7 +3209,8 @@ pub mod users_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// Makes or changes profiles; with a version, the last writer wins by version and an older one changes nothing.
+        /// Makes or changes profiles. A record with a version is one of the line's source: it changes the fields that it names when its version is
+        /// above that of the last such record, else nothing. One without is a user's own edit, which leaves the source's version alone.
         pub async fn upsert_users(
             &mut self,
             request: impl tonic::IntoRequest<super::UpsertUsersRequest>,
@@ -3318,6 +3332,7 @@ pub mod users_client {
                 .insert(GrpcMethod::new("kith.storage.v1.Users", "DeleteFriend"));
             self.inner.unary(req, path, codec).await
         }
+        /// At most 200 wait for an answer of others, each for 30 days; a request to a user who has 1,000 takes the place of the oldest.
         pub async fn request_friend(
             &mut self,
             request: impl tonic::IntoRequest<super::RequestFriendRequest>,
@@ -3366,6 +3381,7 @@ pub mod users_client {
                 .insert(GrpcMethod::new("kith.storage.v1.Users", "ListFriendRequests"));
             self.inner.unary(req, path, codec).await
         }
+        /// Not accepting takes a request back, too: either side may.
         pub async fn answer_friend_request(
             &mut self,
             request: impl tonic::IntoRequest<super::AnswerFriendRequestRequest>,
@@ -3575,7 +3591,8 @@ pub mod users_server {
     /// Generated trait containing gRPC methods that should be implemented for use with UsersServer.
     #[async_trait]
     pub trait Users: std::marker::Send + std::marker::Sync + 'static {
-        /// Makes or changes profiles; with a version, the last writer wins by version and an older one changes nothing.
+        /// Makes or changes profiles. A record with a version is one of the line's source: it changes the fields that it names when its version is
+        /// above that of the last such record, else nothing. One without is a user's own edit, which leaves the source's version alone.
         async fn upsert_users(
             &self,
             request: tonic::Request<super::UpsertUsersRequest>,
@@ -3612,6 +3629,7 @@ pub mod users_server {
             tonic::Response<super::DeleteFriendResponse>,
             tonic::Status,
         >;
+        /// At most 200 wait for an answer of others, each for 30 days; a request to a user who has 1,000 takes the place of the oldest.
         async fn request_friend(
             &self,
             request: tonic::Request<super::RequestFriendRequest>,
@@ -3626,6 +3644,7 @@ pub mod users_server {
             tonic::Response<super::ListFriendRequestsResponse>,
             tonic::Status,
         >;
+        /// Not accepting takes a request back, too: either side may.
         async fn answer_friend_request(
             &self,
             request: tonic::Request<super::AnswerFriendRequestRequest>,
@@ -4627,6 +4646,10 @@ pub struct EnterList {
     pub conversation_id: ::prost::alloc::string::String,
     #[prost(int64, tag = "2")]
     pub activity: i64,
+    /// The user asked for it: where the list is full, RESOURCE_EXHAUSTED unless a cleared conversation can give way. Else any may, the oldest
+    /// first, so that nobody can fill a list and lock others out.
+    #[prost(bool, tag = "3")]
+    pub own: bool,
 }
 /// Takes a conversation out of the user's list.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -4634,7 +4657,7 @@ pub struct LeaveList {
     #[prost(string, tag = "1")]
     pub conversation_id: ::prost::alloc::string::String,
 }
-/// Raises the activity hint of an entry of the user's list.
+/// Raises the activity hint of an entry of the user's list; enters it again where it has given way.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Hint {
     #[prost(string, tag = "1")]
@@ -4698,6 +4721,8 @@ pub mod relate {
         RemoveFriend = 2,
         Requested = 3,
         Settled = 4,
+        /// Changes nothing; NOT_FOUND when there is no such user.
+        Known = 5,
     }
     impl Kind {
         /// String value of the enum field names used in the ProtoBuf definition.
@@ -4711,6 +4736,7 @@ pub mod relate {
                 Self::RemoveFriend => "KIND_REMOVE_FRIEND",
                 Self::Requested => "KIND_REQUESTED",
                 Self::Settled => "KIND_SETTLED",
+                Self::Known => "KIND_KNOWN",
             }
         }
         /// Creates an enum from field names used in the ProtoBuf definition.
@@ -4721,6 +4747,7 @@ pub mod relate {
                 "KIND_REMOVE_FRIEND" => Some(Self::RemoveFriend),
                 "KIND_REQUESTED" => Some(Self::Requested),
                 "KIND_SETTLED" => Some(Self::Settled),
+                "KIND_KNOWN" => Some(Self::Known),
                 _ => None,
             }
         }
@@ -4774,6 +4801,9 @@ pub struct HeadResult {
     /// The first seq that the user may see.
     #[prost(uint64, tag = "3")]
     pub visible_seq: u64,
+    /// Up to which the user has cleared it.
+    #[prost(uint64, tag = "4")]
+    pub cleared_seq: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SettingsResult {

@@ -4,6 +4,7 @@
 //! A call whose answer was lost may or may not have been done. `KITH_MODEL_CASES` sets the number of cases.
 
 mod damage;
+mod engines;
 mod run;
 mod spec;
 
@@ -146,6 +147,11 @@ fn config(valkey: &ValkeyCluster) -> Config {
 
 /// Storage without its server over a real engine.
 async fn over_valkey(config: &Config, end: &CancellationToken) -> Core {
+    Core::new(Arc::new(engine_of(config, end).await), PARTITIONS, Limits::default(), None)
+}
+
+/// A real engine, open.
+async fn engine_of(config: &Config, end: &CancellationToken) -> ValkeyEngine {
     let valkey = config.valkey.clone().unwrap();
     let router = Router::new(config, "storage", &config.services.storage, end.clone()).unwrap();
     let view = Arc::new(View::new(router.discovery().clone(), "127.0.0.1:1".to_owned()));
@@ -156,7 +162,7 @@ async fn over_valkey(config: &Config, end: &CancellationToken) -> Core {
     let engine = ValkeyEngine::start(config, connector, valkey.seeds, view, outbox, readiness.clone(), end.clone());
     let opened = eventually("the partitions to be open", Duration::from_secs(20), async || readiness.is_ready()).await;
     opened.unwrap();
-    Core::new(Arc::new(engine), PARTITIONS, Limits::default(), None)
+    engine
 }
 
 #[test]

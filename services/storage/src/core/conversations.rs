@@ -110,7 +110,7 @@ impl Core {
         }
         if !owner_id.is_empty() {
             check::user("owner_id", &owner_id)?;
-            let entered = self.apply(vec![peers::enter(&owner_id, &id, Self::now())]).await?;
+            let entered = self.apply(vec![peers::enter(&owner_id, &id, Self::now(), true)]).await?;
             entered.into_iter().collect::<Result<Vec<_>, _>>()?;
         }
         let c = key::conversation(&id);
@@ -263,10 +263,16 @@ impl Core {
         for part in join_all(read).await {
             let (ids, rows) = part?;
             for (id, row) in ids.into_iter().zip(rows) {
-                if let Some(seen) = Seen::read(&id, row)?
-                    && (user_id.is_empty() || seen.member.is_some())
-                {
-                    found.push(seen.into_conversation(&id)?);
+                let read = Seen::read(&id, row).and_then(|seen| {
+                    let seen = seen.filter(|s| user_id.is_empty() || s.member.is_some());
+                    seen.map(|s| s.into_conversation(&id)).transpose()
+                });
+                match read {
+                    Ok(conversation) => found.extend(conversation),
+                    Err(error) => {
+                        let error = Some(error.into());
+                        found.push(Conversation { conversation_id: id, error, ..Conversation::default() });
+                    }
                 }
             }
         }
@@ -306,10 +312,8 @@ impl Core {
         event: &str,
         data: Value,
     ) -> Result<u64, Error> {
-        // JSON text spells the byte as an escape; the function looks for the byte itself.
-        let body = String::from_utf8_lossy(&event::body(event, id, Self::now(), &data)).replace("\\u0001", "\u{1}");
-        let cursor =
-            Cursor { conversation_id: id.to_owned(), user_id: user_id.to_owned(), kind, seq, event: body.into() };
+        let body = event::with_found(&event::body(event, id, Self::now(), &data));
+        let cursor = Cursor { conversation_id: id.to_owned(), user_id: user_id.to_owned(), kind, seq, event: body };
         match self.engine().cursor(self.partition(id), cursor, Self::end()).await {
             Ok(moved) => Ok(moved.seq),
             Err(EngineError::Refused(Refusal::NotMember)) => Err(no_conversation()),

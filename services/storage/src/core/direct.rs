@@ -12,6 +12,7 @@ use tonic::Code;
 use super::{
     Core, Plan,
     conversations::conversation_ops,
+    lists::MOST_ENTRIES,
     members::{JoinPlace, joined_json},
     model::{self, MemberData, key},
     peers,
@@ -108,7 +109,7 @@ impl Core {
             false
         } else {
             let now = Self::now();
-            self.list(&pair, now).await?;
+            self.list(&pair, now, false).await?;
             let created = self.make(&pair, Some(stands), now).await?;
             self.0.hints.fresh(&pair.id, now);
             created
@@ -155,15 +156,16 @@ impl Core {
             let now = Self::now();
             let partition = self.partition(&pair.id);
             let places = [self.partition(sender_id), self.partition(peer), partition];
-            let at_once =
-                pair.users.iter().all(|user| self.0.known_users.holds(user)) && self.engine().in_order(&places);
+            let at_once = pair.users.iter().all(|user| self.0.known_users.holds(user))
+                && self.engine().in_order(&places)
+                && self.count_of_list(sender_id).await < MOST_ENTRIES;
             if !at_once {
-                match self.list(&pair, now).await {
+                match self.list(&pair, now, true).await {
                     Err(error) if error.code == Code::NotFound => continue,
                     entered => entered?,
                 }
             }
-            let listed = async { if at_once { self.list(&pair, now).await } else { Ok(()) } };
+            let listed = async { if at_once { self.list(&pair, now, false).await } else { Ok(()) } };
             // That nothing stands is the rule; what a block left makes the comparison fail, and is read then.
             let made = self.make(&pair, None, now);
             // Queued in this order, so that all share a group.
@@ -173,7 +175,7 @@ impl Core {
                 Ok(()) => {}
                 Err(_) if stored.is_ok() => self.list_stored(&pair, now).await?,
                 // A user's partition has changed hands meanwhile.
-                Err(error) if error.is_retryable() => self.list(&pair, now).await?,
+                Err(error) if error.is_retryable() => self.list(&pair, now, false).await?,
                 Err(error) => return Err(error),
             }
             if made.is_ok() {
@@ -210,20 +212,36 @@ impl Core {
 
     /// [`Core::list`] where the message is stored already: whatever goes wrong, its sender has to come again.
     async fn list_stored(&self, pair: &Pair<'_>, now: i64) -> Result<(), Error> {
-        self.list(pair, now).await.map_err(|error| match error.code {
+        self.list(pair, now, false).await.map_err(|error| match error.code {
             Code::NotFound | Code::Unavailable | Code::DeadlineExceeded => error,
             _ => Error::unavailable("not listed yet: retry with the same ids"),
         })
     }
 
-    /// Enters a conversation into the lists of both; NOT_FOUND if one of them does not exist.
-    async fn list(&self, pair: &Pair<'_>, now: i64) -> Result<(), Error> {
-        let steps = pair.users.map(|user| peers::enter(user, &pair.id, now)).into();
+    /// Enters a conversation into the lists of both; NOT_FOUND if one of them does not exist. `begun`: by the first of them, who is refused
+    /// where the list is full; whatever else happens there, the oldest entry gives way.
+    async fn list(&self, pair: &Pair<'_>, now: i64, begun: bool) -> Result<(), Error> {
+        let [first, second] = pair.users;
+        let mut steps = vec![peers::enter(first, &pair.id, now, begun), peers::enter(second, &pair.id, now, false)];
+        if begun && self.count_of_list(first).await >= MOST_ENTRIES {
+            // By itself: if it is refused, nothing is left in the list of the other.
+            for entered in self.apply(vec![steps.remove(0)]).await? {
+                entered?;
+            }
+        }
         for entered in self.apply(steps).await? {
             entered?;
         }
         pair.users.iter().for_each(|user| self.0.known_users.add(user));
         Ok(())
+    }
+
+    /// Entries of a list, if this instance holds it; 20,000 where it does not, which costs a step more.
+    async fn count_of_list(&self, user_id: &str) -> u64 {
+        if !self.engine().holds(self.partition(user_id)) {
+            return MOST_ENTRIES;
+        }
+        self.count(user_id, key::list(user_id), "").await.unwrap_or(MOST_ENTRIES)
     }
 
     /// Makes what is missing, as `stands` tells it (without it: nothing does); true: the conversation was.

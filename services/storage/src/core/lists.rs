@@ -1,93 +1,76 @@
-//! Users' lists: entries in the order of their activity hints, heads read for the page alone, and the caller's settings.
+//! Users' lists: their entries, and each user's own settings of conversations. See [`super::listing`] and [`super::behind`] for pages of them.
 
-use std::{cmp::Reverse, collections::HashMap};
+use std::collections::HashMap;
 
 use kith_kit::error::Error;
-use kith_proto::{
-    chat::v1::Position,
-    storage::v1::{
-        Behind, ClearAt, ClearRequest, ClearResponse, Conversation, EntrySettings, Head, ListBehindRequest,
-        ListBehindResponse, ListConversationsRequest, ListConversationsResponse, SetListEntryRequest, Settings,
-        SettingsResult, Step, step, step_result,
-    },
+use kith_proto::storage::v1::{
+    ClearAt, ClearRequest, ClearResponse, EntrySettings, Head, SetListEntryRequest, Settings, SettingsResult, Step,
+    step, step_result,
 };
-
 use serde_json::json;
 
 use super::{
-    Core, Plan, check,
+    Core, Plan, check, full,
     model::{EntryData, corrupt, key},
-    no_conversation, no_user,
+    no_conversation,
 };
 use crate::{
-    engine::{Condition, CursorKind, EngineError, Expect, Field, Got, ListRow, Op, Swap, Walk, Want},
+    engine::{CursorKind, EngineError, Entry, Field, Got, Op, Refusal, Swap, Want},
     event,
 };
 
-/// Entries that one walk through the pages comes past.
-const MOST_WALKED: u64 = 5_000;
-/// Pages looked at in one call when entries are hidden or nothing is behind.
-const ROUNDS: u32 = 25;
+/// Entries of one user's list.
+pub(super) const MOST_ENTRIES: u64 = 20_000;
+/// Settings of conversations of one user: not more than entries.
+const MOST_SETTINGS: u64 = MOST_ENTRIES;
+const TOO_MANY_SETTINGS: &str = "conversation_id: you have settings of 20,000 conversations: take some back";
 
-/// Where a walk goes on: the activity, how many entries with that activity were passed, and how many in all.
-struct Place {
-    activity: i64,
-    offset: u32,
-    walked: u64,
-}
-
-impl Place {
-    fn read(cursor: &str) -> Result<Option<Self>, Error> {
-        if cursor.is_empty() {
-            return Ok(None);
-        }
-        let parse = || {
-            let mut parts = cursor.split('.');
-            let place = Self {
-                activity: parts.next()?.parse().ok()?,
-                offset: parts.next()?.parse().ok()?,
-                walked: parts.next()?.parse().ok()?,
-            };
-            parts.next().is_none().then_some(place)
-        };
-        parse().map(Some).ok_or_else(|| Error::invalid("cursor: not one that was given out"))
-    }
-
-    fn write(&self) -> String {
-        format!("{}.{}.{}", self.activity, self.offset, self.walked)
-    }
-
-    /// Behind `rows`, which were read from this place on.
-    fn behind(before: Option<&Self>, rows: &[ListRow]) -> Option<Self> {
-        let last = rows.last()?;
-        let same = rows.iter().filter(|r| r.activity == last.activity).count() as u32;
-        let carried = before.filter(|b| b.activity == last.activity).map_or(0, |b| b.offset);
-        let walked = before.map_or(0, |b| b.walked) + rows.len() as u64;
-        Some(Self { activity: last.activity, offset: same + carried, walked })
-    }
-}
-
-fn head_step(conversation_id: &str, user_id: &str, device_id: &str, with_last_message: bool) -> Step {
+pub(super) fn head_step(conversation_id: &str, user_id: &str, device_id: &str, with_last_message: bool) -> Step {
     let head = Head { user_id: user_id.to_owned(), device_id: device_id.to_owned(), with_last_message };
     Step { id: conversation_id.to_owned(), step: Some(step::Step::Head(head)) }
 }
 
 impl Core {
-    pub(super) async fn enter_list(&self, user_id: &str, conversation_id: &str, activity: i64) -> Result<bool, Error> {
+    /// Enters a conversation into a list. Where it is full, a cleared conversation gives way; if the user did not ask for the entry, any
+    /// may, the oldest first: it comes back with its next message.
+    pub(super) async fn enter_list(
+        &self,
+        user_id: &str,
+        conversation_id: &str,
+        activity: i64,
+        own: bool,
+    ) -> Result<bool, Error> {
         check::user("user_id", user_id)?;
         check::conversation(conversation_id)?;
-        let partition = self.partition(user_id);
-        // One call that asks and writes: a user is made once and never unmade.
-        let made = Condition { field: Field::new(key::profile(user_id), "v"), expect: Expect::Present };
-        let entry = Op::Score { key: key::list(user_id), score: activity, member: conversation_id.to_owned() };
+        let now = Self::now();
         let data = json!({"user_id": user_id, "conversation_id": conversation_id, "activity": activity.to_string()});
-        let event = Op::Emit(event::body("list.entered", user_id, Self::now(), &data));
-        let swap = Swap { conditions: vec![made], ops: vec![entry, event] };
-        match self.engine().swap(partition, swap, Self::end()).await {
-            Ok(()) => Ok(true),
-            Err(EngineError::Conflict) => Err(no_user()),
-            Err(error) => Err(error.into()),
+        let gone = json!({"user_id": user_id, "conversation_id": event::FOUND.to_string()});
+        let entry = Entry {
+            user_id: user_id.to_owned(),
+            conversation_id: conversation_id.to_owned(),
+            activity,
+            most: MOST_ENTRIES,
+            gives_way: !own,
+            entered: event::body("list.entered", user_id, now, &data),
+            left: event::with_found(&event::body("list.left", user_id, now, &gone)),
+        };
+        match self.engine().enter(self.partition(user_id), entry, Self::end()).await {
+            Err(EngineError::Refused(Refusal::Full)) => {
+                Err(full("your list holds 20,000 conversations: delete one before you begin another"))
+            }
+            outcome => Ok(outcome?),
         }
+    }
+
+    /// Raises an entry's activity hint. One that had given way to others comes back, if its user still sees the conversation.
+    pub(super) async fn hint(&self, user_id: &str, conversation_id: &str, activity: i64) -> Result<(), Error> {
+        let hints = vec![(conversation_id.to_owned(), activity)];
+        if !self.engine().hints(self.partition(user_id), user_id, hints, Self::end()).await?
+            && self.visible(user_id, conversation_id).await.is_ok()
+        {
+            self.enter_list(user_id, conversation_id, activity, false).await?;
+        }
+        Ok(())
     }
 
     pub(super) async fn leave_list(&self, user_id: &str, conversation_id: &str) -> Result<bool, Error> {
@@ -102,142 +85,6 @@ impl Core {
         Ok(true)
     }
 
-    async fn list_rows(
-        &self,
-        user_id: &str,
-        walk: impl Fn(Option<i64>) -> Walk,
-        place: Option<&Place>,
-        limit: u32,
-    ) -> Result<Vec<ListRow>, Error> {
-        let offset = place.map_or(0, |p| p.offset);
-        let walk = walk(place.map(|p| p.activity));
-        Ok(self.engine().list(self.partition(user_id), user_id, walk, offset, limit, Self::end()).await?)
-    }
-
-    /// One page of a user's list, newest first.
-    pub(crate) async fn list_conversations(
-        &self,
-        request: ListConversationsRequest,
-    ) -> Result<ListConversationsResponse, Error> {
-        let ListConversationsRequest { user_id, limit, cursor } = request;
-        check::user("user_id", &user_id)?;
-        let limit = check::limit(limit, 50, 200)?;
-        let mut place = Place::read(&cursor)?;
-        let mut conversations: Vec<Conversation> = Vec::new();
-        for _ in 0..ROUNDS {
-            let want = limit - conversations.len() as u32;
-            let rows = self.list_rows(&user_id, Walk::Down, place.as_ref(), want).await?;
-            let full = rows.len() == want as usize;
-            if let Some(next) = Place::behind(place.as_ref(), &rows) {
-                place = Some(next);
-            }
-            conversations.extend(self.page_heads(&user_id, rows).await?);
-            if !full || place.as_ref().is_some_and(|p| p.walked >= MOST_WALKED) {
-                place = None;
-                break;
-            }
-            if conversations.len() as u32 == limit {
-                break;
-            }
-        }
-        conversations.sort_by_key(|c| Reverse(c.updated_at));
-        Ok(ListConversationsResponse { conversations, next_cursor: place.map(|p| p.write()).unwrap_or_default() })
-    }
-
-    /// The heads of a page's entries; entries that the user may not see (any more) or has cleared are left out.
-    async fn page_heads(&self, user_id: &str, rows: Vec<ListRow>) -> Result<Vec<Conversation>, Error> {
-        let steps = rows.iter().map(|r| head_step(&r.conversation_id, user_id, "", true)).collect();
-        let outcomes = self.apply(steps).await?;
-        let mut page = Vec::with_capacity(rows.len());
-        for (row, outcome) in rows.into_iter().zip(outcomes) {
-            let step_result::Result::Head(head) = outcome? else {
-                return Err(Error::internal("a head step without a head"));
-            };
-            let Some(mut conversation) = head.conversation else { continue };
-            let entry = EntryData::unpack(row.settings.as_ref())
-                .ok_or_else(|| corrupt(&key::settings(user_id), "not settings"))?;
-            if entry.cleared > 0 && entry.cleared >= conversation.seq {
-                continue;
-            }
-            conversation.pinned = entry.pinned;
-            conversation.muted = entry.muted;
-            page.push(conversation);
-        }
-        Ok(page)
-    }
-
-    /// What a device has not received yet, oldest activity first.
-    pub(crate) async fn list_behind(&self, request: ListBehindRequest) -> Result<ListBehindResponse, Error> {
-        let ListBehindRequest { user_id, device_id, cursors, limit, cursor } = request;
-        check::user("user_id", &user_id)?;
-        check::user("device_id", &device_id)?;
-        check::count("cursors", cursors.len(), MOST_WALKED as usize)?;
-        let limit = check::limit(limit, 100, 200)?;
-        let given: HashMap<String, u64> =
-            cursors.into_iter().map(|Position { conversation_id, seq }| (conversation_id, seq)).collect();
-        let mut place = Place::read(&cursor)?;
-        let mut behind = Vec::new();
-        for _ in 0..ROUNDS {
-            let want = limit - behind.len() as u32;
-            let rows = self.list_rows(&user_id, Walk::Up, place.as_ref(), want).await?;
-            let full = rows.len() == want as usize;
-            if let Some(next) = Place::behind(place.as_ref(), &rows) {
-                place = Some(next);
-            }
-            behind.extend(self.page_behind(&user_id, &device_id, &given, &rows).await?);
-            if !full || place.as_ref().is_some_and(|p| p.walked >= MOST_WALKED) {
-                place = None;
-                break;
-            }
-            if behind.len() as u32 == limit {
-                break;
-            }
-        }
-        Ok(ListBehindResponse { behind, next_cursor: place.map(|p| p.write()).unwrap_or_default() })
-    }
-
-    async fn page_behind(
-        &self,
-        user_id: &str,
-        device_id: &str,
-        given: &HashMap<String, u64>,
-        rows: &[ListRow],
-    ) -> Result<Vec<Behind>, Error> {
-        let steps = rows.iter().map(|r| head_step(&r.conversation_id, user_id, device_id, false)).collect();
-        let outcomes = self.apply(steps).await?;
-        let mut behind = Vec::new();
-        for (row, outcome) in rows.iter().zip(outcomes) {
-            let step_result::Result::Head(head) = outcome? else {
-                return Err(Error::internal("a head step without a head"));
-            };
-            let Some(conversation) = head.conversation else { continue };
-            let stored = head.delivered_seq.max(head.visible_seq.saturating_sub(1));
-            let known = given.get(&row.conversation_id).copied().unwrap_or(0).min(conversation.seq);
-            let delivered_seq = stored.max(known);
-            if delivered_seq < conversation.seq {
-                behind.push(Behind {
-                    conversation_id: row.conversation_id.clone(),
-                    delivered_seq,
-                    seq: conversation.seq,
-                });
-            }
-        }
-        Ok(behind)
-    }
-
-    /// Up to where a device has received a conversation that its user may see; what the user may not see counts as received.
-    pub(super) async fn delivered(&self, conversation_id: &str, user_id: &str, device_id: &str) -> Result<u64, Error> {
-        let step = head_step(conversation_id, user_id, device_id, false);
-        match self.apply(vec![step]).await?.into_iter().next() {
-            Some(Ok(step_result::Result::Head(head))) if head.conversation.is_some() => {
-                Ok(head.delivered_seq.max(head.visible_seq.saturating_sub(1)))
-            }
-            Some(Ok(step_result::Result::Head(_))) => Err(no_conversation()),
-            Some(Err(error)) => Err(error),
-            _ => Err(Error::internal("a head step without a head")),
-        }
-    }
-
     /// The user's settings of conversations; those without any are left out.
     pub(super) async fn entry_settings(&self, user_id: &str, ids: Vec<String>) -> Result<SettingsResult, Error> {
         let wants = ids.iter().map(|id| Want::Field(Field::new(key::settings(user_id), id.clone()))).collect();
@@ -245,8 +92,11 @@ impl Core {
         let mut entries = Vec::new();
         for (conversation_id, got) in ids.into_iter().zip(got) {
             let Got::Field(Some(bytes)) = got else { continue };
-            let entry =
-                EntryData::unpack(Some(&bytes)).ok_or_else(|| corrupt(&key::settings(user_id), "not settings"))?;
+            let Some(entry) = EntryData::unpack(Some(&bytes)) else {
+                // It is told in the log; one damaged row does not hide the others.
+                corrupt(&key::settings(user_id), "not settings");
+                continue;
+            };
             entries.push(EntrySettings {
                 conversation_id,
                 pinned: entry.pinned,
@@ -279,7 +129,7 @@ impl Core {
         check::user("user_id", &user_id)?;
         check::conversation(&conversation_id)?;
         self.visible(&user_id, &conversation_id).await?;
-        self.change_entry(&user_id, &conversation_id, |entry| {
+        self.change_entry(&user_id, &conversation_id, None, |entry| {
             entry.pinned = pinned.unwrap_or(entry.pinned);
             entry.muted = muted.unwrap_or(entry.muted);
         })
@@ -294,10 +144,12 @@ impl Core {
         }
     }
 
+    /// Changes the settings of an entry, and its activity hint where one is given.
     async fn change_entry(
         &self,
         user_id: &str,
         conversation_id: &str,
+        activity: Option<i64>,
         change: impl Fn(&mut EntryData) + Send + Sync,
     ) -> Result<(), Error> {
         let field = Field::new(key::settings(user_id), conversation_id);
@@ -318,7 +170,11 @@ impl Core {
                 "cleared_seq": entry.cleared.to_string(),
             });
             let event = Op::Emit(event::body("list.updated", user_id, Self::now(), &data));
-            Ok(Plan::new(vec![op, event], ()))
+            let key = key::list(user_id);
+            let hint = activity.map(|score| Op::Rescore { key, score, member: conversation_id.to_owned() });
+            let plan = Plan::new([op, event].into_iter().chain(hint).collect(), ());
+            let room = Field::new(key::settings(user_id), "");
+            Ok(if values[0].is_some() { plan } else { plan.within(room, MOST_SETTINGS, TOO_MANY_SETTINGS) })
         })
         .await
     }
@@ -335,7 +191,9 @@ impl Core {
             Some(Err(error)) => return Err(error),
             _ => return Err(Error::internal("a clear step without a seq")),
         };
-        self.change_entry(&user_id, &conversation_id, |entry| entry.cleared = entry.cleared.max(cleared_seq)).await?;
+        // To the bottom of the list, where it is the first to give way to others; its next message raises it.
+        let cleared = |entry: &mut EntryData| entry.cleared = entry.cleared.max(cleared_seq);
+        self.change_entry(&user_id, &conversation_id, Some(0), cleared).await?;
         Ok(ClearResponse { cleared_seq })
     }
 
@@ -343,23 +201,10 @@ impl Core {
         self.seen(user_id, conversation_id).await?;
         let data =
             json!({"conversation_id": conversation_id, "user_id": user_id, "cleared_seq": event::FOUND.to_string()});
-        self.move_cursor(conversation_id, user_id, CursorKind::Cleared, 0, "conversation.cleared", data).await
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        #[test]
-        fn a_cursor_is_one_that_was_given_out_or_refused(text in "\\PC{0,40}", activity in any::<i64>(), offset in any::<u32>(), walked in any::<u64>()) {
-            drop(Place::read(&text));
-            let place = Place { activity, offset, walked };
-            let back = Place::read(&place.write()).unwrap().unwrap();
-            prop_assert_eq!((back.activity, back.offset, back.walked), (activity, offset, walked));
-        }
+        let seq =
+            self.move_cursor(conversation_id, user_id, CursorKind::Cleared, 0, "conversation.cleared", data).await?;
+        // The next message raises the entry at once.
+        self.0.hints.forget(conversation_id);
+        Ok(seq)
     }
 }

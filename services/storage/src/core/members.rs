@@ -11,7 +11,7 @@ use tonic::Code;
 use super::{
     Core, Plan, check,
     conversations::condition,
-    model::{self, MemberData, key},
+    model::{self, MemberData, cursor, key},
     no_conversation, peers,
 };
 use crate::{
@@ -53,7 +53,7 @@ impl Core {
         }
         let now = Self::now();
         let mut known = Vec::with_capacity(user_ids.len());
-        let entered = self.apply(user_ids.iter().map(|u| peers::enter(u, id, now)).collect()).await?;
+        let entered = self.apply(user_ids.iter().map(|u| peers::enter(u, id, now, false)).collect()).await?;
         for (user, outcome) in user_ids.iter().zip(entered) {
             match outcome {
                 Ok(_) => known.push(user.clone()),
@@ -166,16 +166,17 @@ impl Core {
         if removed.is_empty() {
             return Ok(RemoveMembersResponse { removed, member_version: head.member_version });
         }
+        let devices: Vec<Field> = removed.iter().map(|u| Field::new(key::cursors(id), cursor::devices(u))).collect();
+        let devices = self.fields(self.partition(id), &devices, Self::end()).await?;
         let c = key::conversation(id);
         let (now, version) = (Self::now(), head.member_version + 1);
         let mut ops = Vec::with_capacity(removed.len() * 5 + 3);
-        for user in &removed {
+        for (user, devices) in removed.iter().zip(&devices) {
             ops.push(Op::Delete(Field::new(key::members(id), user.clone())));
             ops.push(Op::Unscore { key: key::joins(id), member: user.clone() });
             // Cursors of a member who comes back begin anew.
-            for prefix in ["r", "s", "c"] {
-                ops.push(Op::Delete(Field::new(key::cursors(id), format!("{prefix}{user}"))));
-            }
+            let cursors = cursor::of_member(user, devices.as_ref());
+            ops.extend(cursors.into_iter().map(|name| Op::Delete(Field::new(key::cursors(id), name))));
         }
         let count = u64::from(head.members).saturating_sub(removed.len() as u64);
         ops.push(Op::Set(Field::new(c.clone(), "n"), count.to_string().into()));
@@ -247,18 +248,17 @@ impl Core {
             check::user("user_id", &user_id)?;
             self.seen(&user_id, &id).await?;
         }
-        let after = if cursor.is_empty() {
-            -1
-        } else {
-            cursor.parse().map_err(|_| Error::invalid("cursor: not one that was given out"))?
-        };
+        let owner = [id.as_str(), user_id.as_str()];
+        let after = self.0.cursors.read("members", &owner, &cursor)?.unwrap_or(-1);
         let page = self
             .engine()
             .members(self.partition(&id), &id, after, limit, Self::end())
             .await?
             .ok_or_else(no_conversation)?;
         let next_cursor = match page.members.last() {
-            Some(last) if page.members.len() == limit as usize => last.order.to_string(),
+            Some(last) if page.members.len() == limit as usize => {
+                self.0.cursors.write("members", &owner, &last.order)?
+            }
             _ => String::new(),
         };
         let mut members = Vec::with_capacity(page.members.len());
@@ -276,8 +276,9 @@ impl Core {
         check::conversation(id)?;
         check::user("user_id", user_id)?;
         let field = Field::new(key::members(id), user_id);
+        let opened = Field::new(key::conversation(id), "k");
         let now = Self::now();
-        self.update(self.partition(id), vec![field.clone()], |values| {
+        self.update(self.partition(id), vec![field.clone(), opened], |values| {
             let stored = match &values[0] {
                 None => None,
                 Some(row) => {
@@ -292,7 +293,13 @@ impl Core {
                 "conversation_id": id, "user_id": user_id, "blocked": blocked, "joined_at": member.joined_at.to_string(),
             });
             let event = Op::Emit(event::body("member.blocked", id, now, &data));
-            Ok(Plan::new(vec![Op::Set(field.clone(), member.pack()), event], true))
+            // Without its conversation the row says nothing but the block.
+            let op = if blocked || values[1].is_some() {
+                Op::Set(field.clone(), member.pack())
+            } else {
+                Op::Delete(field.clone())
+            };
+            Ok(Plan::new(vec![op, event], true))
         })
         .await
     }

@@ -1,26 +1,39 @@
 //! The storage layer's calls, above the engine: checks, compare-and-swap, and the steps that span partitions.
 
+mod behind;
+mod blocks;
 mod check;
 pub(crate) mod conversations;
 mod direct;
 mod hints;
 mod known;
+mod listing;
 mod lists;
 mod members;
 pub(crate) mod messages;
 pub(crate) mod model;
 mod peers;
 mod relations;
+mod requests;
+#[cfg(test)]
+mod tests;
 pub(crate) mod users;
 
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use kith_kit::{clock, config::Limits, error::Error, ids, route::Router};
+use kith_kit::{
+    clock,
+    config::{Cluster, Limits},
+    cursor::Cursors,
+    error::Error,
+    ids,
+    route::Router,
+};
 use rand::RngExt;
 use tokio::time::Instant;
 
-use crate::engine::{Condition, Engine, EngineError, Expect, Field, Got, HeadRow, Op, Swap, Want};
+use crate::engine::{Condition, Engine, EngineError, Expect, Field, Got, HeadRow, Op, Refusal, Swap, Want};
 
 /// How long the engine may take for one call.
 const DEADLINE: Duration = Duration::from_secs(4);
@@ -35,6 +48,7 @@ pub(crate) struct Inner {
     engine: Arc<dyn Engine>,
     partitions: u32,
     limits: Limits,
+    cursors: Cursors,
     /// To the holders of other partitions; none in tests with one engine.
     router: Option<Router>,
     hints: hints::Hints,
@@ -45,24 +59,53 @@ pub(crate) struct Inner {
 pub(crate) struct Plan<T> {
     ops: Vec<Op>,
     result: T,
+    room: Option<Room>,
+}
+
+/// Room for one more in a set: fewer than `most` fields of the hash begin with the field's name.
+struct Room {
+    of: Field,
+    most: u64,
+    /// The refusal where there is none.
+    words: &'static str,
 }
 
 impl<T> Plan<T> {
     pub(crate) fn new(ops: Vec<Op>, result: T) -> Self {
-        Self { ops, result }
+        Self { ops, result, room: None }
     }
 
     /// Nothing changes.
     pub(crate) fn nothing(result: T) -> Self {
-        Self { ops: Vec::new(), result }
+        Self::new(Vec::new(), result)
+    }
+
+    /// The plan is carried out only while there is room for one more; else the call is RESOURCE_EXHAUSTED.
+    fn within(mut self, of: Field, most: u64, words: &'static str) -> Self {
+        self.room = Some(Room { of, most, words });
+        self
     }
 }
 
 impl Core {
+    /// Of a cluster without a name, for tests.
+    #[cfg(test)]
     pub(crate) fn new(engine: Arc<dyn Engine>, partitions: u32, limits: Limits, router: Option<Router>) -> Self {
+        let cluster = Cluster { name: String::new(), uid: String::new(), partitions, event_partitions: 1 };
+        Self::start(engine, &cluster, limits, router)
+    }
+
+    pub(crate) fn start(engine: Arc<dyn Engine>, cluster: &Cluster, limits: Limits, router: Option<Router>) -> Self {
         let (hints, jobs) = hints::Hints::new();
-        let core =
-            Self(Arc::new(Inner { engine, partitions, limits, router, hints, known_users: known::Known::default() }));
+        let core = Self(Arc::new(Inner {
+            engine,
+            partitions: cluster.partitions,
+            limits,
+            cursors: Cursors::new(&cluster.uid),
+            router,
+            hints,
+            known_users: known::Known::default(),
+        }));
         hints::start(&core, jobs);
         core
     }
@@ -119,9 +162,14 @@ impl Core {
                 field: field.clone(),
                 expect: value.clone().map_or(Expect::Absent, Expect::Value),
             });
-            let swap = Swap { conditions: conditions.collect(), ops: plan.ops };
+            // Counted last: that something else has changed says more.
+            let room = plan.room.iter().map(|r| Condition { field: r.of.clone(), expect: Expect::Fewer(r.most) });
+            let swap = Swap { conditions: conditions.chain(room).collect(), ops: plan.ops };
             match self.engine().swap(partition, swap, end).await {
                 Ok(()) => return Ok(plan.result),
+                Err(EngineError::Refused(Refusal::Full)) if let Some(room) = &plan.room => {
+                    return Err(full(room.words));
+                }
                 Err(EngineError::Conflict) if attempt < ATTEMPTS => {
                     attempt += 1;
                     let pause = rand::rng().random_range(0..2 << attempt.min(5));
@@ -157,11 +205,27 @@ impl Core {
         Ok(seen)
     }
 
-    /// A whole hash.
+    /// How many fields of a hash begin with a letter, or how many entries a list has.
+    async fn count(&self, user_id: &str, key: String, prefix: &'static str) -> Result<u64, Error> {
+        let wants = vec![Want::Count { key, prefix }];
+        match self.engine().get(self.partition(user_id), wants, Self::end()).await?.into_iter().next() {
+            Some(Got::Count(count)) => Ok(count),
+            _ => Err(Error::internal("a count without a number")),
+        }
+    }
+
+    /// A whole hash; only of those that are small.
     async fn hash(&self, partition: u32, key: String) -> Result<Vec<(String, Bytes)>, Error> {
         let got = self.engine().get(partition, vec![Want::All(key)], Self::end()).await?;
         Ok(got.into_iter().next().map_or_else(Vec::new, |g| if let Got::All(fields) = g { fields } else { Vec::new() }))
     }
+}
+
+/// Time alone makes no room: the caller must.
+const FULL_RETRY: Duration = Duration::from_secs(3_600);
+
+fn full(words: &'static str) -> Error {
+    Error::exhausted(words, FULL_RETRY)
 }
 
 fn no_conversation() -> Error {

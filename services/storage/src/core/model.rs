@@ -64,6 +64,49 @@ pub(crate) mod key {
     }
 }
 
+/// Fields of a conversation's cursors.
+pub(crate) mod cursor {
+    use bytes::Bytes;
+
+    use super::text;
+
+    /// Devices of one member of which a conversation keeps the delivered cursor. The cursor function knows it, too.
+    pub(crate) const MOST_DEVICES: usize = 100;
+
+    pub(crate) fn delivered(user_id: &str, device_id: &str) -> String {
+        format!("d{user_id}/{device_id}")
+    }
+
+    /// Names the devices of a member that have a delivered cursor, first come first, by slashes.
+    pub(crate) fn devices(user_id: &str) -> String {
+        format!("D{user_id}")
+    }
+
+    /// The devices of a field of [`devices`].
+    pub(crate) fn read_devices(value: Option<&Bytes>) -> Vec<String> {
+        let names = value.map(text).unwrap_or_default();
+        names.split('/').filter(|name| !name.is_empty()).map(str::to_owned).collect()
+    }
+
+    /// The devices with one more, and the one that is forgotten for it; none if it is there already.
+    pub(crate) fn note_device(value: Option<&Bytes>, device_id: &str) -> Option<(Bytes, Option<String>)> {
+        let mut devices = read_devices(value);
+        if devices.iter().any(|d| d == device_id) {
+            return None;
+        }
+        let forgotten = (devices.len() >= MOST_DEVICES).then(|| devices.remove(0));
+        devices.push(device_id.to_owned());
+        Some((devices.join("/").into(), forgotten))
+    }
+
+    /// All fields that belong to a member.
+    pub(crate) fn of_member(user_id: &str, devices_field: Option<&Bytes>) -> Vec<String> {
+        let own = ["r", "s", "c", "D"].map(|prefix| format!("{prefix}{user_id}"));
+        let delivered = read_devices(devices_field).into_iter().map(|device| delivered(user_id, &device));
+        own.into_iter().chain(delivered).collect()
+    }
+}
+
 /// A member's row: `role|joined_seq|joined_at|muted_until|blocked`. The append function reads it too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct MemberData {
@@ -233,6 +276,7 @@ impl Seen {
             dissolved: self.head.dissolved,
             version: self.head.version,
             created_at: self.head.created_at,
+            error: None,
         })
     }
 }
@@ -328,6 +372,26 @@ impl FriendRow {
             })
         };
         read().ok_or_else(|| corrupt(key, "not a friend"))
+    }
+}
+
+/// The last record of a line's source about a friend: `version|at`.
+pub(crate) struct SourceRow {
+    pub(crate) version: u64,
+    pub(crate) at: i64,
+}
+
+impl SourceRow {
+    pub(crate) fn pack(&self) -> Bytes {
+        format!("{}|{}", self.version, self.at).into()
+    }
+
+    pub(crate) fn unpack(key: &str, bytes: &Bytes) -> Result<Self, Error> {
+        let read = || {
+            let (version, at) = std::str::from_utf8(bytes).ok()?.split_once('|')?;
+            Some(Self { version: version.parse().ok()?, at: at.parse().ok()? })
+        };
+        read().ok_or_else(|| corrupt(key, "not the version of a source"))
     }
 }
 

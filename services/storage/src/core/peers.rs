@@ -11,6 +11,7 @@ use kith_kit::{
 use kith_proto::storage::v1::{
     ApplyRequest, EnterList, HeadResult, Hint, Step, StepDone, StepResult, peer_client::PeerClient, step, step_result,
 };
+use tokio::time::Instant;
 
 use super::{Core, check, model::Seen, no_user};
 
@@ -27,8 +28,9 @@ pub(super) fn done(changed: bool) -> step_result::Result {
     step_result::Result::Done(StepDone { changed })
 }
 
-pub(super) fn enter(user_id: &str, conversation_id: &str, activity: i64) -> Step {
-    let entry = EnterList { conversation_id: conversation_id.to_owned(), activity };
+/// `own`: the user asked for it, and is refused where the list is full.
+pub(super) fn enter(user_id: &str, conversation_id: &str, activity: i64, own: bool) -> Step {
+    let entry = EnterList { conversation_id: conversation_id.to_owned(), activity, own };
     Step { id: user_id.to_owned(), step: Some(step::Step::EnterList(entry)) }
 }
 
@@ -40,13 +42,20 @@ pub(super) fn hint(user_id: &str, conversation_id: &str, activity: i64) -> Step 
 impl Core {
     /// Carries steps out wherever their partitions are; results in their order. An error is one of the whole.
     pub(super) async fn apply(&self, steps: Vec<Step>) -> Result<Vec<Outcome>, Error> {
+        self.apply_within(steps, DEADLINE).await
+    }
+
+    /// [`Core::apply`] within a time; what was not done by then fails for itself.
+    pub(super) async fn apply_within(&self, steps: Vec<Step>, within: Duration) -> Result<Vec<Outcome>, Error> {
+        let end = Instant::now() + within;
         let mut outcomes: Vec<Option<Outcome>> = std::iter::repeat_with(|| None).take(steps.len()).collect();
         let here = join_all(steps.iter().map(|step| async {
             let partition = self.partition(&step.id);
             if self.0.router.is_some() && !self.engine().holds(partition) {
                 None
             } else {
-                Some(self.step(step.clone()).await)
+                let late = |_| Err(Error::unavailable("a part of the storage layer did not answer in time"));
+                Some(tokio::time::timeout_at(end, self.step(step.clone())).await.unwrap_or_else(late))
             }
         }))
         .await;
@@ -78,7 +87,7 @@ impl Core {
                 };
                 Ok(items.into_iter().zip(results).map(settle).collect())
             };
-            for settled in router.batch(DEADLINE, elsewhere, key, ask).await? {
+            for settled in router.batch(end.saturating_duration_since(Instant::now()), elsewhere, key, ask).await? {
                 match settled {
                     Settled::Done((at, result)) => outcomes[at] = Some(Ok(result)),
                     Settled::Failed((at, _), error) => outcomes[at] = Some(Err(error)),
@@ -96,21 +105,22 @@ impl Core {
         let id = step.id;
         match step.step.ok_or_else(|| Error::invalid("step: must be set"))? {
             step::Step::EnterList(entry) => {
-                self.enter_list(&id, &entry.conversation_id, entry.activity).await.map(done)
+                self.enter_list(&id, &entry.conversation_id, entry.activity, entry.own).await.map(done)
             }
             step::Step::LeaveList(entry) => self.leave_list(&id, &entry.conversation_id).await.map(done),
             step::Step::Hint(hint) => {
-                let hints = vec![(hint.conversation_id, hint.activity)];
-                self.engine().hints(self.partition(&id), &id, hints, Self::end()).await?;
+                // Boxed: a hint may enter, which asks another partition with steps of its own.
+                Box::pin(self.hint(&id, &hint.conversation_id, hint.activity)).await?;
                 Ok(done(true))
             }
             step::Step::Head(head) => {
                 let row = self.head_row(&head.user_id, &head.device_id, &id, head.with_last_message).await?;
                 let seen = Seen::read(&id, row)?.filter(|s| head.user_id.is_empty() || s.member.is_some());
                 let Some(seen) = seen else { return Ok(step_result::Result::Head(HeadResult::default())) };
-                let (delivered_seq, visible_seq) = (seen.delivered, seen.hidden() + 1);
+                let (delivered_seq, cleared_seq) = (seen.delivered, seen.cleared);
+                let visible_seq = seen.hidden().saturating_add(1);
                 let conversation = Some(seen.into_conversation(&id)?);
-                Ok(step_result::Result::Head(HeadResult { conversation, delivered_seq, visible_seq }))
+                Ok(step_result::Result::Head(HeadResult { conversation, delivered_seq, visible_seq, cleared_seq }))
             }
             step::Step::ClearAt(clear) => self.clear_at(&id, &clear.user_id).await.map(step_result::Result::Seq),
             step::Step::DirectBlock(block) => self.direct_block(&id, &block.user_id, block.blocked).await.map(done),

@@ -1,64 +1,110 @@
-//! Between users: friends, friend requests, blocks. Friendship is mutual; aliases and versions are each side's own.
+//! Between users: friendship, which is mutual; aliases and versions are each side's own. See [`super::requests`] and [`super::blocks`].
+//!
+//! A user's friends and requests are one hash: `f<peer>` a friend, `v<peer>` the version of the last record of a line's source about them,
+//! which stays when the friendship ends, `i<peer>` and `o<peer>` requests from and to a peer.
 
-use kith_kit::{error::Error, ids};
+use bytes::Bytes;
+use kith_kit::error::Error;
 use kith_proto::storage::v1::{
-    AnswerFriendRequestRequest, DeleteFriendRequest, DirectBlock, Friend, FriendRequest, ListBlocksRequest,
-    ListBlocksResponse, ListFriendRequestsRequest, ListFriendRequestsResponse, ListFriendsRequest, ListFriendsResponse,
-    PutFriendRequest, Relate, RequestFriendRequest, SetBlockRequest, Step, relate, step,
+    DeleteFriendRequest, Friend, ListFriendsRequest, ListFriendsResponse, PutFriendRequest, Relate, Step, relate, step,
 };
 use serde_json::json;
 
 use super::{
-    Core, Plan, check,
-    model::{FriendRow, key, number, text},
+    Core, Plan, check, full,
+    model::{FriendRow, SourceRow, key},
     no_user,
 };
 use crate::{
-    engine::{Field, Op},
+    engine::{Field, FieldPage, Op, Range},
     event,
 };
 
-/// Friends, requests and blocks of one user.
-const MOST: usize = 5_000;
+/// Friends of one user.
+const MOST: u64 = 5_000;
+/// Friendships of one user, ended ones included, of which a line's version is known.
+const MOST_SOURCES: u64 = 10_000;
+/// How long an ended friendship keeps its version: twice what the event log and a line's topic keep.
+const SOURCE_LIFE_MS: i64 = 14 * 86_400_000;
+/// Fields of a hash that are read at once.
+const PAGE: u32 = 1_000;
+const TOO_MANY: &str = "user_id: at most 5,000 friends";
 
-fn pair(user: &'static str, user_id: &str, other: &'static str, other_id: &str) -> Result<(), Error> {
+pub(super) fn pair(user: &'static str, user_id: &str, other: &'static str, other_id: &str) -> Result<(), Error> {
     check::user(user, user_id)?;
     check::user(other, other_id)?;
     if user_id == other_id { Err(Error::invalid(format!("{other}: must be another user"))) } else { Ok(()) }
 }
 
-fn relate_step(user_id: &str, kind: relate::Kind, peer_id: &str, text: &str, at: i64) -> Step {
+pub(super) fn relate_step(user_id: &str, kind: relate::Kind, peer_id: &str, text: &str, at: i64) -> Step {
     let relate = Relate { kind: kind as i32, peer_id: peer_id.to_owned(), text: text.to_owned(), at };
     Step { id: user_id.to_owned(), step: Some(step::Step::Relate(relate)) }
 }
 
-/// A page of sorted ids behind the cursor, which is the last id of the page before.
-fn page<T>(mut items: Vec<(String, T)>, limit: u32, cursor: &str) -> (Vec<(String, T)>, String) {
-    items.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-    let mut rest: Vec<_> = items.into_iter().filter(|(id, _)| id.as_str() > cursor).collect();
-    let more = rest.len() > limit as usize;
-    rest.truncate(limit as usize);
-    let next = if more { rest.last().map(|(id, _)| id.clone()).unwrap_or_default() } else { String::new() };
-    (rest, next)
+pub(super) fn friend_field(user_id: &str, peer_id: &str) -> Field {
+    Field::new(key::friends(user_id), format!("f{peer_id}"))
+}
+
+fn source_field(user_id: &str, peer_id: &str) -> Field {
+    Field::new(key::friends(user_id), format!("v{peer_id}"))
+}
+
+/// Requests from the peer, and to the peer.
+pub(super) fn request_fields(user_id: &str, peer_id: &str) -> [Field; 2] {
+    ["i", "o"].map(|side| Field::new(key::friends(user_id), format!("{side}{peer_id}")))
+}
+
+/// The version of the last record of a line's source; 0: none had one.
+fn source_of(field: &Field, value: Option<&Bytes>) -> Result<u64, Error> {
+    value.map_or(Ok(0), |bytes| SourceRow::unpack(&field.key, bytes).map(|row| row.version))
 }
 
 impl Core {
-    async fn steps(&self, steps: Vec<Step>) -> Result<(), Error> {
+    pub(super) async fn steps(&self, steps: Vec<Step>) -> Result<(), Error> {
         for outcome in self.apply(steps).await? {
             outcome?;
         }
         Ok(())
     }
 
-    fn friend_field(user_id: &str, peer_id: &str) -> Field {
-        Field::new(key::friends(user_id), format!("f{peer_id}"))
+    /// A page of the fields of a user's hash, and the cursor of the next one; `from` is where a list without a cursor begins.
+    pub(super) async fn listed(
+        &self,
+        list: &'static str,
+        user_id: &str,
+        key: String,
+        (from, end): (&str, &'static str),
+        (limit, cursor): (u32, &str),
+    ) -> Result<(Vec<(String, Bytes)>, String), Error> {
+        let owner = [user_id];
+        let after = self.0.cursors.read(list, &owner, cursor)?.unwrap_or_else(|| from.to_owned());
+        let range = Range { key, after, end, limit };
+        let FieldPage { fields, more } = self.engine().field_page(self.partition(user_id), range, Self::end()).await?;
+        let next = match fields.last() {
+            Some((name, _)) if more => self.0.cursors.write(list, &owner, name)?,
+            _ => String::new(),
+        };
+        Ok((fields, next))
     }
 
-    fn request_fields(user_id: &str, peer_id: &str) -> [Field; 2] {
-        [
-            Field::new(key::friends(user_id), format!("i{peer_id}")),
-            Field::new(key::friends(user_id), format!("o{peer_id}")),
-        ]
+    /// All fields of a user's hash that begin with a letter, page by page; only where room is made.
+    pub(super) async fn all_of(
+        &self,
+        user_id: &str,
+        from: &str,
+        end: &'static str,
+    ) -> Result<Vec<(String, Bytes)>, Error> {
+        let mut found = Vec::new();
+        let mut after = from.to_owned();
+        loop {
+            let range = Range { key: key::friends(user_id), after, end, limit: PAGE };
+            let page = self.engine().field_page(self.partition(user_id), range, Self::end()).await?;
+            found.extend(page.fields);
+            match found.last() {
+                Some((name, _)) if page.more => after = name.clone(),
+                _ => return Ok(found),
+            }
+        }
     }
 
     /// One side of a change between two users.
@@ -70,11 +116,12 @@ impl Core {
             relate::Kind::RemoveFriend => self.remove_friend(user_id, peer, 0, relate.at).await,
             relate::Kind::Requested => self.requested(user_id, peer, &relate.text, relate.at).await,
             relate::Kind::Settled => self.settled(user_id, peer).await,
+            relate::Kind::Known => self.user_exists(user_id).await.map(|()| false),
             relate::Kind::Unspecified => Err(Error::invalid("relate.kind: must be set")),
         }
     }
 
-    async fn add_friend(
+    pub(super) async fn add_friend(
         &self,
         user_id: &str,
         peer_id: &str,
@@ -82,82 +129,65 @@ impl Core {
         version: u64,
         at: i64,
     ) -> Result<bool, Error> {
-        let friend = Self::friend_field(user_id, peer_id);
-        let fields = vec![Field::new(key::profile(user_id), "v"), friend.clone()];
+        let (friend, source) = (friend_field(user_id, peer_id), source_field(user_id, peer_id));
+        let [incoming, outgoing] = request_fields(user_id, peer_id);
+        let profile = Field::new(key::profile(user_id), "v");
+        let fields = vec![profile, friend.clone(), source.clone(), incoming.clone(), outgoing.clone()];
         self.update(self.partition(user_id), fields, |values| {
             if values[0].is_none() {
                 return Err(no_user());
             }
             let stored = values[1].as_ref().map(|b| FriendRow::unpack(&friend.key, b)).transpose()?;
             let fresh = stored.is_none();
+            if version != 0 && version <= source_of(&source, values[2].as_ref())? {
+                return Ok(Plan::nothing(false));
+            }
             let mut row = stored.unwrap_or(FriendRow { since: at, version: 0, alias: String::new() });
-            let older = version != 0 && version <= row.version && !fresh;
-            let same = alias.is_none_or(|a| a == row.alias) && (version == 0 || version == row.version);
-            if older || (same && !fresh) {
+            let same = alias.is_none_or(|a| a == row.alias) && version == 0;
+            if same && !fresh {
                 return Ok(Plan::nothing(false));
             }
             if let Some(alias) = alias {
                 alias.clone_into(&mut row.alias);
             }
-            row.version = if version == 0 { row.version + 1 } else { version };
+            row.version = row.version.saturating_add(1);
             let data = json!({
-                "user_id": user_id, "friend_id": peer_id, "alias": row.alias, "since": row.since.to_string(), "version": row.version.to_string(),
+                "user_id": user_id, "friend_id": peer_id, "alias": row.alias, "since": row.since.to_string(),
+                "version": row.version.to_string(), "source_version": version.to_string(), "at": at.to_string(),
             });
             let mut ops = vec![Op::Set(friend.clone(), row.pack())];
-            ops.extend(Self::request_fields(user_id, peer_id).map(Op::Delete));
+            if version != 0 {
+                ops.push(Op::Set(source.clone(), SourceRow { version, at }.pack()));
+            }
+            for (field, value) in [(&incoming, &values[3]), (&outgoing, &values[4])] {
+                if value.is_some() {
+                    ops.push(Op::Delete(field.clone()));
+                }
+            }
             ops.push(Op::Emit(event::body("friend.added", user_id, at, &data)));
-            Ok(Plan::new(ops, true))
+            let plan = Plan::new(ops, true);
+            Ok(if fresh { plan.within(Field::new(key::friends(user_id), "f"), MOST, TOO_MANY) } else { plan })
         })
         .await
     }
 
     async fn remove_friend(&self, user_id: &str, peer_id: &str, version: u64, at: i64) -> Result<bool, Error> {
-        let friend = Self::friend_field(user_id, peer_id);
-        self.update(self.partition(user_id), vec![friend.clone()], |values| {
-            let Some(bytes) = &values[0] else { return Ok(Plan::nothing(false)) };
-            if version != 0 && FriendRow::unpack(&friend.key, bytes)?.version > version {
+        let (friend, source) = (friend_field(user_id, peer_id), source_field(user_id, peer_id));
+        self.update(self.partition(user_id), vec![friend.clone(), source.clone()], |values| {
+            let known = source_of(&source, values[1].as_ref())?;
+            if values[0].is_none() || (version != 0 && version <= known) {
                 return Ok(Plan::nothing(false));
             }
-            let data = json!({"user_id": user_id, "friend_id": peer_id});
-            Ok(Plan::new(
-                vec![Op::Delete(friend.clone()), Op::Emit(event::body("friend.removed", user_id, at, &data))],
-                true,
-            ))
-        })
-        .await
-    }
-
-    async fn requested(&self, user_id: &str, peer_id: &str, words: &str, at: i64) -> Result<bool, Error> {
-        let [incoming, _] = Self::request_fields(user_id, peer_id);
-        let fields =
-            vec![Field::new(key::profile(user_id), "v"), incoming.clone(), Field::new(key::blocks(user_id), peer_id)];
-        self.update(self.partition(user_id), fields, |values| {
-            if values[0].is_none() {
-                return Err(no_user());
+            let kept = version.max(known);
+            let data = json!({
+                "user_id": user_id, "friend_id": peer_id, "source_version": kept.to_string(), "at": at.to_string(),
+            });
+            let mut ops = vec![Op::Delete(friend.clone())];
+            if kept != 0 {
+                ops.push(Op::Set(source.clone(), SourceRow { version: kept, at }.pack()));
             }
-            // A blocked user's request goes nowhere, without a word.
-            if values[2].is_some() {
-                return Ok(Plan::nothing(false));
-            }
-            let data =
-                json!({"user_id": user_id, "requester_id": peer_id, "text": words, "requested_at": at.to_string()});
-            let event = Op::Emit(event::body("friend.requested", user_id, at, &data));
-            Ok(Plan::new(vec![Op::Set(incoming.clone(), format!("{at}|{words}").into()), event], true))
-        })
-        .await
-    }
-
-    async fn settled(&self, user_id: &str, peer_id: &str) -> Result<bool, Error> {
-        let fields = Self::request_fields(user_id, peer_id);
-        self.update(self.partition(user_id), fields.to_vec(), |values| {
-            let mut ops: Vec<Op> =
-                fields.iter().zip(values).filter(|(_, v)| v.is_some()).map(|(f, _)| Op::Delete(f.clone())).collect();
-            let changed = !ops.is_empty();
-            if changed {
-                let data = json!({"user_id": user_id, "peer_id": peer_id});
-                ops.push(Op::Emit(event::body("friend.request_settled", user_id, Self::now(), &data)));
-            }
-            Ok(Plan::new(ops, changed))
+            ops.push(Op::Emit(event::body("friend.removed", user_id, at, &data)));
+            Ok(Plan::new(ops, true))
         })
         .await
     }
@@ -166,149 +196,88 @@ impl Core {
         let PutFriendRequest { user_id, friend_id, alias, version, must_exist } = request;
         pair("user_id", &user_id, "friend_id", &friend_id)?;
         check::text("alias", alias.as_deref().unwrap_or_default())?;
-        let stands = self.field(&user_id, Self::friend_field(&user_id, &friend_id)).await?.is_some();
+        let source = source_field(&user_id, &friend_id);
+        let fields = [Field::new(key::profile(&user_id), "v"), friend_field(&user_id, &friend_id), source.clone()];
+        let values = self.fields(self.partition(&user_id), &fields, Self::end()).await?;
+        let stands = values[1].is_some();
+        if values[0].is_none() {
+            return Err(no_user());
+        }
         if must_exist && !stands {
             return Err(Error::not_found("friend_id: not a friend"));
         }
+        // Before the other side hears of it: a record that comes again must not bring back what has ended.
+        if version != 0 && version <= source_of(&source, values[2].as_ref())? {
+            return Ok(false);
+        }
         let now = Self::now();
+        if version != 0 && values[2].is_none() {
+            self.room_for_source(&user_id, now).await?;
+        }
         if !stands {
-            self.check_room(&user_id, 'f').await?;
+            self.room_for_friend(&user_id).await?;
             self.steps(vec![relate_step(&friend_id, relate::Kind::AddFriend, &user_id, "", now)]).await?;
         }
         self.add_friend(&user_id, &friend_id, alias.as_deref(), version, now).await
     }
 
-    async fn check_room(&self, user_id: &str, prefix: char) -> Result<(), Error> {
-        let fields = self.hash(self.partition(user_id), key::friends(user_id)).await?;
-        if fields.iter().filter(|(name, _)| name.starts_with(prefix)).count() >= MOST {
-            return Err(Error::invalid(format!("user_id: at most {MOST} friends or requests")));
-        }
-        Ok(())
+    /// Asked before the other side is changed; the change of this side asks again.
+    pub(super) async fn room_for_friend(&self, user_id: &str) -> Result<(), Error> {
+        let friends = self.count(user_id, key::friends(user_id), "f").await?;
+        if friends < MOST { Ok(()) } else { Err(full(TOO_MANY)) }
     }
 
+    /// Forgets versions of friendships that ended long ago, and of those that ended first where that is not enough.
+    async fn room_for_source(&self, user_id: &str, now: i64) -> Result<(), Error> {
+        if self.count(user_id, key::friends(user_id), "v").await? < MOST_SOURCES {
+            return Ok(());
+        }
+        let friends: std::collections::HashSet<String> =
+            self.all_of(user_id, "f", "g").await?.into_iter().map(|(name, _)| name[1..].to_owned()).collect();
+        let mut ended = Vec::new();
+        for (name, value) in self.all_of(user_id, "v", "w").await? {
+            if !friends.contains(&name[1..]) {
+                ended.push((SourceRow::unpack(&key::friends(user_id), &value)?.at, name));
+            }
+        }
+        ended.sort_unstable();
+        let old = ended.iter().take_while(|(at, _)| at.saturating_add(SOURCE_LIFE_MS) < now).count();
+        let ops = ended.into_iter().take(old.max(PAGE as usize));
+        let ops = ops.map(|(_, name)| Op::Delete(Field::new(key::friends(user_id), name))).collect();
+        let swap = crate::engine::Swap { conditions: Vec::new(), ops };
+        Ok(self.engine().swap(self.partition(user_id), swap, Self::end()).await?)
+    }
+
+    /// Ends a friendship for both; a request that waits for an answer is taken back, or rejected.
     pub(crate) async fn delete_friend(&self, request: DeleteFriendRequest) -> Result<bool, Error> {
         let DeleteFriendRequest { user_id, friend_id, version } = request;
         pair("user_id", &user_id, "friend_id", &friend_id)?;
         let now = Self::now();
         let changed = self.remove_friend(&user_id, &friend_id, version, now).await?;
-        let stands = self.field(&user_id, Self::friend_field(&user_id, &friend_id)).await?.is_some();
-        if !stands {
+        let [incoming, outgoing] = request_fields(&user_id, &friend_id);
+        let fields = [friend_field(&user_id, &friend_id), incoming, outgoing];
+        let values = self.fields(self.partition(&user_id), &fields, Self::end()).await?;
+        if values[0].is_none() {
             // Also when nothing changed here: an earlier call may have ended between the two sides.
             self.steps(vec![relate_step(&friend_id, relate::Kind::RemoveFriend, &user_id, "", now)]).await?;
+        }
+        if version == 0 && values[1..].iter().any(Option::is_some) {
+            self.settle(&user_id, &friend_id, now).await?;
+            return Ok(true);
         }
         Ok(changed)
     }
 
     pub(crate) async fn list_friends(&self, request: ListFriendsRequest) -> Result<ListFriendsResponse, Error> {
-        check::user("user_id", &request.user_id)?;
-        let limit = check::limit(request.limit, 200, 1_000)?;
-        let key = key::friends(&request.user_id);
-        let fields = self.hash(self.partition(&request.user_id), key.clone()).await?;
-        let friends =
-            fields.into_iter().filter_map(|(name, value)| name.strip_prefix('f').map(|id| (id.to_owned(), value)));
-        let (page, next_cursor) = page(friends.collect(), limit, &request.cursor);
-        let friends = page.into_iter().map(|(user_id, value)| {
+        let ListFriendsRequest { user_id, limit, cursor } = request;
+        check::user("user_id", &user_id)?;
+        let limit = check::limit(limit, 200, 1_000)?;
+        let key = key::friends(&user_id);
+        let (page, next_cursor) = self.listed("friends", &user_id, key.clone(), ("f", "g"), (limit, &cursor)).await?;
+        let friends = page.into_iter().map(|(name, value)| {
             let row = FriendRow::unpack(&key, &value)?;
-            Ok(Friend { user_id, alias: row.alias, since: row.since, version: row.version })
+            Ok(Friend { user_id: name[1..].to_owned(), alias: row.alias, since: row.since, version: row.version })
         });
         Ok(ListFriendsResponse { friends: friends.collect::<Result<_, Error>>()?, next_cursor })
-    }
-
-    pub(crate) async fn request_friend(&self, request: RequestFriendRequest) -> Result<(), Error> {
-        let RequestFriendRequest { user_id, target_id, text } = request;
-        pair("user_id", &user_id, "target_id", &target_id)?;
-        check::text("text", &text)?;
-        self.user_exists(&user_id).await?;
-        self.check_room(&user_id, 'o').await?;
-        let now = Self::now();
-        let [_, outgoing] = Self::request_fields(&user_id, &target_id);
-        if self.field(&user_id, Self::friend_field(&user_id, &target_id)).await?.is_some() {
-            return Ok(());
-        }
-        self.steps(vec![relate_step(&target_id, relate::Kind::Requested, &user_id, &text, now)]).await?;
-        self.update(self.partition(&user_id), vec![outgoing.clone()], |_| {
-            let data =
-                json!({"user_id": user_id, "target_id": target_id, "text": text, "requested_at": now.to_string()});
-            let event = Op::Emit(event::body("friend.request_sent", &user_id, now, &data));
-            Ok(Plan::new(vec![Op::Set(outgoing.clone(), format!("{now}|{text}").into()), event], ()))
-        })
-        .await
-    }
-
-    pub(crate) async fn list_friend_requests(
-        &self,
-        request: ListFriendRequestsRequest,
-    ) -> Result<ListFriendRequestsResponse, Error> {
-        check::user("user_id", &request.user_id)?;
-        let limit = check::limit(request.limit, 200, 1_000)?;
-        let fields = self.hash(self.partition(&request.user_id), key::friends(&request.user_id)).await?;
-        let requests = fields.into_iter().filter(|(name, _)| name.starts_with(['i', 'o']));
-        let (page, next_cursor) = page(requests.collect(), limit, &request.cursor);
-        let requests = page.into_iter().map(|(name, value)| {
-            let value = text(&value);
-            let (at, words) = value.split_once('|').unwrap_or(("0", ""));
-            FriendRequest {
-                user_id: name[1..].to_owned(),
-                text: words.to_owned(),
-                requested_at: at.parse().unwrap_or(0),
-                outgoing: name.starts_with('o'),
-            }
-        });
-        Ok(ListFriendRequestsResponse { requests: requests.collect(), next_cursor })
-    }
-
-    pub(crate) async fn answer_friend_request(&self, request: AnswerFriendRequestRequest) -> Result<(), Error> {
-        let AnswerFriendRequestRequest { user_id, requester_id, accept } = request;
-        pair("user_id", &user_id, "requester_id", &requester_id)?;
-        let [incoming, _] = Self::request_fields(&user_id, &requester_id);
-        if self.field(&user_id, incoming).await?.is_none() {
-            let friends = self.field(&user_id, Self::friend_field(&user_id, &requester_id)).await?.is_some();
-            return if accept && friends { Ok(()) } else { Err(Error::not_found("requester_id: no such request")) };
-        }
-        let now = Self::now();
-        // The other side first: the request stays until both are done, so that a retry finds it.
-        let kind = if accept { relate::Kind::AddFriend } else { relate::Kind::Settled };
-        self.steps(vec![relate_step(&requester_id, kind, &user_id, "", now)]).await?;
-        if accept {
-            self.add_friend(&user_id, &requester_id, None, 0, now).await?;
-        }
-        self.settled(&user_id, &requester_id).await.map(drop)
-    }
-
-    pub(crate) async fn set_block(&self, request: SetBlockRequest) -> Result<bool, Error> {
-        let SetBlockRequest { user_id, target_id, blocked } = request;
-        pair("user_id", &user_id, "target_id", &target_id)?;
-        self.user_exists(&user_id).await?;
-        let id = ids::direct_conversation_id(&user_id, &target_id)?;
-        if blocked {
-            let blocks = self.hash(self.partition(&user_id), key::blocks(&user_id)).await?;
-            if blocks.len() >= MOST && !blocks.iter().any(|(name, _)| *name == target_id) {
-                return Err(Error::invalid(format!("target_id: at most {MOST} blocked users")));
-            }
-        }
-        // First where it takes effect, then where it is listed: a retry repairs what is between.
-        let block = DirectBlock { user_id: target_id.clone(), blocked };
-        self.steps(vec![Step { id, step: Some(step::Step::DirectBlock(block)) }]).await?;
-        let field = Field::new(key::blocks(&user_id), target_id.clone());
-        let now = Self::now();
-        self.update(self.partition(&user_id), vec![field.clone()], |values| {
-            if values[0].is_some() == blocked {
-                return Ok(Plan::nothing(false));
-            }
-            let kind = if blocked { "block.added" } else { "block.removed" };
-            let op = if blocked { Op::Set(field.clone(), now.to_string().into()) } else { Op::Delete(field.clone()) };
-            let data = json!({"user_id": user_id, "target_id": target_id, "at": now.to_string()});
-            Ok(Plan::new(vec![op, Op::Emit(event::body(kind, &user_id, now, &data))], true))
-        })
-        .await
-    }
-
-    pub(crate) async fn list_blocks(&self, request: ListBlocksRequest) -> Result<ListBlocksResponse, Error> {
-        check::user("user_id", &request.user_id)?;
-        let limit = check::limit(request.limit, 200, 1_000)?;
-        let fields = self.hash(self.partition(&request.user_id), key::blocks(&request.user_id)).await?;
-        let since = fields.into_iter().map(|(id, at)| (id, number::<i64>(&at).unwrap_or(0)));
-        let (page, next_cursor) = page(since.collect(), limit, &request.cursor);
-        Ok(ListBlocksResponse { user_ids: page.into_iter().map(|(id, _)| id).collect(), next_cursor })
     }
 }

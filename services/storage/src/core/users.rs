@@ -26,7 +26,7 @@ const ATTRS: usize = 64;
 const ATTRS_BYTES: usize = 4_096;
 const DEVICES: usize = 100;
 const PROVIDERS: [&str; 4] = ["", "apns", "fcm", "webhook"];
-const PROFILE: [&str; 6] = ["v", "nn", "av", "at", "ln", "ls"];
+const PROFILE: [&str; 7] = ["v", "nn", "av", "at", "ln", "ls", "sv"];
 
 /// What is kept of a device.
 #[derive(Serialize, Deserialize)]
@@ -53,7 +53,21 @@ fn user_of(user_id: &str, values: &[Option<Bytes>]) -> Result<Option<User>, Erro
         Some(bytes) => serde_json::from_slice(bytes).map_err(|_| bad("attributes that cannot be read"))?,
     };
     let (line, last_seen) = (next().map(text).unwrap_or_default(), next().and_then(number).unwrap_or(0));
-    Ok(Some(User { user_id: user_id.to_owned(), nickname, avatar_url, attrs, version, line, last_seen }))
+    // Not there before a line gave a version: rows of older versions of storage do not have it.
+    let source_version = match next() {
+        None => 0,
+        Some(bytes) => number(bytes).ok_or_else(|| bad("a source version that is no number"))?,
+    };
+    Ok(Some(User {
+        user_id: user_id.to_owned(),
+        nickname,
+        avatar_url,
+        attrs,
+        version,
+        line,
+        last_seen,
+        source_version,
+    }))
 }
 
 fn profile_fields(user_id: &str) -> Vec<Field> {
@@ -90,7 +104,8 @@ impl Core {
             let stored = user_of(id, values)?;
             let created = stored.is_none();
             let mut user = stored.clone().unwrap_or_else(|| User { user_id: id.clone(), ..User::default() });
-            if update.version != 0 && update.version <= user.version && !created {
+            // A record of the line's own source, which comes again or too late. A user's own edit leaves the source's version alone.
+            if update.version != 0 && update.version <= user.source_version {
                 return Ok(Plan::nothing(UpsertResult {
                     user: Some(user),
                     created: false,
@@ -124,7 +139,10 @@ impl Core {
                     error: None,
                 }));
             }
-            user.version = if update.version == 0 { user.version + 1 } else { update.version };
+            if update.version != 0 {
+                user.source_version = update.version;
+            }
+            user.version = user.version.saturating_add(1);
             let ops = write_profile(&user)?;
             Ok(Plan::new(ops, UpsertResult { user: Some(user), created, changed: true, error: None }))
         })
@@ -261,7 +279,7 @@ fn write_profile(user: &User) -> Result<Vec<Op>, Error> {
     let mut ops = profile_ops(user).map_err(|e| Error::internal(e.to_string()))?;
     let data = json!({
         "user_id": user.user_id, "nickname": user.nickname, "avatar_url": user.avatar_url, "attrs": user.attrs,
-        "version": user.version.to_string(), "line": user.line,
+        "version": user.version.to_string(), "source_version": user.source_version.to_string(), "line": user.line,
     });
     ops.push(Op::Emit(event::body("profile.updated", &user.user_id, Core::now(), &data)));
     Ok(ops)
@@ -271,11 +289,15 @@ fn write_profile(user: &User) -> Result<Vec<Op>, Error> {
 pub(crate) fn profile_ops(user: &User) -> Result<Vec<Op>, serde_json::Error> {
     let attrs = serde_json::to_vec(&user.attrs)?;
     let set = |name: &str, value: Bytes| Op::Set(Field::new(key::profile(&user.user_id), name), value);
-    Ok(vec![
+    let mut ops = vec![
         set("v", user.version.to_string().into()),
         set("nn", user.nickname.clone().into()),
         set("av", user.avatar_url.clone().into()),
         set("at", attrs.into()),
         set("ln", user.line.clone().into()),
-    ])
+    ];
+    if user.source_version != 0 {
+        ops.push(set("sv", user.source_version.to_string().into()));
+    }
+    Ok(ops)
 }

@@ -1,5 +1,7 @@
 //! The engine in memory, for tests: the same operations, each atomic. A schedule can put other tasks in between and lose answers.
 
+mod lists;
+
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     ops::Bound,
@@ -11,12 +13,12 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::{
-    Append, Appended, Cursor, CursorKind, Engine, EngineError, Expect, Field, Got, HeadRow, History, ListRow,
-    MemberPage, MemberRow, Moved, Op, Refusal, Restoring, Stored, Swap, Walk, Want, Window, Write,
+    Append, Appended, Cursor, CursorKind, Engine, EngineError, Entry, Expect, Field, FieldPage, Got, HeadRow, History,
+    ListRow, MemberPage, MemberRow, Moved, Op, Range, Refusal, Restoring, Spot, Stored, Swap, Want, Window, Write,
 };
 use crate::{
     codec::ID_BYTES,
-    core::model::{MemberData, number},
+    core::model::{MemberData, cursor, number},
     event,
 };
 
@@ -218,7 +220,18 @@ impl Data {
         if want <= now {
             return Ok(Moved { seq: now, moved: false });
         }
-        self.set(key, name, want.to_string());
+        let fresh = self.field(&key, &name).is_none();
+        self.set(key.clone(), name, want.to_string());
+        if let CursorKind::Delivered(device) = &c.kind
+            && fresh
+            && let Some((devices, forgotten)) =
+                cursor::note_device(self.field(&key, &cursor::devices(&c.user_id)), device)
+        {
+            if let Some(device) = forgotten {
+                self.hashes.entry(key.clone()).or_default().remove(&cursor::delivered(&c.user_id, &device));
+            }
+            self.set(key, cursor::devices(&c.user_id), devices);
+        }
         if !c.event.is_empty() {
             let text = String::from_utf8_lossy(&c.event).replace(event::FOUND, &want.to_string());
             self.emit(text.into());
@@ -231,8 +244,11 @@ impl Data {
             let Field { key, name } = &condition.field;
             let holds = match &condition.expect {
                 Expect::Absent => self.field(key, name).is_none(),
-                Expect::Present => self.field(key, name).is_some(),
                 Expect::Value(value) => self.field(key, name) == Some(value),
+                Expect::Fewer(most) if self.number_of(key, name) >= *most => {
+                    return Err(EngineError::Refused(Refusal::Full));
+                }
+                Expect::Fewer(_) => true,
             };
             if !holds {
                 return Err(EngineError::Conflict);
@@ -250,6 +266,11 @@ impl Data {
             }
             Op::Score { key, score, member } => {
                 self.scores.entry(key).or_default().insert(member, score);
+            }
+            Op::Rescore { key, score, member } => {
+                if let Some(stored) = self.scores.get_mut(&key).and_then(|m| m.get_mut(&member)) {
+                    *stored = score;
+                }
             }
             Op::Unscore { key, member } => {
                 self.scores.entry(key).or_default().remove(&member);
@@ -340,24 +361,6 @@ impl Data {
         members.sort();
         members
     }
-
-    fn list(&self, user: &str, walk: Walk, offset: usize, limit: usize) -> Vec<ListRow> {
-        let mut rows = self.scored(&format!("l:{user}"));
-        match walk {
-            Walk::Down(from) => {
-                rows.reverse();
-                rows.retain(|(score, _)| from.is_none_or(|f| *score <= f));
-            }
-            Walk::Up(from) => rows.retain(|(score, _)| from.is_none_or(|f| *score >= f)),
-        }
-        let page = rows.into_iter().skip(offset).take(limit);
-        page.map(|(activity, id)| ListRow {
-            settings: self.field(&format!("s:{user}"), &id).cloned(),
-            conversation_id: id,
-            activity,
-        })
-        .collect()
-    }
 }
 
 /// One partition of the engine that is being restored.
@@ -399,14 +402,12 @@ impl Engine for MemoryEngine {
         user: &str,
         hints: Vec<(String, i64)>,
         _: Instant,
-    ) -> Result<(), EngineError> {
-        let mut partitions = self.partitions.lock();
-        if let Some(list) = partitions.entry(partition).or_default().scores.get_mut(&format!("l:{user}")) {
-            for (id, activity) in hints {
-                list.entry(id).and_modify(|score| *score = activity.max(*score));
-            }
-        }
-        Ok(())
+    ) -> Result<bool, EngineError> {
+        Ok(self.partitions.lock().entry(partition).or_default().raise(user, hints))
+    }
+
+    async fn enter(&self, partition: u32, entry: Entry, _: Instant) -> Result<bool, EngineError> {
+        self.write(partition, |data| data.enter(entry)).await
     }
 
     async fn swap(&self, partition: u32, swap: Swap, _: Instant) -> Result<(), EngineError> {
@@ -418,6 +419,7 @@ impl Engine for MemoryEngine {
             let got = |want| match want {
                 Want::Field(Field { key, name }) => Got::Field(data.field(&key, &name).cloned()),
                 Want::All(key) => Got::All(data.all(&key)),
+                Want::Count { key, prefix } => Got::Count(data.number_of(&key, prefix)),
             };
             wants.into_iter().map(got).collect()
         };
@@ -473,11 +475,14 @@ impl Engine for MemoryEngine {
         &self,
         partition: u32,
         user: &str,
-        walk: Walk,
-        offset: u32,
+        behind: Option<&Spot>,
         limit: u32,
         _: Instant,
     ) -> Result<Vec<ListRow>, EngineError> {
-        self.read(partition, |data| data.list(user, walk, offset as usize, limit as usize)).await
+        self.read(partition, |data| data.list(user, behind, limit as usize)).await
+    }
+
+    async fn field_page(&self, partition: u32, range: Range, _: Instant) -> Result<FieldPage, EngineError> {
+        self.read(partition, |data| data.page(&range)).await
     }
 }

@@ -70,9 +70,9 @@ pub(crate) struct Moved {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Expect {
     Value(Bytes),
-    /// Any value.
-    Present,
     Absent,
+    /// Fewer fields than this whose names begin with the field's name, which is one letter or empty; else the call is refused as FULL.
+    Fewer(u64),
 }
 
 /// A condition on one field.
@@ -101,6 +101,12 @@ pub(crate) enum Op {
     Set(Field, Bytes),
     Delete(Field),
     Score {
+        key: String,
+        score: i64,
+        member: String,
+    },
+    /// Of a member that is there.
+    Rescore {
         key: String,
         score: i64,
         member: String,
@@ -135,8 +141,13 @@ pub(crate) struct Swap {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Want {
     Field(Field),
-    /// A whole hash.
+    /// A whole hash: one whose size is small and bounded.
     All(String),
+    /// How many fields of a hash begin with a letter (none: all of them), or how many entries a list has.
+    Count {
+        key: String,
+        prefix: &'static str,
+    },
 }
 
 /// What was read.
@@ -144,14 +155,50 @@ pub(crate) enum Want {
 pub(crate) enum Got {
     Field(Option<Bytes>),
     All(Vec<(String, Bytes)>),
+    Count(u64),
 }
+
+/// Which fields of a hash that is read in pages, by their names: behind `after` and before `end` (empty: none).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Range {
+    pub(crate) key: String,
+    pub(crate) after: String,
+    pub(crate) end: &'static str,
+    pub(crate) limit: u32,
+}
+
+/// A page of a hash, in the order of names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct FieldPage {
+    pub(crate) fields: Vec<(String, Bytes)>,
+    pub(crate) more: bool,
+}
+
+/// A conversation to enter into a user's list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) user_id: String,
+    pub(crate) conversation_id: String,
+    pub(crate) activity: i64,
+    /// Entries that the list may hold.
+    pub(crate) most: u64,
+    /// Whether any entry of a full list gives way, the oldest first; else a cleared one alone does.
+    pub(crate) gives_way: bool,
+    /// Outbox bodies; in the second [`crate::event::FOUND`] becomes the conversation that gave way.
+    pub(crate) entered: Bytes,
+    pub(crate) left: Bytes,
+}
+
+/// Where an entry stands in a list: by activity, then by conversation.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Spot(pub(crate) i64, pub(crate) String);
 
 impl Got {
     /// The value of a field that was asked for.
     pub(crate) fn field(self) -> Option<Bytes> {
         match self {
             Self::Field(value) => value,
-            Self::All(_) => None,
+            Self::All(_) | Self::Count(_) => None,
         }
     }
 }
@@ -217,15 +264,6 @@ pub(crate) struct ListRow {
     pub(crate) settings: Option<Bytes>,
 }
 
-/// Which way through a user's list, and from which activity on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Walk {
-    /// Newest first; none: from the top.
-    Down(Option<i64>),
-    /// Oldest first; none: from the bottom.
-    Up(Option<i64>),
-}
-
 /// Why an append or a cursor was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Refusal {
@@ -236,6 +274,9 @@ pub(crate) enum Refusal {
     Dissolved,
     OtherPayload,
     HotLimit,
+    NoUser,
+    /// A set holds as much as it may.
+    Full,
     /// A restoration came to a partition that is at its version, or above.
     NotAbove,
 }
@@ -293,6 +334,8 @@ impl From<EngineError> for Error {
                 Refusal::OtherPayload => {
                     Self::new(Code::AlreadyExists, "client_msg_id: used for another message within the last 24 hours")
                 }
+                Refusal::NoUser => Self::not_found("no such user"),
+                Refusal::Full => Self::exhausted("a list holds as much as it may", Duration::from_secs(3_600)),
                 Refusal::NotAbove => Self::new(Code::FailedPrecondition, "the partition is at this version already"),
                 Refusal::HotLimit => {
                     Self::exhausted("this conversation holds as many messages as are kept", Duration::from_secs(3_600))
@@ -312,14 +355,16 @@ pub(crate) trait Engine: Send + Sync + 'static {
     fn in_order(&self, partitions: &[u32]) -> bool;
     async fn append(&self, partition: u32, append: Append, end: Instant) -> Result<Appended, EngineError>;
     async fn cursor(&self, partition: u32, cursor: Cursor, end: Instant) -> Result<Moved, EngineError>;
-    /// Raises activity hints of entries that the list holds.
+    /// Raises activity hints of entries that the list holds; says whether it holds all of them.
     async fn hints(
         &self,
         partition: u32,
         user_id: &str,
         hints: Vec<(String, i64)>,
         end: Instant,
-    ) -> Result<(), EngineError>;
+    ) -> Result<bool, EngineError>;
+    /// Enters a conversation into a list, and an entry gives way where it is full; one that stands is raised. Says whether anything was told.
+    async fn enter(&self, partition: u32, entry: Entry, end: Instant) -> Result<bool, EngineError>;
     async fn swap(&self, partition: u32, swap: Swap, end: Instant) -> Result<(), EngineError>;
     async fn get(&self, partition: u32, wants: Vec<Want>, end: Instant) -> Result<Vec<Got>, EngineError>;
     /// None: no such conversation.
@@ -350,15 +395,17 @@ pub(crate) trait Engine: Send + Sync + 'static {
         limit: u32,
         end: Instant,
     ) -> Result<Option<MemberPage>, EngineError>;
+    /// Entries of a user's list behind a spot (none: from the top), newest first.
     async fn list(
         &self,
         partition: u32,
         user_id: &str,
-        walk: Walk,
-        offset: u32,
+        behind: Option<&Spot>,
         limit: u32,
         end: Instant,
     ) -> Result<Vec<ListRow>, EngineError>;
+    /// A page of a hash that is read in pages: friends and requests (`f:`), blocks (`b:`).
+    async fn field_page(&self, partition: u32, range: Range, end: Instant) -> Result<FieldPage, EngineError>;
 }
 
 /// A partition that is being restored by its holder: nobody else writes to it.

@@ -17,7 +17,7 @@ use crate::{
     core::{
         conversations::conversation_ops,
         messages::set_reaction,
-        model::{MemberData, Overlay, key, number},
+        model::{MemberData, Overlay, cursor as names, key, number},
     },
     engine::{Field, Op, Write},
 };
@@ -129,7 +129,7 @@ pub(crate) fn read(kind: &str, key: &str, data: &[u8]) -> Result<Change, Unresto
         "receipt.delivered" => {
             let d: data::Delivered = parse(key, data)?;
             ids::check_id("device_id", &d.device_id)?;
-            cursor(&d.conversation_id, format!("d{}/{}", d.user_id, d.device_id), &d.user_id, d.seq)
+            delivered(&d.conversation_id, &d.user_id, &d.device_id, d.seq)
         }
         "conversation.cleared" => {
             let d: data::Cleared = parse(key, data)?;
@@ -279,6 +279,24 @@ fn cursor(id: &str, name: String, user_id: &str, seq: Num<u64>) -> Result<Change
     }))
 }
 
+/// The same for a device's cursor, with the note of the devices that have one.
+fn delivered(id: &str, user_id: &str, device_id: &str, seq: Num<u64>) -> Result<Change, Unrestorable> {
+    let cursor = cursor(id, names::delivered(user_id, device_id), user_id, seq)?;
+    let devices = Field::new(key::cursors(id), names::devices(user_id));
+    let (user_id, device_id) = (user_id.to_owned(), device_id.to_owned());
+    let reads = vec![cursor.reads[0].clone(), devices.clone()];
+    Ok(Change::with(reads, move |values| {
+        let mut writes = cursor.decide(&values[..1])?.writes;
+        if let Some((noted, forgotten)) =
+            names::note_device(values[1].as_ref(), &device_id).filter(|_| !writes.is_empty())
+        {
+            writes.push(set(devices.key.clone(), devices.name.clone(), noted));
+            writes.extend(forgotten.map(|device| delete(devices.key.clone(), names::delivered(&user_id, &device))));
+        }
+        Ok(writes)
+    }))
+}
+
 fn created(d: data::Created) -> Result<Change, Unrestorable> {
     ids::check_conversation_id("conversation_id", &d.conversation_id)?;
     for user in &d.member_ids {
@@ -381,15 +399,23 @@ fn added(d: &data::Added) -> Result<Change, Unrestorable> {
 }
 
 fn removed(d: &data::Removed) -> Result<Change, Unrestorable> {
-    let id = &d.conversation_id;
-    let mut writes: Vec<Write> = counts(id, d.member_count.0, d.member_version).into();
+    let id = d.conversation_id.clone();
+    let mut writes: Vec<Write> = counts(&id, d.member_count.0, d.member_version).into();
     for user in &d.user_ids {
         ids::check_id("user_ids", user)?;
-        writes.push(delete(key::members(id), user.clone()));
-        writes.push(Write::Op(Op::Unscore { key: key::joins(id), member: user.clone() }));
-        writes.extend(["r", "s", "c"].map(|prefix| delete(key::cursors(id), format!("{prefix}{user}"))));
+        writes.push(delete(key::members(&id), user.clone()));
+        writes.push(Write::Op(Op::Unscore { key: key::joins(&id), member: user.clone() }));
     }
-    Ok(Change::plain(writes))
+    let users = d.user_ids.clone();
+    let reads = users.iter().map(|user| Field::new(key::cursors(&id), names::devices(user))).collect();
+    Ok(Change::with(reads, move |values| {
+        let mut writes = writes.clone();
+        for (user, devices) in users.iter().zip(values) {
+            let cursors = names::of_member(user, devices.as_ref());
+            writes.extend(cursors.into_iter().map(|name| delete(key::cursors(&id), name)));
+        }
+        Ok(writes)
+    }))
 }
 
 fn member_updated(d: data::Member) -> Result<Change, Unrestorable> {
@@ -409,11 +435,15 @@ fn member_blocked(d: data::Blocked) -> Result<Change, Unrestorable> {
     let data::Blocked { conversation_id, user_id, blocked, joined_at } = d;
     ids::check_id("user_id", &user_id)?;
     let field = Field::new(key::members(&conversation_id), user_id);
-    Ok(Change::with(vec![field.clone()], move |values| {
+    let opened = Field::new(key::conversation(&conversation_id), "k");
+    Ok(Change::with(vec![field.clone(), opened], move |values| {
         let member = match &values[0] {
             Some(row) => member_of(&field, row)?,
             None => MemberData::new(Role::Member, 1, joined_at.0),
         };
+        if !blocked && values[1].is_none() {
+            return Ok(vec![delete(field.key.clone(), field.name.clone())]);
+        }
         Ok(vec![Write::Op(Op::Set(field.clone(), MemberData { blocked, ..member }.pack()))])
     }))
 }

@@ -15,8 +15,12 @@ use ulid::Ulid;
 use super::change::Unrestorable;
 use crate::{
     codec,
-    core::{conversations, users},
-    engine::{Op, Write},
+    core::{
+        conversations,
+        model::{SourceRow, key},
+        users,
+    },
+    engine::{Field, Op, Write},
     event,
 };
 
@@ -280,12 +284,33 @@ pub(super) struct FriendAdded {
     pub(super) alias: String,
     pub(super) since: Num<i64>,
     pub(super) version: Num<u64>,
+    #[serde(flatten)]
+    pub(super) source: Source,
+}
+
+/// Which record of a line's source an event of a friend came from; absent or 0: none.
+#[derive(Deserialize)]
+pub(super) struct Source {
+    #[serde(default)]
+    source_version: Option<Num<u64>>,
+    #[serde(default)]
+    at: Option<Num<i64>>,
+}
+
+impl Source {
+    pub(super) fn write(&self, user_id: &str, friend_id: &str) -> Option<Write> {
+        let (version, at) = (self.source_version?.0, self.at?.0);
+        let row = SourceRow { version, at }.pack();
+        (version != 0).then(|| Write::Op(Op::Set(Field::new(key::friends(user_id), format!("v{friend_id}")), row)))
+    }
 }
 
 #[derive(Deserialize)]
 pub(super) struct FriendRemoved {
     pub(super) user_id: String,
     pub(super) friend_id: String,
+    #[serde(flatten)]
+    pub(super) source: Source,
 }
 
 #[derive(Deserialize)]
@@ -308,6 +333,9 @@ pub(super) struct RequestSent {
 pub(super) struct Settled {
     pub(super) user_id: String,
     pub(super) peer_id: String,
+    /// `i` or `o`: of these alone; empty: of both.
+    #[serde(default)]
+    pub(super) side: String,
 }
 
 #[derive(Deserialize)]
@@ -325,6 +353,8 @@ pub(super) struct Profile {
     avatar_url: String,
     attrs: BTreeMap<String, String>,
     version: Num<u64>,
+    #[serde(default)]
+    source_version: Option<Num<u64>>,
     line: String,
 }
 
@@ -336,6 +366,7 @@ impl Profile {
             avatar_url: self.avatar_url,
             attrs: self.attrs,
             version: self.version.0,
+            source_version: self.source_version.map_or(0, |v| v.0),
             line: self.line,
             last_seen: 0,
         };

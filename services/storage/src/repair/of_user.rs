@@ -19,15 +19,19 @@ pub(super) fn read(kind: &str, user: &str, data: &[u8]) -> Result<Change, Unrest
             ids::check_id("friend_id", &d.friend_id)?;
             let row = FriendRow { since: d.since.0, version: d.version.0, alias: d.alias }.pack();
             let key = key::friends(user);
-            vec![
+            let mut writes = vec![
                 set(key.clone(), format!("f{}", d.friend_id), row),
                 delete(key.clone(), format!("i{}", d.friend_id)),
                 delete(key, format!("o{}", d.friend_id)),
-            ]
+            ];
+            writes.extend(d.source.write(user, &d.friend_id));
+            writes
         }
         "friend.removed" => {
             let d: data::FriendRemoved = parse(user, data)?;
-            vec![delete(key::friends(user), format!("f{}", d.friend_id))]
+            let mut writes = vec![delete(key::friends(user), format!("f{}", d.friend_id))];
+            writes.extend(d.source.write(user, &d.friend_id));
+            writes
         }
         "friend.requested" => {
             let d: data::Requested = parse(user, data)?;
@@ -42,7 +46,8 @@ pub(super) fn read(kind: &str, user: &str, data: &[u8]) -> Result<Change, Unrest
         }
         "friend.request_settled" => {
             let d: data::Settled = parse(user, data)?;
-            ["i", "o"].map(|side| delete(key::friends(user), format!("{side}{}", d.peer_id))).into()
+            let sides = ["i", "o"].into_iter().filter(|side| d.side.is_empty() || d.side == *side);
+            sides.map(|side| delete(key::friends(user), format!("{side}{}", d.peer_id))).collect()
         }
         "block.added" => {
             let d: data::Block = parse(user, data)?;

@@ -178,7 +178,9 @@ async fn act(core: &Core, act: &Act) {
                 PutFriendRequest { user_id, friend_id: peer, alias, version: u64::from(n % 4), must_exist: false };
             drop(core.put_friend(request).await);
         }
-        17 => drop(core.delete_friend(DeleteFriendRequest { user_id, friend_id: peer, version: 0 }).await),
+        17 => {
+            drop(core.delete_friend(DeleteFriendRequest { user_id, friend_id: peer, version: u64::from(n % 5) }).await);
+        }
         18 => {
             let text = if flag { "let me | in\n".into() } else { String::new() };
             drop(core.request_friend(RequestFriendRequest { user_id, target_id: peer, text }).await);
@@ -197,7 +199,11 @@ async fn act(core: &Core, act: &Act) {
             };
             drop(core.set_list_entry(request).await);
         }
-        22 => drop(core.upsert_users(UpsertUsersRequest { users: vec![update(a, n)] }).await),
+        22 => {
+            let version = if flag { u64::from(n) } else { 0 };
+            let users = vec![UserUpdate { version, ..update(a, n) }];
+            drop(core.upsert_users(UpsertUsersRequest { users }).await);
+        }
         _ => {
             let device_id = if flag { format!("d{}", n % 2) } else { String::new() };
             let request =

@@ -28,7 +28,7 @@ pub(crate) struct Conversations {
     next_cursor: String,
 }
 
-/// The caller's conversations, newest activity first.
+/// The caller's conversations, newest activity first. One that cannot be read carries an `error` and hides no other.
 #[utoipa::path(get, path = "/v1/conversations", tag = "conversations", params(Page),
     responses((status = 200, description = "A page", body = Conversations)))]
 pub(crate) async fn list(
@@ -39,7 +39,7 @@ pub(crate) async fn list(
     let limit = limit(page.limit, MAX_PAGE)?;
     let request = ListConversationsRequest { user_id: caller.user(), limit, cursor: page.cursor };
     let found = app.storage.list_conversations(request).await?;
-    let conversations = found.conversations.into_iter().map(Conversation::try_from).collect::<Result<_, _>>()?;
+    let conversations = found.conversations.into_iter().map(Conversation::from).collect();
     Ok(Json(Conversations { conversations, next_cursor: found.next_cursor }))
 }
 
@@ -58,7 +58,7 @@ async fn one(app: &App, caller: &Caller, conversation_id: String) -> Result<Json
     ids::check_conversation_id("conversation_id", &conversation_id)?;
     let missing = Error::not_found(format!("no conversation {conversation_id}"));
     let found = app.storage.get_conversations(&caller.claims().sub, vec![conversation_id], true).await?;
-    found.into_iter().next().ok_or(missing)?.try_into().map(Json)
+    found.into_iter().next().map(|found| Json(found.into())).ok_or(missing)
 }
 
 /// The caller's own settings of a conversation; what is absent stays.

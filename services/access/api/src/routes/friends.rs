@@ -169,7 +169,18 @@ pub(crate) async fn accept(
     answer(&app, &caller, user, true).await
 }
 
-/// Rejects a friend request.
+/// Takes back a friend request that waits for an answer.
+#[utoipa::path(delete, path = "/v1/friends/requests/{user}", tag = "friends", params(("user" = String, Path, description = "Who was asked")),
+    responses((status = 200, description = "Taken back", body = Done)))]
+pub(crate) async fn withdraw(
+    State(app): State<Shared>,
+    caller: Caller,
+    Segments(user): Segments<String>,
+) -> Result<Json<Done>, Error> {
+    answer(&app, &caller, user, false).await
+}
+
+/// Rejects a friend request, or takes one's own back.
 #[utoipa::path(post, path = "/v1/friends/requests/{user}/reject", tag = "friends", params(("user" = String, Path, description = "Who asked")),
     responses((status = 200, description = "Rejected", body = Done)))]
 pub(crate) async fn reject(

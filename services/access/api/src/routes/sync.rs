@@ -1,6 +1,6 @@
 //! Cursors of a device: acknowledge what arrived, pull what did not.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Bound};
 
 use axum::{Json, extract::State};
 use kith_kit::{error::Error, ids};
@@ -18,7 +18,7 @@ use crate::{
     app::{App, Shared},
     caller::Caller,
     extract::{Body, limit},
-    view::Position,
+    view::{Failure, Position},
 };
 
 /// Positions in one acknowledgement.
@@ -116,6 +116,9 @@ pub(crate) struct SyncConversation {
     #[schema(value_type = Vec<crate::openapi::Message>)]
     messages: Vec<Box<RawValue>>,
     has_more: bool,
+    /// Only where this conversation could not be read now: ask for it again. The others are not affected.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<Failure>,
 }
 
 /// A page of news.
@@ -127,32 +130,12 @@ pub(crate) struct Synced {
     next_cursor: String,
 }
 
-/// Where the next page starts: among the given cursors, or in storage's list of conversations that are behind.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Where the next page starts: behind one of the given cursors, or in storage's list of conversations that are behind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 enum Place {
-    Given(usize),
+    /// Behind this conversation, in the order of ids.
+    Given(String),
     Behind(String),
-    End,
-}
-
-impl Place {
-    fn parse(cursor: &str) -> Result<Self, Error> {
-        let bad = || Error::invalid("cursor: not one of this call's");
-        match cursor.split_once(':') {
-            None if cursor.is_empty() => Ok(Self::Given(0)),
-            Some(("g", at)) => at.parse().map(Self::Given).map_err(|_| bad()),
-            Some(("b", cursor)) => Ok(Self::Behind(cursor.to_owned())),
-            _ => Err(bad()),
-        }
-    }
-
-    fn text(&self) -> String {
-        match self {
-            Self::Given(at) => format!("g:{at}"),
-            Self::Behind(cursor) => format!("b:{cursor}"),
-            Self::End => String::new(),
-        }
-    }
 }
 
 /// Pulls what is newer than the client's cursors.
@@ -169,48 +152,57 @@ pub(crate) async fn sync(
     for id in sync.cursors.keys() {
         ids::check_conversation_id("cursors", id)?;
     }
-    let mut place = Place::parse(sync.cursor.as_deref().unwrap_or_default())?;
-    let given: Vec<_> = sync.cursors.iter().map(|(id, seq)| position(id.clone(), seq.0)).collect();
-    let mut page = Vec::new();
+    let owner = [caller.claims().sub.as_str(), caller.device()];
+    let cursor = sync.cursor.as_deref().unwrap_or_default();
+    let begin = || Place::Given(String::new());
+    let mut place = Some(app.cursors.read("sync", &owner, cursor)?.unwrap_or_else(begin));
+    let mut page: Vec<SyncConversation> = Vec::new();
     let mut bytes = 0;
     for _ in 0..PAGE_STEPS {
-        let (after, next) = step(&app, &caller, &given, &sync.cursors, place).await?;
+        let Some(at) = place.take() else { break };
+        let (after, failed, next) = step(&app, &caller, &sync.cursors, at).await?;
         place = next;
+        page.extend(failed);
         if !after.is_empty() {
             for found in app.storage.list_after(&caller.claims().sub, after, limit).await? {
-                if let Some(news) = news(found)? {
+                if let Some(news) = news(found) {
                     bytes += news.messages.iter().map(|m| m.get().len()).sum::<usize>();
                     page.push(news);
                 }
             }
         }
-        if place == Place::End || page.len() >= PAGE_CONVERSATIONS || bytes >= PAGE_BYTES {
+        if page.len() >= PAGE_CONVERSATIONS || bytes >= PAGE_BYTES {
             break;
         }
     }
-    Ok(Json(Synced { conversations: page, next_cursor: place.text() }))
+    let next_cursor = match place {
+        Some(place) => app.cursors.write("sync", &owner, &place)?,
+        None => String::new(),
+    };
+    Ok(Json(Synced { conversations: page, next_cursor }))
 }
 
 fn position(conversation_id: String, seq: u64) -> chat::Position {
     chat::Position { conversation_id, seq }
 }
 
-/// The positions of the next step, and the place after it.
+/// The positions of the next step, conversations of which nothing can be read, and the place after it.
 async fn step(
     app: &App,
     caller: &Caller,
-    given: &[chat::Position],
     cursors: &BTreeMap<String, U64>,
     place: Place,
-) -> Result<(Vec<chat::Position>, Place), Error> {
+) -> Result<(Vec<chat::Position>, Vec<SyncConversation>, Option<Place>), Error> {
     let cursor = match place {
-        Place::Given(at) if at < given.len() => {
-            let end = given.len().min(at + STEP);
-            return Ok((given[at..end].to_vec(), Place::Given(end)));
+        Place::Given(after) => {
+            let rest = cursors.range::<String, _>((Bound::Excluded(&after), Bound::Unbounded));
+            let given: Vec<_> = rest.take(STEP).map(|(id, seq)| position(id.clone(), seq.0)).collect();
+            if let Some(last) = given.last().map(|p| p.conversation_id.clone()) {
+                return Ok((given, Vec::new(), Some(Place::Given(last))));
+            }
+            String::new()
         }
-        Place::Given(_) => String::new(),
         Place::Behind(cursor) => cursor,
-        Place::End => return Ok((Vec::new(), Place::End)),
     };
     let request = ListBehindRequest {
         user_id: caller.user(),
@@ -220,41 +212,39 @@ async fn step(
         cursor,
     };
     let found = app.storage.list_behind(request).await?;
-    let behind = found.behind.into_iter().filter(|b| !cursors.contains_key(&b.conversation_id));
-    let after = behind.map(|b| position(b.conversation_id, b.delivered_seq)).collect();
-    let next = if found.next_cursor.is_empty() { Place::End } else { Place::Behind(found.next_cursor) };
-    Ok((after, next))
+    let (mut after, mut failed) = (Vec::new(), Vec::new());
+    for behind in found.behind.into_iter().filter(|b| !cursors.contains_key(&b.conversation_id)) {
+        match behind.error {
+            None => after.push(position(behind.conversation_id, behind.delivered_seq)),
+            Some(error) => failed.push(unreadable(behind.conversation_id, error.into())),
+        }
+    }
+    Ok((after, failed, Some(found.next_cursor).filter(|c| !c.is_empty()).map(Place::Behind)))
+}
+
+/// A conversation that cannot be read now: it is named, and the client asks for it again.
+fn unreadable(conversation_id: String, error: Error) -> SyncConversation {
+    SyncConversation { conversation_id, seq: U64(0), messages: Vec::new(), has_more: true, error: Some(error.into()) }
 }
 
 /// What is new in a conversation; nothing when the client is up to date or may no longer see it.
-fn news(found: ConversationMessages) -> Result<Option<SyncConversation>, Error> {
+fn news(found: ConversationMessages) -> Option<SyncConversation> {
     if let Some(error) = found.error {
         let error = Error::from(error);
-        return if matches!(error.code, Code::NotFound | Code::PermissionDenied) { Ok(None) } else { Err(error) };
+        let gone = matches!(error.code, Code::NotFound | Code::PermissionDenied);
+        return (!gone).then(|| unreadable(found.conversation_id, error));
     }
     if found.messages.is_empty() && !found.has_more {
-        return Ok(None);
+        return None;
     }
-    Ok(Some(SyncConversation {
-        conversation_id: found.conversation_id,
-        seq: U64(found.seq),
-        messages: found.messages.iter().map(message_json).collect::<Result<_, _>>()?,
-        has_more: found.has_more,
-    }))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_place_survives_its_text() {
-        for place in [Place::Given(20), Place::Behind("x:y".to_owned()), Place::Behind(String::new())] {
-            assert_eq!(Place::parse(&place.text()).unwrap(), place);
-        }
-        assert_eq!(Place::parse("").unwrap(), Place::Given(0));
-        for bad in ["g:", "g:-1", "x:1", "nonsense"] {
-            assert!(Place::parse(bad).is_err(), "{bad}");
-        }
+    match found.messages.iter().map(message_json).collect::<Result<_, _>>() {
+        Err(error) => Some(unreadable(found.conversation_id, error)),
+        Ok(messages) => Some(SyncConversation {
+            conversation_id: found.conversation_id,
+            seq: U64(found.seq),
+            messages,
+            has_more: found.has_more,
+            error: None,
+        }),
     }
 }

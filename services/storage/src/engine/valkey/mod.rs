@@ -34,8 +34,8 @@ pub(crate) use view::View;
 use wire::{Call, Emits, Verdict};
 
 use super::{
-    Append, Appended, Cursor, Engine, EngineError, Got, HeadRow, History, ListRow, MemberPage, Moved, Swap, Walk, Want,
-    Window,
+    Append, Appended, Cursor, Engine, EngineError, Entry, FieldPage, Got, HeadRow, History, ListRow, MemberPage, Moved,
+    Range, Spot, Swap, Want, Window,
 };
 use crate::outbox::Outbox;
 
@@ -43,6 +43,8 @@ use crate::outbox::Outbox;
 const DRAIN: Duration = Duration::from_secs(5);
 /// A look at who holds a partition.
 const PROBE: Duration = Duration::from_secs(1);
+/// Attempts at reading a page of a hash whose index was not whole.
+const INDEXINGS: u32 = 3;
 const OUTBOX_FULL: EngineError = EngineError::Exhausted(
     "the event log does not take events and the outbox is full: nothing was stored",
     Duration::from_secs(1),
@@ -330,7 +332,7 @@ impl Partition {
 fn key_of(want: &Want) -> String {
     match want {
         Want::Field(field) => format!("{} {}", field.key, field.name),
-        Want::All(key) => key.clone(),
+        Want::All(key) | Want::Count { key, .. } => key.clone(),
     }
 }
 
@@ -376,7 +378,7 @@ impl Engine for ValkeyEngine {
         user_id: &str,
         hints: Vec<(String, i64)>,
         end: Instant,
-    ) -> Result<(), EngineError> {
+    ) -> Result<bool, EngineError> {
         let build = |mut call: Call| {
             call = call.arg(user_id);
             for (conversation_id, activity) in &hints {
@@ -384,7 +386,18 @@ impl Engine for ValkeyEngine {
             }
             (call, Emits::Nothing)
         };
-        self.write(partition, "k1_hints", build, end).await.map(drop)
+        let values = self.write(partition, "k1_hints", build, end).await?;
+        Ok(values.get(1).and_then(wire::number) == Some(0))
+    }
+
+    async fn enter(&self, partition: u32, entry: Entry, end: Instant) -> Result<bool, EngineError> {
+        let build = |call| {
+            let call = wire::enter(call, &entry);
+            let Entry { entered, left, .. } = entry;
+            (call, Emits::Entry { entered, left })
+        };
+        let values = self.write(partition, "k1_enter", build, end).await?;
+        Ok(values.get(1).and_then(wire::number).is_some_and(|told| told > 0))
     }
 
     async fn swap(&self, partition: u32, swap: Swap, end: Instant) -> Result<(), EngineError> {
@@ -463,13 +476,24 @@ impl Engine for ValkeyEngine {
         &self,
         partition: u32,
         user_id: &str,
-        walk: Walk,
-        offset: u32,
+        behind: Option<&Spot>,
         limit: u32,
         end: Instant,
     ) -> Result<Vec<ListRow>, EngineError> {
-        let values =
-            self.read(partition, "k1_list", |call| wire::list(call, user_id, walk, offset, limit), end).await?;
+        let values = self.read(partition, "k1_walk", |call| wire::walk(call, user_id, behind, limit), end).await?;
         wire::named(&format!("l:{user_id}"), wire::read_list(values))
+    }
+
+    async fn field_page(&self, partition: u32, range: Range, end: Instant) -> Result<FieldPage, EngineError> {
+        for _ in 0..INDEXINGS {
+            let values = self.read(partition, "k1_fields", |call| wire::fields(call, &range), end).await?;
+            if let Some(page) = wire::named(&range.key, wire::read_fields(values))? {
+                return Ok(page);
+            }
+            // A storage service of the version before wrote fields without it.
+            let build = |call: Call| (call.arg(&range.key), Emits::Nothing);
+            self.write(partition, "k1_index", build, end).await?;
+        }
+        Err(EngineError::Unavailable("the list changes too fast: try again".into()))
     }
 }

@@ -9,8 +9,8 @@ use xxhash_rust::xxh3::Xxh3;
 use super::partition::Pending;
 use crate::{
     engine::{
-        Append, Cursor, CursorKind, EngineError, Expect, Got, HeadRow, History, ListRow, MemberPage, MemberRow, Op,
-        Refusal, Stored, Swap, Walk, Want, Window, Write,
+        Append, Cursor, CursorKind, EngineError, Entry, Expect, FieldPage, Got, HeadRow, History, ListRow, MemberPage,
+        MemberRow, Op, Range, Refusal, Spot, Stored, Swap, Want, Window, Write,
     },
     event::{self, FOUND},
 };
@@ -76,6 +76,8 @@ fn refusal(why: &str) -> EngineError {
         "OTHER_PAYLOAD" => Refusal::OtherPayload,
         "HOT_LIMIT" => Refusal::HotLimit,
         "NOT_ABOVE" => Refusal::NotAbove,
+        "NO_USER" => Refusal::NoUser,
+        "FULL" => Refusal::Full,
         other => return EngineError::DataLoss(format!("an unknown refusal of the function library: {other}")),
     })
 }
@@ -83,8 +85,17 @@ fn refusal(why: &str) -> EngineError {
 /// What a committed call puts on the event log.
 pub(super) enum Emits {
     Nothing,
-    Message { conversation_id: String, row: Bytes, privileged: bool },
+    Message {
+        conversation_id: String,
+        row: Bytes,
+        privileged: bool,
+    },
     Cursor(Bytes),
+    /// The event of an entry, and the one of the entry that gave way to it.
+    Entry {
+        entered: Bytes,
+        left: Bytes,
+    },
     Bodies(Vec<Bytes>),
 }
 
@@ -103,6 +114,16 @@ pub(super) fn emitted(emits: &Emits, ver: u64, values: &[Value]) -> Vec<Pending>
             let seq = values.get(1).and_then(number).unwrap_or(0);
             let text = String::from_utf8_lossy(body).replace(FOUND, &seq.to_string());
             if moved { vec![Pending { ver, body: text.into(), row: None }] } else { Vec::new() }
+        }
+        Emits::Entry { entered, left } => {
+            let gone = values.get(2).cloned().and_then(text).unwrap_or_default();
+            let left = String::from_utf8_lossy(left).replace(FOUND, &gone).into();
+            let told: Vec<Bytes> = match values.get(1).and_then(number) {
+                Some(1) => vec![entered.clone()],
+                Some(2) => vec![left, entered.clone()],
+                _ => Vec::new(),
+            };
+            emitted(&Emits::Bodies(told), ver, values)
         }
         Emits::Bodies(bodies) => {
             let first = (ver + 1).saturating_sub(bodies.len() as u64);
@@ -182,8 +203,8 @@ pub(super) fn swap(mut call: Call, swap: &Swap) -> (Call, Vec<Bytes>) {
     for condition in &swap.conditions {
         let expect = match &condition.expect {
             Expect::Absent => b"-".to_vec(),
-            Expect::Present => b"+".to_vec(),
             Expect::Value(value) => [b"=", value.as_ref()].concat(),
+            Expect::Fewer(most) => format!("<{most}").into_bytes(),
         };
         call = call.arg(&condition.field.key).arg(&condition.field.name).arg(expect);
     }
@@ -202,6 +223,7 @@ fn operation(call: Call, op: &Op) -> Call {
         Op::Set(field, value) => call.arg("S").arg(&field.key).arg(&field.name).arg(value),
         Op::Delete(field) => call.arg("D").arg(&field.key).arg(&field.name),
         Op::Score { key, score, member } => call.arg("Z").arg(key).number(score).arg(member),
+        Op::Rescore { key, score, member } => call.arg("X").arg(key).number(score).arg(member),
         Op::Unscore { key, member } => call.arg("Y").arg(key).arg(member),
         Op::Emit(body) => call.arg("E").arg(body),
     }
@@ -230,6 +252,7 @@ pub(super) fn get(mut call: Call, wants: &[Want]) -> Call {
         call = match want {
             Want::Field(field) => call.arg(&field.key).arg(&field.name),
             Want::All(key) => call.arg(key).arg("*"),
+            Want::Count { key, prefix } => call.arg(key).arg(format!("#{prefix}")),
         };
     }
     call
@@ -244,12 +267,27 @@ pub(super) fn history(call: Call, conversation_id: &str, window: Window, limit: 
     call.arg(conversation_id).number(before).number(after).number(limit).number(PAGE_BYTES)
 }
 
-pub(super) fn list(call: Call, user_id: &str, walk: Walk, offset: u32, limit: u32) -> Call {
-    let (direction, bound) = match walk {
-        Walk::Down(from) => ("D", from.map_or_else(|| "+inf".to_owned(), |f| f.to_string())),
-        Walk::Up(from) => ("A", from.map_or_else(|| "-inf".to_owned(), |f| f.to_string())),
+pub(super) fn walk(call: Call, user_id: &str, behind: Option<&Spot>, limit: u32) -> Call {
+    let call = call.arg(user_id);
+    let call = match behind {
+        Some(Spot(activity, conversation_id)) => call.number(activity).arg(conversation_id),
+        None => call.arg("").arg(""),
     };
-    call.arg(user_id).arg(direction).arg(bound).number(offset).number(limit)
+    call.number(limit)
+}
+
+pub(super) fn fields(call: Call, range: &Range) -> Call {
+    call.arg(&range.key).arg(&range.after).arg(range.end).number(range.limit).number(PAGE_BYTES)
+}
+
+pub(super) fn enter(call: Call, entry: &Entry) -> Call {
+    call.arg(&entry.user_id)
+        .arg(&entry.conversation_id)
+        .number(entry.activity)
+        .number(entry.most)
+        .arg(if entry.gives_way { "1" } else { "0" })
+        .arg(&entry.entered)
+        .arg(&entry.left)
 }
 
 /// Says of which key an answer was that cannot be read.
@@ -316,9 +354,22 @@ pub(super) fn read_get(wants: &[Want], values: Vec<Value>) -> Result<Vec<Got>, E
     let read = |(want, value): (&Want, Value)| match want {
         Want::Field(_) => Ok(Got::Field(bytes(value))),
         Want::All(_) => hash(value).map(Got::All),
+        Want::Count { .. } => number(&value).map(Got::Count).ok_or_else(|| odd("a count")),
     };
     let got: Vec<Got> = wants.iter().zip(values.into_iter().skip(1)).map(read).collect::<Result<_, _>>()?;
     if got.len() == wants.len() { Ok(got) } else { Err(odd("too few values")) }
+}
+
+/// None: the hash's index must be built first.
+pub(super) fn read_fields(values: Vec<Value>) -> Result<Option<FieldPage>, EngineError> {
+    let mut values = values.into_iter().skip(1);
+    let more = match values.next() {
+        Some(Value::Int(-1)) => return Ok(None),
+        Some(Value::Int(more)) => more == 1,
+        _ => return Err(odd("not a page of fields")),
+    };
+    let fields = hash(Value::Array(values.collect()))?;
+    Ok(Some(FieldPage { fields, more }))
 }
 
 pub(super) fn read_history(window: Window, values: Vec<Value>) -> Result<Option<History>, EngineError> {

@@ -1,0 +1,84 @@
+//! Blocks: written into the direct conversation's own row, where they take effect, and listed with the user who blocks.
+
+use kith_kit::{error::Error, ids};
+use kith_proto::storage::v1::{
+    DirectBlock, ListBlocksRequest, ListBlocksResponse, SetBlockRequest, Step, relate, step,
+};
+use serde_json::json;
+use tonic::Code;
+
+use super::{
+    Core, Plan, check, full,
+    model::key,
+    no_user,
+    relations::{pair, relate_step},
+};
+use crate::{
+    engine::{Field, Op},
+    event,
+};
+
+/// Blocked users of one user.
+const MOST: u64 = 5_000;
+const TOO_MANY: &str = "target_id: at most 5,000 blocked users";
+
+impl Core {
+    pub(crate) async fn set_block(&self, request: SetBlockRequest) -> Result<bool, Error> {
+        let SetBlockRequest { user_id, target_id, blocked } = request;
+        pair("user_id", &user_id, "target_id", &target_id)?;
+        let id = ids::direct_conversation_id(&user_id, &target_id)?;
+        let field = Field::new(key::blocks(&user_id), target_id.clone());
+        let fields = [Field::new(key::profile(&user_id), "v"), field.clone()];
+        let values = self.fields(self.partition(&user_id), &fields, Self::end()).await?;
+        if values[0].is_none() {
+            return Err(no_user());
+        }
+        if blocked && values[1].is_none() {
+            if self.count(&user_id, key::blocks(&user_id), "").await? >= MOST {
+                return Err(full(TOO_MANY));
+            }
+            self.known(&target_id, &user_id).await?;
+        }
+        // First where it takes effect, then where it is listed: a retry repairs what is between.
+        let block = DirectBlock { user_id: target_id.clone(), blocked };
+        self.steps(vec![Step { id, step: Some(step::Step::DirectBlock(block)) }]).await?;
+        let now = Self::now();
+        self.update(self.partition(&user_id), vec![field.clone()], |values| {
+            if values[0].is_some() == blocked {
+                return Ok(Plan::nothing(false));
+            }
+            let kind = if blocked { "block.added" } else { "block.removed" };
+            let op = if blocked { Op::Set(field.clone(), now.to_string().into()) } else { Op::Delete(field.clone()) };
+            let data = json!({"user_id": user_id, "target_id": target_id, "at": now.to_string()});
+            let plan = Plan::new(vec![op, Op::Emit(event::body(kind, &user_id, now, &data))], true);
+            let room = Field::new(key::blocks(&user_id), "");
+            Ok(if blocked { plan.within(room, MOST, TOO_MANY) } else { plan })
+        })
+        .await
+    }
+
+    /// Whether a user has been made, wherever its partition is: what is made up leaves no row.
+    async fn known(&self, user_id: &str, asker: &str) -> Result<(), Error> {
+        if self.0.known_users.holds(user_id) {
+            return Ok(());
+        }
+        match self.steps(vec![relate_step(user_id, relate::Kind::Known, asker, "", 0)]).await {
+            Ok(()) => {
+                self.0.known_users.add(user_id);
+                Ok(())
+            }
+            // An instance of the version before does not know the question.
+            Err(error) if error.code == Code::InvalidArgument => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(crate) async fn list_blocks(&self, request: ListBlocksRequest) -> Result<ListBlocksResponse, Error> {
+        let ListBlocksRequest { user_id, limit, cursor } = request;
+        check::user("user_id", &user_id)?;
+        let limit = check::limit(limit, 200, 1_000)?;
+        let (page, next_cursor) =
+            self.listed("blocks", &user_id, key::blocks(&user_id), ("", ""), (limit, &cursor)).await?;
+        Ok(ListBlocksResponse { user_ids: page.into_iter().map(|(id, _)| id).collect(), next_cursor })
+    }
+}
