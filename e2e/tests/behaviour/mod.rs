@@ -5,6 +5,7 @@ pub mod bad_input;
 pub mod catch_up;
 pub mod conversations;
 pub mod history;
+pub mod lists;
 pub mod log;
 pub mod retry;
 pub mod send;
@@ -72,6 +73,13 @@ macro_rules! every_behaviour {
             a_first_message_is_in_both_lists_when_it_is_acknowledged,
             the_list_is_ordered_by_activity_and_pages_hold_everything_once,
             a_cleared_conversation_is_cleared_for_the_caller_alone,
+        ]);
+        every_behaviour!($with, message_lists: behaviour::lists, [
+            a_cursor_that_was_not_given_out_is_refused_by_every_list,
+            a_page_of_one_shows_the_conversation_with_the_newest_message,
+            sync_pages_come_to_an_end_with_everything,
+            a_friend_request_is_taken_back_and_leaves_nothing,
+            a_lines_newer_record_is_taken_after_the_users_own_edit,
         ]);
         every_behaviour!($with, message_bad_input: behaviour::bad_input, [
             a_malformed_request_is_refused_with_the_fields_name,
