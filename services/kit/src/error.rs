@@ -107,6 +107,11 @@ impl Error {
         Self::new(Code::Internal, detail)
     }
 
+    /// 500: stored data are damaged or missing. Which ones is for the log of whoever found it, and never for a caller: keys hold ids.
+    pub fn data_loss() -> Self {
+        Self::new(Code::DataLoss, "stored data are damaged or missing: it has been logged").with_reason(reason::DATA_LOSS)
+    }
+
     /// The instance does not hold what was asked for.
     pub fn wrong_holder(holder: Option<&str>) -> Self {
         let mut error = Self::new(Code::FailedPrecondition, "this instance does not hold the key")

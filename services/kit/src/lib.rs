@@ -32,6 +32,8 @@ pub mod login;
 #[cfg(feature = "grpc")]
 mod pulse;
 #[cfg(feature = "grpc")]
+pub mod push;
+#[cfg(feature = "grpc")]
 pub mod request;
 #[cfg(feature = "grpc")]
 pub mod route;
@@ -47,6 +49,8 @@ pub mod storage;
 pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
+#[cfg(feature = "grpc")]
+pub mod text;
 #[cfg(feature = "tls")]
 pub mod tls;
 #[cfg(feature = "valkey")]

@@ -167,12 +167,13 @@ local function append(keys, args)
       return { p.ver, tonumber(seen), stored }
     end
   end
-  if c[4] == '1' then return fail('K1REFUSE DISSOLVED') end
   if args[12] ~= '1' then
     local verdict, corrupt = may_write(p, cid, sender, tonumber(args[10]), c[3])
     if corrupt then return fail('K1CORRUPT ' .. corrupt) end
     if verdict ~= 'OK' then return fail('K1REFUSE ' .. verdict) end
   end
+  -- After the membership: who is no member is not told that there has been such a group.
+  if c[4] == '1' then return fail('K1REFUSE DISSOLVED') end
   local seq = tonumber(c[1]) + 1
   if seq - (tonumber(c[2] or '0')) > tonumber(args[11]) then return fail('K1REFUSE HOT_LIMIT') end
   local s = n(seq)

@@ -241,7 +241,8 @@ async fn groups_blocks_recalls_and_settings_do_what_they_say() {
         push_token: "t".to_owned(),
         last_seen: 5,
     };
-    client.put_device(PutDeviceRequest { user_id: "alice".to_owned(), device: Some(device) }).await.unwrap();
+    let request = PutDeviceRequest { user_id: "alice".to_owned(), device: Some(device), ..Default::default() };
+    client.put_device(request).await.unwrap();
     let revoke =
         RevokeTokensRequest { user_id: "alice".to_owned(), device_id: "d1".to_owned(), issued_at_or_before: 7 };
     client.revoke_tokens(revoke).await.unwrap();

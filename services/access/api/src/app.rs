@@ -11,6 +11,7 @@ use kith_kit::{config::Config, cursor::Cursors, login::Authenticator, sessions::
 use kith_send::{Doorway, Limiter};
 
 use crate::{
+    extract::Segments,
     middleware,
     routes::{blocks, conversations, devices, friends, messages, meta, presence, sync, users},
 };
@@ -78,7 +79,14 @@ pub(crate) fn router(app: App) -> Router {
         .route("/v1/users:batchGet", post(users::batch_get))
         .route("/v1/friends", get(friends::list))
         .route("/v1/friends/{user}", patch(friends::update).delete(friends::remove))
-        .route("/v1/friends/requests", get(friends::requests).post(friends::request))
+        // `requests` is also the id of a user, and `push-token` below that of a device: what the fixed word does not take is theirs.
+        .route(
+            "/v1/friends/requests",
+            get(friends::requests)
+                .post(friends::request)
+                .patch(|app, caller, body| friends::update(app, caller, Segments("requests".to_owned()), body))
+                .delete(|app, caller| friends::remove(app, caller, Segments("requests".to_owned()))),
+        )
         .route("/v1/friends/requests/{user}", delete(friends::withdraw))
         .route("/v1/friends/requests/{user}/accept", post(friends::accept))
         .route("/v1/friends/requests/{user}/reject", post(friends::reject))
@@ -86,7 +94,11 @@ pub(crate) fn router(app: App) -> Router {
         .route("/v1/blocks/{user}", put(blocks::block).delete(blocks::unblock))
         .route("/v1/presence:query", post(presence::query))
         .route("/v1/devices", get(devices::list))
-        .route("/v1/devices/push-token", put(devices::push_token))
+        .route(
+            "/v1/devices/push-token",
+            put(devices::push_token)
+                .delete(|app, caller| devices::remove(app, caller, Segments("push-token".to_owned()))),
+        )
         .route("/v1/devices/{id}", delete(devices::remove))
         .route("/v1/openapi.json", get(meta::openapi))
         .route("/.well-known/jwks.json", get(meta::jwks))

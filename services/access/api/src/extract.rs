@@ -10,6 +10,7 @@ use kith_kit::{
     error::{Error, reason},
     http::problem_with,
 };
+use kith_send::json::Object;
 use serde::de::DeserializeOwned;
 
 /// A JSON body.
@@ -59,10 +60,10 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     }
 }
 
-/// Reads JSON; an error names the path of the field.
+/// Reads a JSON object; an error names the path of the field.
 pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+    let Object(value) = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
         // Where the text itself breaks off there is no field to name.
         let path = if path == "." || path == "?" { "body".to_owned() } else { path };
@@ -131,7 +132,7 @@ mod tests {
     struct Sample {
         content: Box<RawValue>,
         #[allow(dead_code)]
-        acks: Vec<Ack>,
+        acks: Vec<Object<Ack>>,
     }
 
     #[test]
@@ -143,6 +144,14 @@ mod tests {
         assert!(parse::<Sample>(br#"{"acks":[]}"#).unwrap_err().detail.contains("content"));
         assert!(parse::<Sample>(b"{").unwrap_err().detail.starts_with("body:"));
         assert!(parse::<Sample>(br#"{"content":{},"acks":[]} x"#).is_err());
+    }
+
+    #[test]
+    fn an_array_is_no_object_and_its_place_is_named() {
+        let error = parse::<Ack>(br#"["1"]"#).unwrap_err();
+        assert!(error.detail.starts_with("body: "), "{error}");
+        let error = parse::<Sample>(br#"{"content":{},"acks":[{"seq":"1"},["1"]]}"#).unwrap_err();
+        assert!(error.detail.starts_with("acks[1]: "), "{error}");
     }
 
     #[test]

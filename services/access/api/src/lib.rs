@@ -10,6 +10,7 @@ mod middleware;
 mod openapi;
 mod routes;
 mod view;
+mod visible;
 
 use std::time::Duration;
 

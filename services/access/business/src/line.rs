@@ -10,6 +10,7 @@ use kith_kit::{
 };
 use kith_proto::storage::v1::ListMembersRequest;
 use moka::future::Cache;
+use tonic::Code;
 
 /// Users whose line is remembered. A user's line never changes.
 const USERS: u64 = 200_000;
@@ -99,10 +100,14 @@ impl Lines {
         let request = ListMembersRequest {
             conversation_id: conversation_id.to_owned(),
             limit: MEMBERS,
-            cursor: String::new(),
-            user_id: String::new(),
+            ..Default::default()
         };
-        let members = self.storage.list_members(request).await?.members;
+        let missing = || Error::not_found("conversation_id: no such conversation");
+        let members = self.storage.list_members(request).await.map_err(|error| match error.code {
+            Code::NotFound => missing(),
+            _ => error,
+        })?;
+        let members = members.members;
         let user_ids: Vec<_> = members.into_iter().map(|m| m.user_id).collect();
         for chunk in user_ids.chunks(USERS_A_CALL) {
             if self.of_users(chunk).await?.values().any(|owner| owner == line) {
@@ -110,12 +115,12 @@ impl Lines {
                 return Ok(());
             }
         }
-        Err(Error::not_found(format!("conversation_id: no conversation {conversation_id}")))
+        Err(missing())
     }
 
     /// Whether a group was made by one of the line's users: its own to write into without being a member.
     pub async fn owns_group(&self, line: &str, conversation_id: &str) -> Result<bool, Error> {
-        if ids::check_conversation_id("conversation_id", conversation_id)? == ConversationId::Direct {
+        if matches!(ids::check_conversation_id("conversation_id", conversation_id)?, ConversationId::Direct(..)) {
             return Ok(false);
         }
         let found = self.storage.get_conversations("", vec![conversation_id.to_owned()], false).await?;

@@ -20,9 +20,9 @@ use kith_proto::{
     chat::v1::{Platform, Receipt},
     storage::v1::{self as storage_v1, Device, ListDevicesRequest, PutDeviceRequest},
 };
-use kith_send::{Doorway, Draft, Target, draft::MAX_CONTENT_BYTES, json};
+use kith_send::{Door, Doorway, Draft, Target, draft::MAX_CONTENT_BYTES, json};
 use serde_json::value::RawValue;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use crate::{
     line::Lines,
@@ -55,10 +55,10 @@ impl Business {
         let draft = draft(message)?;
         let refused = match self.doorway.send(draft.clone()).await {
             Ok(receipt) => return Ok(sent(receipt)),
-            Err(error) if error.reason.as_deref() == Some(reason::NOT_MEMBER) => error,
+            Err(error) if error.code == Code::NotFound => error,
             Err(error) => return Err(error),
         };
-        // Not a member: the line may still write into the groups of its own users (system accounts do).
+        // Perhaps not a member: the line may still write into the groups of its own users (system accounts do).
         match &draft.target {
             Target::Conversation(id) if self.lines.owns_group(line, id).await? => {
                 self.doorway.send_privileged(draft).await.map(sent)
@@ -95,7 +95,7 @@ impl Business {
             return Ok(());
         }
         let device = Device { device_id: device_id.to_owned(), platform: platform.into(), ..Default::default() };
-        self.storage.put_device(PutDeviceRequest { user_id, device: Some(device) }).await?;
+        self.storage.put_device(PutDeviceRequest { user_id, device: Some(device), ..Default::default() }).await?;
         Ok(())
     }
 
@@ -149,6 +149,7 @@ fn draft(message: SendMessageRequest) -> Result<Draft, Error> {
     let content =
         RawValue::from_string(message.content_json).map_err(|e| Error::invalid(format!("content_json: {e}")))?;
     Ok(Draft {
+        door: Door::Line,
         sender_id: message.sender_id,
         target: Target::of(Some(message.conversation_id), Some(message.recipient_id))?,
         client_msg_id: message.client_msg_id,

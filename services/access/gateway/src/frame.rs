@@ -4,7 +4,10 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use kith_kit::error::Error;
 use kith_proto::chat::v1::Receipt;
-use kith_send::{Draft, Target, json::U64};
+use kith_send::{
+    Door, Draft, Target,
+    json::{Object, U64},
+};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
@@ -84,7 +87,8 @@ pub struct Unread<'a>(&'a RawValue);
 impl Unread<'_> {
     /// What it says, or what is wrong with it.
     pub fn read(self) -> Result<Outgoing, Error> {
-        serde_json::from_str(self.0.get()).map_err(|e| Error::invalid(format!("message: {e}")))
+        let read: Result<Object<Outgoing>, _> = serde_json::from_str(self.0.get());
+        read.map(|message| message.0).map_err(|e| Error::invalid(format!("message: {e}")))
     }
 }
 
@@ -108,6 +112,7 @@ impl Outgoing {
     /// The draft of `sender_id`.
     pub fn draft(self, sender_id: &str) -> Result<Draft, Error> {
         Ok(Draft {
+            door: Door::Client,
             sender_id: sender_id.to_owned(),
             target: Target::of(self.conversation_id, self.recipient_id)?,
             client_msg_id: self.client_msg_id,
@@ -137,7 +142,7 @@ fn present<'de, D: Deserializer<'de>>(field: D) -> Result<Option<&'de RawValue>,
 
 #[derive(Deserialize)]
 struct AckFrame {
-    acks: Vec<AckItem>,
+    acks: Vec<Object<AckItem>>,
 }
 
 #[derive(Deserialize)]
@@ -153,7 +158,7 @@ struct TypingFrame {
 
 /// Reads a client frame. An error is a protocol error, in words for the close frame; a `send` whose message is wrong is none.
 pub fn decode(text: &str) -> Result<ClientFrame<'_>, String> {
-    let head: Head<'_> = serde_json::from_str(text).map_err(|e| format!("not a frame: {e}"))?;
+    let Object::<Head<'_>>(head) = serde_json::from_str(text).map_err(|e| format!("not a frame: {e}"))?;
     Ok(match head.r#type.as_ref() {
         "auth" => {
             let auth: Auth = body(text)?;
@@ -170,11 +175,11 @@ pub fn decode(text: &str) -> Result<ClientFrame<'_>, String> {
             if acks.len() > MAX_ACKS {
                 return Err(format!("acks: at most {MAX_ACKS}"));
             }
-            for ack in &acks {
+            for Object(ack) in &acks {
                 kith_kit::ids::check_conversation_id("acks.conversation_id", &ack.conversation_id)
                     .map_err(|e| e.to_string())?;
             }
-            ClientFrame::Ack(acks.into_iter().map(|a| (a.conversation_id, a.seq.0)).collect())
+            ClientFrame::Ack(acks.into_iter().map(|Object(a)| (a.conversation_id, a.seq.0)).collect())
         }
         "send" => {
             let id: String =
@@ -195,7 +200,7 @@ pub fn decode(text: &str) -> Result<ClientFrame<'_>, String> {
 }
 
 fn body<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, String> {
-    serde_json::from_str(text).map_err(|e| e.to_string())
+    serde_json::from_str(text).map(|Object(body)| body).map_err(|e| e.to_string())
 }
 
 /// Words that a client chose, short enough for a close frame.
@@ -375,6 +380,9 @@ mod tests {
         let frame = decode(r#"{"type":"send","id":"1","message":null}"#).unwrap();
         let ClientFrame::Send { message, .. } = frame else { panic!("{frame:?}") };
         assert!(message.read().unwrap_err().detail.contains("null"));
+        let array = r#"{"type":"send","id":"1","message":["c","d:a:b",null,"text",{"text":"hi"}]}"#;
+        let ClientFrame::Send { message, .. } = decode(array).unwrap() else { panic!("{array}") };
+        assert!(message.read().unwrap_err().detail.contains("object"));
     }
 
     #[test]
@@ -382,6 +390,8 @@ mod tests {
         for (text, words) in [
             ("", "not a frame"),
             ("[]", "not a frame"),
+            (r#"["ping",null,null]"#, "not a frame"),
+            (r#"{"type":"ack","acks":[["d:a:b","1"]]}"#, "object"),
             (r#"{"type":1}"#, "not a frame"),
             (r#"{"type":"dance"}"#, "dance"),
             (r#"{"type":"ack"}"#, "acks"),

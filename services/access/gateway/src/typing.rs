@@ -68,8 +68,8 @@ impl Typing {
         let request = ListMembersRequest {
             conversation_id: conversation_id.to_owned(),
             limit: MAX_MEMBERS,
-            cursor: String::new(),
             user_id: user.to_owned(),
+            ..Default::default()
         };
         let found = self.storage.list_members(request).await?;
         let blocked = found.members.iter().any(|m| m.user_id == user && m.blocked);

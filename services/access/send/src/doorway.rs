@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use kith_kit::{
     error::Error,
-    ids::{self, ConversationId},
+    ids,
     storage::Storage,
 };
 use kith_proto::{chat::v1::Receipt, storage::v1::AppendRequest};
@@ -51,15 +51,10 @@ impl Doorway {
     }
 
     async fn append(&self, checked: Checked, privileged: bool) -> Result<Receipt, Error> {
-        let Checked { conversation_id, kind, recipient_id, draft } = checked;
+        let Checked { conversation_id, recipient_id, draft } = checked;
         let named = recipient_id.is_some();
-        let peers = match recipient_id {
-            Some(peer) => vec![peer],
-            None if kind == ConversationId::Direct => {
-                ids::direct_peers(&conversation_id, &draft.sender_id).into_iter().map(str::to_owned).collect()
-            }
-            None => Vec::new(),
-        };
+        let peer = recipient_id.or_else(|| ids::direct_peer(&conversation_id, &draft.sender_id).map(str::to_owned));
+        let peers = peer.into_iter().collect();
         let request = AppendRequest { conversation_id, draft: Some(draft), privileged, peers };
         self.storage.append(request).await.map_err(|error| match error.code {
             Code::NotFound if named => Error::not_found("recipient_id: no such user"),

@@ -5,7 +5,8 @@ use std::{borrow::Cow, collections::BTreeMap};
 use bytes::Bytes;
 use kith_kit::{
     error::{Error, reason},
-    ids::{self, ConversationId},
+    ids,
+    text::is_blank,
 };
 use kith_proto::chat::v1::{self as chat, MessageType};
 use serde_json::{Value, value::RawValue};
@@ -43,9 +44,20 @@ impl Target {
     }
 }
 
+/// Through which door a message comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Door {
+    /// A user's client, over HTTP or a socket.
+    Client,
+    /// A business line, which sends for its users and for the platform.
+    Line,
+}
+
 /// What a sender gives.
 #[derive(Debug, Clone)]
 pub struct Draft {
+    /// Which door it came through.
+    pub door: Door,
     /// Who sends; authenticated by the caller.
     pub sender_id: String,
     /// Where to.
@@ -67,8 +79,6 @@ pub struct Draft {
 pub struct Checked {
     /// The conversation's id, made from the two users where a recipient was named.
     pub conversation_id: String,
-    /// Its kind.
-    pub kind: ConversationId,
     /// The peer, where a recipient was named.
     pub recipient_id: Option<String>,
     /// What storage takes.
@@ -79,18 +89,21 @@ impl Draft {
     /// Checks everything that can be told without asking storage; the first fault is named by its field.
     pub fn check(self) -> Result<Checked, Error> {
         ids::check_id("sender_id", &self.sender_id)?;
-        ids::check_id("client_msg_id", &self.client_msg_id)?;
-        let (conversation_id, kind, recipient_id) = match self.target {
+        ids::check_client_msg_id(&self.client_msg_id)?;
+        let (conversation_id, recipient_id) = match self.target {
             Target::Conversation(id) => {
-                let kind = ids::check_conversation_id("conversation_id", &id)?;
-                (id, kind, None)
+                ids::check_conversation_id("conversation_id", &id)?;
+                (id, None)
             }
             Target::Recipient(peer) => {
                 ids::check_id("recipient_id", &peer)?;
-                (ids::direct_conversation_id(&self.sender_id, &peer)?, ConversationId::Direct, Some(peer))
+                (ids::direct_conversation_id(&self.sender_id, &peer)?, Some(peer))
             }
         };
         let kind_of_message = message_type(&self.kind)?;
+        if kind_of_message == MessageType::System && self.door == Door::Client {
+            return Err(Error::invalid("type: system messages come from business lines and the platform only"));
+        }
         let content = check_content("content", kind_of_message, &self.content)?;
         check_mentions(&self.mentions)?;
         check_ext(&self.ext)?;
@@ -102,7 +115,7 @@ impl Draft {
             mentions: self.mentions,
             ext: self.ext,
         };
-        Ok(Checked { conversation_id, kind, recipient_id, draft })
+        Ok(Checked { conversation_id, recipient_id, draft })
     }
 }
 
@@ -130,7 +143,7 @@ pub fn type_name(kind: MessageType) -> &'static str {
     TYPES.iter().find(|(_, t)| *t == kind).map_or("custom", |(n, _)| n)
 }
 
-/// Checks content and makes it compact: a JSON object of at most 64 KiB, with a non-empty `text` where the type asks for it.
+/// Checks content and makes it compact: a JSON object of at most 64 KiB, with a `text` that is not blank where the type asks for it.
 pub fn check_content(field: &'static str, kind: MessageType, content: &RawValue) -> Result<Bytes, Error> {
     let too_large = || {
         Error::invalid(format!("{field}: more than {MAX_CONTENT_BYTES} bytes as JSON")).with_reason(reason::TOO_LARGE)
@@ -145,8 +158,8 @@ pub fn check_content(field: &'static str, kind: MessageType, content: &RawValue)
     let Value::Object(object) = value else {
         return Err(Error::invalid(format!("{field}: must be a JSON object")));
     };
-    if kind == MessageType::Text && object.get("text").and_then(Value::as_str).is_none_or(str::is_empty) {
-        return Err(Error::invalid(format!("{field}.text: a text message needs a non-empty string")));
+    if kind == MessageType::Text && object.get("text").and_then(Value::as_str).is_none_or(is_blank) {
+        return Err(Error::invalid(format!("{field}.text: a text message needs a string that is not blank")));
     }
     Ok(match compact {
         Cow::Borrowed(text) => Bytes::copy_from_slice(text.as_bytes()),

@@ -1,14 +1,38 @@
 //! The JSON of a message as API.md shows it; 64-bit integers are strings.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, marker::PhantomData};
 
-use kith_kit::error::{Error, reason};
+use kith_kit::error::Error;
 use kith_proto::chat::v1::{Message, Platform};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser::SerializeMap};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{self, value::MapAccessDeserializer},
+    ser::SerializeMap,
+};
 use serde_json::value::RawValue;
-use tonic::Code;
 
 use crate::draft::type_name;
+
+/// What a client gives as a JSON object, and never as an array: a derived struct would take its fields from one by their order. Stands at
+/// every place of a body or frame where a struct is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Object<T>(pub T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> de::Visitor<'de> for Visitor<T> {
+            type Value = Object<T>;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map)).map(Object)
+            }
+        }
+        deserializer.deserialize_map(Visitor(PhantomData))
+    }
+}
 
 /// A 64-bit integer: a string in what we write, a string or a number in what we read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -92,8 +116,7 @@ impl<'a> MessageView<'a> {
         .map_err(|error| {
             let (conversation_id, seq) = (&message.conversation_id, message.seq);
             tracing::error!(%conversation_id, seq, %error, "stored content is not JSON");
-            Error::new(Code::DataLoss, format!("the stored content of {conversation_id} {seq} is damaged"))
-                .with_reason(reason::DATA_LOSS)
+            Error::data_loss()
         })?;
         Ok(Self {
             conversation_id: &message.conversation_id,
@@ -148,6 +171,7 @@ pub fn platform_name(platform: Platform) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use kith_proto::chat::v1::{MessageType, Reaction};
+    use tonic::Code;
 
     use super::*;
 
@@ -196,6 +220,31 @@ mod tests {
         for damaged in [&b"{"[..], b"\xff", b"{} x"] {
             let damaged = Message { content: bytes::Bytes::copy_from_slice(damaged), ..message() };
             assert_eq!(message_json(&damaged).unwrap_err().code, Code::DataLoss);
+        }
+    }
+
+    #[test]
+    fn an_object_is_never_taken_from_an_array() {
+        #[derive(Debug, Deserialize)]
+        struct Inner<'a> {
+            #[serde(borrow)]
+            raw: &'a RawValue,
+            #[serde(default)]
+            seq: Option<U64>,
+        }
+        #[derive(Debug, Deserialize)]
+        struct Outer<'a> {
+            #[serde(borrow)]
+            items: Vec<Object<Inner<'a>>>,
+        }
+        fn read(text: &str) -> Result<Object<Outer<'_>>, serde_json::Error> {
+            serde_json::from_str(text)
+        }
+        let Object(outer) = read(r#"{"items":[{"raw":{"a": 1.50},"seq":"7"}]}"#).unwrap();
+        assert_eq!((outer.items[0].0.raw.get(), outer.items[0].0.seq), (r#"{"a": 1.50}"#, Some(U64(7))));
+        for bad in [r#"[[]]"#, r#"[[{"raw":1}]]"#, r#"{"items":[[1,"7"]]}"#, r#"{"items":[{"raw":1},[1]]}"#, "null", "1", "\"\""] {
+            let error = read(bad).unwrap_err().to_string();
+            assert!(error.contains("expected an object"), "{bad}: {error}");
         }
     }
 

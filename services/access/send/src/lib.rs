@@ -9,5 +9,5 @@ pub mod json;
 pub mod limit;
 
 pub use doorway::Doorway;
-pub use draft::{Draft, Target};
+pub use draft::{Door, Draft, Target};
 pub use limit::Limiter;

@@ -134,7 +134,7 @@ impl Pending {
     async fn write_device(&self, storage: &Storage, key: acks::Device, seen: Seen) {
         let device =
             Device { device_id: key.1.to_string(), platform: seen.platform, last_seen: seen.at, ..Device::default() };
-        let request = PutDeviceRequest { user_id: key.0.to_string(), device: Some(device) };
+        let request = PutDeviceRequest { user_id: key.0.to_string(), device: Some(device), ..Default::default() };
         match storage.put_device(request).await {
             Ok(_) => {}
             Err(error) if is_passing(error.code) => {

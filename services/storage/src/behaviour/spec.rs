@@ -276,7 +276,7 @@ impl Talk {
         }
         let seq = self.seq() + 1;
         match self.members.get_mut(&by) {
-            None => return refused("PERMISSION_DENIED NOT_MEMBER"),
+            None => return refused("NOT_FOUND"),
             Some(member) if member.blocked => return refused("PERMISSION_DENIED BLOCKED"),
             Some(member) => member.own = seq,
         }

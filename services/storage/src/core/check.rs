@@ -1,8 +1,10 @@
 //! Checks of what callers give; each refusal names the field.
 
-use kith_kit::{error::Error, ids};
+use kith_kit::{error::Error, ids, text::is_blank};
 use kith_proto::chat::v1::{Draft, MessageType};
 use serde::{Deserialize, de::IgnoredAny};
+
+use super::no_conversation;
 
 /// Content of a message, bytes of JSON.
 pub(crate) const CONTENT_BYTES: usize = 65_536;
@@ -11,14 +13,20 @@ const EXT_ENTRIES: usize = 64;
 const EXT_BYTES: usize = 8_192;
 /// Bytes of a name, an announcement, a URL.
 const TEXT_BYTES: usize = 4_096;
-const EMOJI_BYTES: usize = 64;
 
 pub(super) fn user(field: &'static str, id: &str) -> Result<(), Error> {
     Ok(ids::check_id(field, id)?)
 }
 
-pub(super) fn conversation(id: &str) -> Result<ids::ConversationId, Error> {
+pub(super) fn conversation(id: &str) -> Result<ids::ConversationId<'_>, Error> {
     Ok(ids::check_conversation_id("conversation_id", id)?)
+}
+
+/// A conversation that the user can be in: whatever rows stand, a direct one is of the two users that its id names, and for anybody else
+/// there is none. Asked at every entrance that names a user; a caller without one is trusted.
+pub(super) fn place(id: &str, user_id: &str) -> Result<(), Error> {
+    let parsed = conversation(id)?;
+    if user_id.is_empty() || parsed.admits(user_id) { Ok(()) } else { Err(no_conversation()) }
 }
 
 /// A number of items with a default, or a refusal.
@@ -42,13 +50,6 @@ pub(super) fn text(field: &str, given: &str) -> Result<(), Error> {
     }
 }
 
-pub(super) fn emoji(given: &str) -> Result<(), Error> {
-    if given.is_empty() || given.len() > EMOJI_BYTES || given.chars().any(char::is_control) {
-        return Err(Error::invalid(format!("emoji: 1 to {EMOJI_BYTES} bytes without control characters")));
-    }
-    Ok(())
-}
-
 #[derive(Deserialize)]
 struct TextContent<'a> {
     #[serde(borrow)]
@@ -66,15 +67,15 @@ pub(super) fn content(kind: i32, content: &[u8]) -> Result<(), Error> {
     }
     if kind == MessageType::Text as i32 {
         let found: Result<TextContent<'_>, _> = serde_json::from_slice(content);
-        if !found.is_ok_and(|c| !c.text.is_empty()) {
-            return Err(Error::invalid("content.text: must be a text that is not empty"));
+        if found.map_or(true, |c| is_blank(&c.text)) {
+            return Err(Error::invalid("content.text: must be a text that is not blank"));
         }
     }
     Ok(())
 }
 
 pub(super) fn draft(draft: &Draft) -> Result<(), Error> {
-    user("client_msg_id", &draft.client_msg_id)?;
+    ids::check_client_msg_id(&draft.client_msg_id)?;
     user("sender_id", &draft.sender_id)?;
     if !MessageType::try_from(draft.r#type).is_ok_and(|t| t != MessageType::Unspecified) {
         return Err(Error::invalid(format!("type: {} is no message type", draft.r#type)));

@@ -36,13 +36,12 @@ impl<'a> Pair<'a> {
         Ok(Self { id: ids::direct_conversation_id(a, b)?, users: [a, b] })
     }
 
-    /// The pair whose conversation this is.
-    fn of(conversation_id: &str, user: &'a str, peer: &'a str) -> Result<Self, Error> {
-        let pair = Self::new(user, peer)?;
-        if pair.id == conversation_id {
-            Ok(pair)
+    /// The sender and the peer whose conversation this is.
+    fn of(conversation_id: &str, sender: &'a str, peer: &'a str) -> Result<Self, Error> {
+        if ids::direct_peer(conversation_id, sender) == Some(peer) {
+            Self::new(sender, peer)
         } else {
-            Err(Error::invalid("peers: each must be the other user of the direct conversation"))
+            Err(Error::invalid("peers: the other user of the direct conversation"))
         }
     }
 
@@ -122,7 +121,7 @@ impl Core {
         &self,
         conversation_id: &str,
         sender_id: &str,
-        peers: &[String],
+        peer: &str,
         message: &(impl Fn() -> Append + Sync),
     ) -> Result<Appended, Error> {
         let partition = self.partition(conversation_id);
@@ -132,82 +131,76 @@ impl Core {
         // A read costs less than a refusal, which waits for the disk with its group.
         let values = self.fields(partition, &fields, Self::end()).await?;
         let stands = values[..2].iter().all(Option::is_some);
-        if !stands && let Some(stored) = self.first_message(conversation_id, sender_id, peers, message).await? {
+        if !stands && let Some(stored) = self.first_message(conversation_id, sender_id, peer, message).await? {
             return Ok(stored);
         }
         let stored = self.engine().append(partition, message(), Self::end()).await?;
         if stands && values[2].as_ref().and_then(model::number::<u64>).is_some_and(|seq| seq <= YOUNG) {
-            self.list_again(conversation_id, sender_id, peers).await?;
+            self.list_again(conversation_id, sender_id, peer).await?;
         }
         Ok(stored)
     }
 
-    /// Opens a conversation with the first of `peers` that exists and stores its first message; none if nobody does. A list that is read
-    /// after the answer shows the conversation.
+    /// Opens a conversation and stores its first message; none if the peer does not exist. A list that is read after the answer shows the
+    /// conversation.
     async fn first_message(
         &self,
         conversation_id: &str,
         sender_id: &str,
-        peers: &[String],
+        peer: &str,
         message: &(impl Fn() -> Append + Sync),
     ) -> Result<Option<Appended>, Error> {
-        for peer in peers {
-            let pair = Pair::of(conversation_id, sender_id, peer)?;
-            let now = Self::now();
-            let partition = self.partition(&pair.id);
-            let places = [self.partition(sender_id), self.partition(peer), partition];
-            let at_once = pair.users.iter().all(|user| self.0.known_users.holds(user))
-                && self.engine().in_order(&places)
-                && self.count_of_list(sender_id).await < MOST_ENTRIES;
-            if !at_once {
-                match self.list(&pair, now, true).await {
-                    Err(error) if error.code == Code::NotFound => continue,
-                    entered => entered?,
-                }
+        let pair = Pair::of(conversation_id, sender_id, peer)?;
+        let now = Self::now();
+        let partition = self.partition(&pair.id);
+        let places = [self.partition(sender_id), self.partition(peer), partition];
+        let at_once = pair.users.iter().all(|user| self.0.known_users.holds(user))
+            && self.engine().in_order(&places)
+            && self.count_of_list(sender_id).await < MOST_ENTRIES;
+        if !at_once {
+            match self.list(&pair, now, true).await {
+                Err(error) if error.code == Code::NotFound => return Ok(None),
+                entered => entered?,
             }
-            let listed = async { if at_once { self.list(&pair, now, false).await } else { Ok(()) } };
-            // That nothing stands is the rule; what a block left makes the comparison fail, and is read then.
-            let made = self.make(&pair, None, now);
-            // Queued in this order, so that all share a group.
-            let (listed, made, stored) =
-                futures::join!(listed, made, self.engine().append(partition, message(), Self::end()));
-            match listed {
-                Ok(()) => {}
-                Err(_) if stored.is_ok() => self.list_stored(&pair, now).await?,
-                // A user's partition has changed hands meanwhile.
-                Err(error) if error.is_retryable() => self.list(&pair, now, false).await?,
-                Err(error) => return Err(error),
-            }
-            if made.is_ok() {
-                // Not before: whoever knows the conversation asks no more whether it stands and is listed.
-                self.0.hints.fresh(&pair.id, now);
-            }
-            return match stored {
-                Err(early) if may_have_to_be_opened(&early) => {
-                    made?;
-                    Ok(Some(self.engine().append(partition, message(), Self::end()).await?))
-                }
-                stored => Ok(Some(stored?)),
-            };
         }
-        Ok(None)
+        let listed = async { if at_once { self.list(&pair, now, false).await } else { Ok(()) } };
+        // That nothing stands is the rule; what a block left makes the comparison fail, and is read then.
+        let made = self.make(&pair, None, now);
+        // Queued in this order, so that all share a group.
+        let (listed, made, stored) =
+            futures::join!(listed, made, self.engine().append(partition, message(), Self::end()));
+        match listed {
+            Ok(()) => {}
+            Err(_) if stored.is_ok() => self.list_stored(&pair, now).await?,
+            // A user's partition has changed hands meanwhile.
+            Err(error) if error.is_retryable() => self.list(&pair, now, false).await?,
+            Err(error) => return Err(error),
+        }
+        if made.is_ok() {
+            // Not before: whoever knows the conversation asks no more whether it stands and is listed.
+            self.0.hints.fresh(&pair.id, now);
+        }
+        match stored {
+            Err(early) if may_have_to_be_opened(&early) => {
+                made?;
+                Ok(Some(self.engine().append(partition, message(), Self::end()).await?))
+            }
+            stored => Ok(Some(stored?)),
+        }
     }
 
     /// Enters a young conversation that this instance does not know into both lists: the one that made it may have ended before it had done
     /// so itself. Its sender was not answered then.
-    async fn list_again(&self, conversation_id: &str, sender_id: &str, peers: &[String]) -> Result<(), Error> {
+    async fn list_again(&self, conversation_id: &str, sender_id: &str, peer: &str) -> Result<(), Error> {
         let now = Self::now();
-        for peer in peers {
-            match self.list_stored(&Pair::of(conversation_id, sender_id, peer)?, now).await {
-                Err(error) if error.code == Code::NotFound => {}
-                Err(error) => return Err(error),
-                Ok(()) => {
-                    self.0.hints.fresh(conversation_id, now);
-                    return Ok(());
-                }
+        match self.list_stored(&Pair::of(conversation_id, sender_id, peer)?, now).await {
+            Err(error) if error.code == Code::NotFound => Ok(()),
+            Err(error) => Err(error),
+            Ok(()) => {
+                self.0.hints.fresh(conversation_id, now);
+                Ok(())
             }
         }
-        Ok(())
     }
 
     /// [`Core::list`] where the message is stored already: whatever goes wrong, its sender has to come again.

@@ -180,11 +180,10 @@ impl Core {
     async fn raise(&self, job: Job, steps: &mut Vec<Step>) {
         let Job { conversation_id, sender_id, at_ms } = job;
         if conversation_id.starts_with("d:") {
-            // An id with colons may be read in several ways: a hint for a list without the entry changes nothing.
             steps.push(peers::hint(&sender_id, &conversation_id, at_ms));
-            for peer in ids::direct_peers(&conversation_id, &sender_id) {
-                steps.push(peers::hint(peer, &conversation_id, at_ms));
-            }
+            steps.extend(
+                ids::direct_peer(&conversation_id, &sender_id).map(|peer| peers::hint(peer, &conversation_id, at_ms)),
+            );
             return;
         }
         let partition = self.partition(&conversation_id);

@@ -41,7 +41,7 @@ impl Core {
         own: bool,
     ) -> Result<bool, Error> {
         check::user("user_id", user_id)?;
-        check::conversation(conversation_id)?;
+        check::place(conversation_id, user_id)?;
         let now = Self::now();
         let data = json!({"user_id": user_id, "conversation_id": conversation_id, "activity": activity.to_string()});
         let gone = json!({"user_id": user_id, "conversation_id": event::FOUND.to_string()});
@@ -127,7 +127,7 @@ impl Core {
     pub(crate) async fn set_list_entry(&self, request: SetListEntryRequest) -> Result<(), Error> {
         let SetListEntryRequest { user_id, conversation_id, pinned, muted } = request;
         check::user("user_id", &user_id)?;
-        check::conversation(&conversation_id)?;
+        check::place(&conversation_id, &user_id)?;
         self.visible(&user_id, &conversation_id).await?;
         self.change_entry(&user_id, &conversation_id, None, |entry| {
             entry.pinned = pinned.unwrap_or(entry.pinned);
@@ -183,7 +183,7 @@ impl Core {
     pub(crate) async fn clear(&self, request: ClearRequest) -> Result<ClearResponse, Error> {
         let ClearRequest { user_id, conversation_id } = request;
         check::user("user_id", &user_id)?;
-        check::conversation(&conversation_id)?;
+        check::place(&conversation_id, &user_id)?;
         let step =
             Step { id: conversation_id.clone(), step: Some(step::Step::ClearAt(ClearAt { user_id: user_id.clone() })) };
         let cleared_seq = match self.apply(vec![step]).await?.into_iter().next() {

@@ -1,6 +1,6 @@
 //! Members of conversations: their rows are the truth, users' lists follow them.
 
-use kith_kit::error::Error;
+use kith_kit::{error::Error, ids::ConversationId};
 use kith_proto::storage::v1::{
     AddMembersRequest, AddMembersResponse, LeaveList, ListMembersRequest, ListMembersResponse, Member,
     RemoveMembersRequest, RemoveMembersResponse, Role, Step, UpdateMemberRequest, step,
@@ -21,6 +21,8 @@ use crate::{
 
 /// Members of one call and of one event.
 pub(super) const CHUNK: usize = 500;
+/// Users who are looked for among the members in one call.
+const AMONG: usize = 100;
 
 fn leave(user_id: &str, conversation_id: &str) -> Step {
     let entry = LeaveList { conversation_id: conversation_id.to_owned() };
@@ -50,6 +52,7 @@ impl Core {
     ) -> Result<AddMembersResponse, Error> {
         for user in user_ids {
             check::user("user_ids", user)?;
+            check::place(id, user)?;
         }
         let now = Self::now();
         let mut known = Vec::with_capacity(user_ids.len());
@@ -126,7 +129,9 @@ impl Core {
 
     pub(crate) async fn remove_members(&self, request: RemoveMembersRequest) -> Result<RemoveMembersResponse, Error> {
         let RemoveMembersRequest { conversation_id: id, user_ids, actor_id } = request;
-        check::conversation(&id)?;
+        if matches!(check::conversation(&id)?, ConversationId::Direct(..)) {
+            return Err(Error::invalid("conversation_id: the members of a direct conversation stay its two users"));
+        }
         check::count("user_ids", user_ids.len(), CHUNK)?;
         for user in &user_ids {
             check::user("user_ids", user)?;
@@ -205,8 +210,8 @@ impl Core {
 
     pub(crate) async fn update_member(&self, request: UpdateMemberRequest) -> Result<Member, Error> {
         let UpdateMemberRequest { conversation_id: id, user_id, role, muted_until, actor_id } = request;
-        check::conversation(&id)?;
         check::user("user_id", &user_id)?;
+        check::place(&id, &user_id)?;
         let role = match role.map(Role::try_from) {
             None => None,
             Some(Ok(role)) if role != Role::Unspecified => Some(role),
@@ -241,12 +246,15 @@ impl Core {
     }
 
     pub(crate) async fn list_members(&self, request: ListMembersRequest) -> Result<ListMembersResponse, Error> {
-        let ListMembersRequest { conversation_id: id, limit, cursor, user_id } = request;
+        let ListMembersRequest { conversation_id: id, limit, cursor, user_id, user_ids } = request;
         check::conversation(&id)?;
         let limit = check::limit(limit, 200, 1_000)?;
         if !user_id.is_empty() {
             check::user("user_id", &user_id)?;
             self.seen(&user_id, &id).await?;
+        }
+        if !user_ids.is_empty() {
+            return self.members_among(&id, &user_ids).await;
         }
         let owner = [id.as_str(), user_id.as_str()];
         let after = self.0.cursors.read("members", &owner, &cursor)?.unwrap_or(-1);
@@ -271,10 +279,31 @@ impl Core {
         Ok(ListMembersResponse { members, next_cursor, member_version: page.version, member_count: page.count as u32 })
     }
 
+    /// Those of the users who are members.
+    async fn members_among(&self, id: &str, user_ids: &[String]) -> Result<ListMembersResponse, Error> {
+        check::count("user_ids", user_ids.len(), AMONG)?;
+        let mut fields = vec![Field::new(key::conversation(id), "mv"), Field::new(key::conversation(id), "n")];
+        for user in user_ids {
+            check::user("user_ids", user)?;
+            fields.push(Field::new(key::members(id), user.clone()));
+        }
+        let values = self.fields(self.partition(id), &fields, Self::end()).await?;
+        let number = |at: usize| values[at].as_ref().and_then(model::number::<u64>);
+        let member_version = number(0).ok_or_else(no_conversation)?;
+        let mut members = Vec::new();
+        for (user, row) in user_ids.iter().zip(&values[2..]) {
+            let Some(row) = row else { continue };
+            let data = MemberData::unpack(row).ok_or_else(|| model::corrupt(&key::members(id), "not a member row"))?;
+            members.push(data.into_member(user.clone()));
+        }
+        let member_count = u32::try_from(number(1).unwrap_or(0)).unwrap_or(u32::MAX);
+        Ok(ListMembersResponse { members, next_cursor: String::new(), member_version, member_count })
+    }
+
     /// Writes into the direct conversation's row whether the user's messages are refused.
     pub(super) async fn direct_block(&self, id: &str, user_id: &str, blocked: bool) -> Result<bool, Error> {
-        check::conversation(id)?;
         check::user("user_id", user_id)?;
+        check::place(id, user_id)?;
         let field = Field::new(key::members(id), user_id);
         let opened = Field::new(key::conversation(id), "k");
         let now = Self::now();

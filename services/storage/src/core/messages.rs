@@ -2,9 +2,12 @@
 
 use bytes::Bytes;
 use futures::future::join_all;
-use kith_kit::error::{Error, reason};
+use kith_kit::{
+    error::{Error, reason},
+    text,
+};
 use kith_proto::{
-    chat::v1::{Message, Receipt},
+    chat::v1::{Message, MessageType, Receipt},
     storage::v1::{
         AppendRequest, ConversationMessages, EditRequest, EditResponse, ListAfterRequest, ListAfterResponse,
         ListMessagesRequest, ListMessagesResponse, ReactRequest, ReactResponse, RecallRequest, RecallResponse,
@@ -26,8 +29,6 @@ use crate::{
     event,
 };
 
-/// Readings of a direct conversation's id.
-const PEERS: usize = 64;
 /// Positions of one call.
 const POSITIONS: usize = 100;
 /// Users that one reaction may hold, and kinds of reactions on one message.
@@ -37,13 +38,13 @@ const REACTIONS: usize = 50;
 const ANSWER_BYTES: usize = 8 << 20;
 
 impl Core {
-    /// Stores a message, once for each (sender, client_msg_id); a direct conversation whose peers are given is opened by its first one.
+    /// Stores a message, once for each (sender, client_msg_id); a direct conversation whose peer is given is opened by its first one.
     pub(crate) async fn append(&self, request: AppendRequest) -> Result<Receipt, Error> {
         let AppendRequest { conversation_id, draft, privileged, peers } = request;
-        check::conversation(&conversation_id)?;
         let draft = draft.ok_or_else(|| Error::invalid("draft: must be set"))?;
         check::draft(&draft)?;
-        check::count("peers", peers.len(), PEERS)?;
+        check::place(&conversation_id, if privileged { "" } else { &draft.sender_id })?;
+        check::count("peers", peers.len(), 1)?;
         let now_ms = Self::now();
         let id = Ulid::from_parts(now_ms.unsigned_abs(), rand::rng().random());
         let message = || Append {
@@ -56,11 +57,10 @@ impl Core {
             privileged,
             hot_limit: self.0.limits.messages_per_conversation,
         };
-        let may_be_first = !peers.is_empty() && !self.0.hints.knows(&conversation_id);
-        let Appended { seq, earlier } = if may_be_first {
-            Box::pin(self.append_or_open(&conversation_id, &draft.sender_id, &peers, &message)).await?
-        } else {
-            self.engine().append(self.partition(&conversation_id), message(), Self::end()).await?
+        let may_open = peers.first().filter(|_| !self.0.hints.knows(&conversation_id));
+        let Appended { seq, earlier } = match may_open {
+            Some(peer) => Box::pin(self.append_or_open(&conversation_id, &draft.sender_id, peer, &message)).await?,
+            None => self.engine().append(self.partition(&conversation_id), message(), Self::end()).await?,
         };
         let duplicate = earlier.is_some();
         let (id, sent_at) = match earlier {
@@ -110,8 +110,10 @@ impl Core {
             (history, floor)
         } else {
             check::user("user_id", user_id)?;
-            let (history, seen) = tokio::try_join!(self.page(id, window, limit), self.seen(user_id, id))?;
-            (history, seen.hidden())
+            let (history, seen) = tokio::join!(self.page(id, window, limit), self.seen(user_id, id));
+            // First what the user may see: the page's own troubles tell that there is something.
+            let hidden = seen?.hidden();
+            (history?, hidden)
         };
         let (window, history) = match window {
             // The page began among messages that the user may not see.
@@ -171,7 +173,8 @@ impl Core {
             check::user("user_id", user_id)?;
         }
         let (page, seen) =
-            tokio::try_join!(self.page(id, Window::Before(seq.saturating_add(1)), 1), self.seen(user_id, id))?;
+            tokio::join!(self.page(id, Window::Before(seq.saturating_add(1)), 1), self.seen(user_id, id));
+        let (seen, page) = (seen?, page?);
         let found = page.messages.into_iter().find(|m| m.seq == seq && seq > seen.hidden());
         let found = found.ok_or_else(|| Error::not_found("no such message"))?;
         Ok((model::message(id, found.seq, found.row, found.overlay.as_ref())?, seen))
@@ -249,8 +252,8 @@ impl Core {
         if serde_json::from_slice::<serde_json::Value>(&content).is_err() {
             return Err(Error::invalid("content: must be a JSON object"));
         }
-        if message.sender_id != user_id {
-            return Err(Error::denied(reason::NOT_ALLOWED, "only the sender may edit a message"));
+        if message.sender_id != user_id || message.r#type() == MessageType::System {
+            return Err(Error::denied(reason::NOT_ALLOWED, "only the sender may edit a message, and nobody a system one"));
         }
         let now = Self::now();
         if limit_ms > 0 && now - message.sent_at > limit_ms {
@@ -286,7 +289,7 @@ impl Core {
     pub(crate) async fn react(&self, request: ReactRequest) -> Result<ReactResponse, Error> {
         let ReactRequest { conversation_id: id, seq, user_id, emoji, add } = request;
         check::user("user_id", &user_id)?;
-        check::emoji(&emoji)?;
+        let emoji = text::reaction(&emoji)?;
         let (message, _) = self.one(&id, seq, &user_id).await?;
         let now = Self::now();
         let data = json!({"conversation_id": id, "seq": seq.to_string(), "message_id": message.message_id, "user_id": user_id, "emoji": emoji, "added": add});

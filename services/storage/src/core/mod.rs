@@ -197,6 +197,7 @@ impl Core {
 
     /// A conversation as `user_id` sees it; NOT_FOUND also for those who are no members.
     async fn seen(&self, user_id: &str, conversation_id: &str) -> Result<model::Seen, Error> {
+        check::place(conversation_id, user_id)?;
         let row = self.head_row(user_id, "", conversation_id, false).await?;
         let seen = model::Seen::read(conversation_id, row)?.ok_or_else(no_conversation)?;
         if !user_id.is_empty() && seen.member.is_none() {

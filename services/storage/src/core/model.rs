@@ -3,20 +3,19 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use kith_kit::error::{Error, reason};
+use kith_kit::error::Error;
 use kith_proto::{
     chat::v1::{Message, Reaction},
     storage::v1::{Conversation, Group, Member, Role},
 };
 use serde::{Deserialize, Serialize};
-use tonic::Code;
 
 use crate::{codec, engine::HeadRow};
 
-/// A stored value that is not what this version writes; names the key.
+/// A stored value that is not what this version writes; the log names the key.
 pub(crate) fn corrupt(key: &str, what: &str) -> Error {
     tracing::error!(key, what, "a stored value cannot be read");
-    Error::new(Code::DataLoss, format!("{key}: {what}")).with_reason(reason::DATA_LOSS)
+    Error::data_loss()
 }
 
 pub(crate) fn text(bytes: &Bytes) -> String {

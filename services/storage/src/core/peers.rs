@@ -114,6 +114,9 @@ impl Core {
                 Ok(done(true))
             }
             step::Step::Head(head) => {
+                if !head.user_id.is_empty() && !check::conversation(&id)?.admits(&head.user_id) {
+                    return Ok(step_result::Result::Head(HeadResult::default()));
+                }
                 let row = self.head_row(&head.user_id, &head.device_id, &id, head.with_last_message).await?;
                 let seen = Seen::read(&id, row)?.filter(|s| head.user_id.is_empty() || s.member.is_some());
                 let Some(seen) = seen else { return Ok(step_result::Result::Head(HeadResult::default())) };

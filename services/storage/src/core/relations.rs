@@ -29,6 +29,8 @@ const SOURCE_LIFE_MS: i64 = 14 * 86_400_000;
 /// Fields of a hash that are read at once.
 const PAGE: u32 = 1_000;
 const TOO_MANY: &str = "user_id: at most 5,000 friends";
+/// Users who are looked for among the friends in one call.
+const AMONG: usize = 100;
 
 pub(super) fn pair(user: &'static str, user_id: &str, other: &'static str, other_id: &str) -> Result<(), Error> {
     check::user(user, user_id)?;
@@ -269,8 +271,11 @@ impl Core {
     }
 
     pub(crate) async fn list_friends(&self, request: ListFriendsRequest) -> Result<ListFriendsResponse, Error> {
-        let ListFriendsRequest { user_id, limit, cursor } = request;
+        let ListFriendsRequest { user_id, limit, cursor, user_ids } = request;
         check::user("user_id", &user_id)?;
+        if !user_ids.is_empty() {
+            return self.friends_among(&user_id, &user_ids).await;
+        }
         let limit = check::limit(limit, 200, 1_000)?;
         let key = key::friends(&user_id);
         let (page, next_cursor) = self.listed("friends", &user_id, key.clone(), ("f", "g"), (limit, &cursor)).await?;
@@ -279,5 +284,22 @@ impl Core {
             Ok(Friend { user_id: name[1..].to_owned(), alias: row.alias, since: row.since, version: row.version })
         });
         Ok(ListFriendsResponse { friends: friends.collect::<Result<_, Error>>()?, next_cursor })
+    }
+
+    /// Those of the users who are friends.
+    async fn friends_among(&self, user_id: &str, user_ids: &[String]) -> Result<ListFriendsResponse, Error> {
+        check::count("user_ids", user_ids.len(), AMONG)?;
+        for friend in user_ids {
+            check::user("user_ids", friend)?;
+        }
+        let fields: Vec<Field> = user_ids.iter().map(|friend| Self::friend_field(user_id, friend)).collect();
+        let rows = self.fields(self.partition(user_id), &fields, Self::end()).await?;
+        let mut friends = Vec::new();
+        for (friend, row) in user_ids.iter().zip(rows) {
+            let Some(row) = row else { continue };
+            let FriendRow { since, version, alias } = FriendRow::unpack(&key::friends(user_id), &row)?;
+            friends.push(Friend { user_id: friend.clone(), alias, since, version });
+        }
+        Ok(ListFriendsResponse { friends, next_cursor: String::new() })
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use futures::future::join_all;
-use kith_kit::error::Error;
+use kith_kit::{error::Error, push};
 use kith_proto::storage::v1::{
     DeleteDeviceRequest, Device, GetRevocationResponse, GetUsersRequest, GetUsersResponse, PutDeviceRequest,
     RevokeTokensRequest, UpsertResult, UpsertUsersRequest, UpsertUsersResponse, User, UserUpdate,
@@ -25,7 +25,6 @@ const USERS: usize = 100;
 const ATTRS: usize = 64;
 const ATTRS_BYTES: usize = 4_096;
 const DEVICES: usize = 100;
-const PROVIDERS: [&str; 4] = ["", "apns", "fcm", "webhook"];
 const PROFILE: [&str; 7] = ["v", "nn", "av", "at", "ln", "ls", "sv"];
 
 /// What is kept of a device.
@@ -160,14 +159,11 @@ impl Core {
     }
 
     pub(crate) async fn put_device(&self, request: PutDeviceRequest) -> Result<(), Error> {
-        let PutDeviceRequest { user_id, device } = request;
+        let PutDeviceRequest { user_id, device, set_push } = request;
         check::user("user_id", &user_id)?;
         let device = device.ok_or_else(|| Error::invalid("device: must be set"))?;
         check::user("device.device_id", &device.device_id)?;
-        check::text("device.push_token", &device.push_token)?;
-        if !PROVIDERS.contains(&device.push_provider.as_str()) {
-            return Err(Error::invalid("device.push_provider: apns, fcm, webhook or empty"));
-        }
+        push::check(&device.push_provider, &device.push_token)?;
         if kith_proto::chat::v1::Platform::try_from(device.platform).is_err() {
             return Err(Error::invalid(format!("device.platform: {} is no platform", device.platform)));
         }
@@ -189,7 +185,7 @@ impl Core {
             if device.platform != 0 {
                 row.platform = device.platform;
             }
-            if !device.push_provider.is_empty() {
+            if set_push || !device.push_provider.is_empty() {
                 row.provider.clone_from(&device.push_provider);
                 row.token.clone_from(&device.push_token);
             }

@@ -171,9 +171,6 @@ impl Data {
             }
             return Ok(Appended { seq: *seq, earlier: Some(stored) });
         }
-        if self.field(&head, "di").is_some() {
-            return refused(Refusal::Dissolved);
-        }
         if !a.privileged {
             let Some(row) = self.field(&format!("g:{}", a.conversation_id), &a.sender_id) else {
                 return refused(Refusal::NotMember);
@@ -186,6 +183,9 @@ impl Data {
             if member.muted_until > a.now_ms || (group_muted && member.role == 1) {
                 return refused(Refusal::Muted);
             }
+        }
+        if self.field(&head, "di").is_some() {
+            return refused(Refusal::Dissolved);
         }
         let seq = last + 1;
         if seq - self.count(&head, "f").unwrap_or(0) > a.hot_limit {

@@ -324,10 +324,13 @@ impl From<EngineError> for Error {
                 Self::new(Code::DeadlineExceeded, "the storage engine did not answer in time: retry with the same ids")
             }
             EngineError::Conflict => Self::new(Code::Aborted, "changed by another call at the same time: try again"),
-            EngineError::DataLoss(what) => Self::new(Code::DataLoss, what).with_reason(reason::DATA_LOSS),
+            EngineError::DataLoss(what) => {
+                tracing::error!(what, "stored data are damaged or missing");
+                Self::data_loss()
+            }
             EngineError::Refused(refusal) => match refusal {
-                Refusal::NoConversation => Self::not_found("no such conversation"),
-                Refusal::NotMember => Self::denied(reason::NOT_MEMBER, "not a member of this conversation"),
+                // Who is no member may not know that it exists.
+                Refusal::NoConversation | Refusal::NotMember => Self::not_found("no such conversation"),
                 Refusal::Blocked => Self::denied(reason::BLOCKED, "the recipient does not take your messages"),
                 Refusal::Muted => Self::denied(reason::MUTED, "muted in this conversation"),
                 Refusal::Dissolved => Self::not_found("this group has been dissolved"),

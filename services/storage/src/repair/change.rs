@@ -300,7 +300,7 @@ fn delivered(id: &str, user_id: &str, device_id: &str, seq: Num<u64>) -> Result<
 fn created(d: data::Created) -> Result<Change, Unrestorable> {
     ids::check_conversation_id("conversation_id", &d.conversation_id)?;
     for user in &d.member_ids {
-        ids::check_id("member_ids", user)?;
+        member("member_ids", &d.conversation_id, user)?;
     }
     let (kind, role) = match d.kind.as_str() {
         "direct" => (ConversationKind::Direct, Role::Member),
@@ -365,6 +365,16 @@ fn updated(d: data::Updated) -> Result<Change, Unrestorable> {
     Ok(Change::with(reads, decide))
 }
 
+/// Checks that the user can be in the conversation: a direct one is of the two users that its id names.
+fn member(field: &'static str, conversation_id: &str, user_id: &str) -> Result<(), Unrestorable> {
+    ids::check_id(field, user_id)?;
+    if ids::check_conversation_id("conversation_id", conversation_id)?.admits(user_id) {
+        Ok(())
+    } else {
+        Err(Unrestorable::Data(format!("data.{field}: not a user of the direct conversation")))
+    }
+}
+
 fn member_of(field: &Field, row: &Bytes) -> Result<MemberData, Unrestorable> {
     MemberData::unpack(row).ok_or_else(|| Unrestorable::Unfit(format!("{} {} is no member row", field.key, field.name)))
 }
@@ -383,7 +393,7 @@ fn added(d: &data::Added) -> Result<Change, Unrestorable> {
     let mut writes: Vec<Write> = counts(&d.conversation_id, d.member_count.0, d.member_version).into();
     let last = d.join_order.0.saturating_add(d.user_ids.len() as i64 - 1);
     for (score, user) in (d.join_order.0..=last).zip(&d.user_ids) {
-        ids::check_id("user_ids", user)?;
+        member("user_ids", &d.conversation_id, user)?;
         writes.push(set(key::members(&d.conversation_id), user.clone(), row.clone()));
         writes.push(Write::Op(Op::Score { key: key::joins(&d.conversation_id), score, member: user.clone() }));
     }
@@ -419,7 +429,7 @@ fn removed(d: &data::Removed) -> Result<Change, Unrestorable> {
 }
 
 fn member_updated(d: data::Member) -> Result<Change, Unrestorable> {
-    ids::check_id("user_id", &d.user_id)?;
+    member("user_id", &d.conversation_id, &d.user_id)?;
     let role = data::role(&d.role)?;
     let field = Field::new(key::members(&d.conversation_id), d.user_id.clone());
     Ok(Change::with(vec![field.clone()], move |values| {
@@ -433,7 +443,7 @@ fn member_updated(d: data::Member) -> Result<Change, Unrestorable> {
 
 fn member_blocked(d: data::Blocked) -> Result<Change, Unrestorable> {
     let data::Blocked { conversation_id, user_id, blocked, joined_at } = d;
-    ids::check_id("user_id", &user_id)?;
+    member("user_id", &conversation_id, &user_id)?;
     let field = Field::new(key::members(&conversation_id), user_id);
     let opened = Field::new(key::conversation(&conversation_id), "k");
     Ok(Change::with(vec![field.clone(), opened], move |values| {

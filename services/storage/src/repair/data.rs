@@ -102,7 +102,7 @@ impl Message {
     /// The row as it was stored.
     pub(super) fn row(self) -> Result<Bytes, Unrestorable> {
         ids::check_conversation_id("conversation_id", &self.conversation_id)?;
-        ids::check_id("client_msg_id", &self.client_msg_id)?;
+        ids::check_client_msg_id(&self.client_msg_id)?;
         ids::check_id("sender_id", &self.sender_id)?;
         for mention in &self.mentions {
             ids::check_id("mentions", mention)?;

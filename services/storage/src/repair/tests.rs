@@ -38,7 +38,7 @@ use crate::{
 const PARTITIONS: u32 = 4;
 const USERS: u8 = 4;
 const GROUPS: [&str; 2] = ["g:01ARZ3NDEKTSV4RRFFQ69G5FAV", "g:01ARZ3NDEKTSV4RRFFQ69G5FAW"];
-const SYSTEM: &str = "s:news";
+const SYSTEM: &str = "s:shop:news";
 const CONTENTS: [&str; 5] = [
     r#"{"text":"hi"}"#,
     r#"{"text": "two\nlines", "z":1, "a":1.50, "big":123456789012345678901234567890}"#,
@@ -216,7 +216,7 @@ async fn act(core: &Core, act: &Act) {
                 last_seen: i64::from(n),
                 platform: 1,
             };
-            drop(core.put_device(PutDeviceRequest { user_id, device: Some(device) }).await);
+            drop(core.put_device(PutDeviceRequest { user_id, device: Some(device), ..Default::default() }).await);
         }
     }
 }

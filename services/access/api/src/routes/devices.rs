@@ -1,7 +1,7 @@
 //! The caller's devices: the list, this one's push token, and sending one away.
 
 use axum::{Json, extract::State};
-use kith_kit::{clock, error::Error, ids};
+use kith_kit::{clock, error::Error, ids, push};
 use kith_proto::{
     sessions::v1::KickRequest,
     storage::v1::{self as storage, DeleteDeviceRequest, ListDevicesRequest, PutDeviceRequest, RevokeTokensRequest},
@@ -17,18 +17,13 @@ use crate::{
     view::{Changed, ms},
 };
 
-/// Who delivers offline pushes.
-const PROVIDERS: [&str; 3] = ["apns", "fcm", "webhook"];
-/// A push token, or a webhook's address.
-const MAX_PUSH_TOKEN_BYTES: usize = 4_096;
-
 /// A device of the caller.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Device {
     device_id: String,
     /// ios, android, web, mweb or pc
     platform: Option<&'static str>,
-    /// apns, fcm, webhook, or null: no offline push. The token itself is never shown.
+    /// apns, fcm, webpush, webhook, or null: no offline push. The token itself is never shown.
     push_provider: Option<String>,
     #[schema(value_type = String)]
     last_seen: U64,
@@ -59,8 +54,10 @@ pub(crate) async fn list(State(app): State<Shared>, caller: Caller) -> Result<Js
 /// Where offline pushes of this device go.
 #[derive(Deserialize, ToSchema)]
 pub(crate) struct PushToken {
-    /// apns, fcm or webhook; empty: no offline push.
+    /// apns, fcm, webpush or webhook; empty: no offline push, and the token that was kept is forgotten.
     provider: String,
+    /// Of webpush the browser's subscription as JSON text. Of webhook opaque text that is passed on to the line's own address, and never
+    /// itself an address that is called.
     #[serde(default)]
     token: String,
 }
@@ -77,23 +74,19 @@ pub(crate) struct PushState {
 pub(crate) async fn push_token(
     State(app): State<Shared>,
     caller: Caller,
-    Body(push): Body<PushToken>,
+    Body(PushToken { provider, token }): Body<PushToken>,
 ) -> Result<Json<PushState>, Error> {
-    if !push.provider.is_empty() && !PROVIDERS.contains(&push.provider.as_str()) {
-        return Err(Error::invalid("provider: one of apns, fcm, webhook, or empty"));
-    }
-    if push.token.is_empty() != push.provider.is_empty() || push.token.len() > MAX_PUSH_TOKEN_BYTES {
-        return Err(Error::invalid(format!("token: 1 to {MAX_PUSH_TOKEN_BYTES} bytes with a provider, empty without")));
-    }
+    push::check(&provider, &token)?;
     let device = storage::Device {
         device_id: caller.device().to_owned(),
         platform: platform(&caller.claims().plt).unwrap_or_default().into(),
-        push_provider: push.provider.clone(),
-        push_token: push.token,
+        push_provider: provider.clone(),
+        push_token: token,
         last_seen: 0,
     };
-    app.storage.put_device(PutDeviceRequest { user_id: caller.user(), device: Some(device) }).await?;
-    Ok(Json(PushState { device_id: caller.device().to_owned(), provider: push.provider }))
+    let request = PutDeviceRequest { user_id: caller.user(), device: Some(device), set_push: true };
+    app.storage.put_device(request).await?;
+    Ok(Json(PushState { device_id: caller.device().to_owned(), provider }))
 }
 
 /// Sends a device away: its tokens are dead, its connections close with 4003, its row is gone.

@@ -48,7 +48,7 @@ pub(crate) async fn list(
     Params(page): Params<Page>,
 ) -> Result<Json<Friends>, Error> {
     let limit = limit(page.limit, MAX_PAGE)?;
-    let request = ListFriendsRequest { user_id: caller.user(), limit, cursor: page.cursor };
+    let request = ListFriendsRequest { user_id: caller.user(), limit, cursor: page.cursor, ..Default::default() };
     let found = app.storage.list_friends(request).await?;
     let friends = found.friends.into_iter().map(|f| Friend { user_id: f.user_id, alias: f.alias, since: ms(f.since) });
     Ok(Json(Friends { friends: friends.collect(), next_cursor: found.next_cursor }))

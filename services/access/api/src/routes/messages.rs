@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use axum::{Json, extract::State, http::StatusCode};
-use kith_kit::{error::Error, ids};
+use kith_kit::{error::Error, ids, text};
 use kith_proto::{
     chat::v1 as chat,
     storage::v1::{EditRequest, ListMessagesRequest, ReactRequest, RecallRequest},
 };
-use kith_send::{Draft, Target, draft::check_content, json::U64};
+use kith_send::{Door, Draft, Target, draft::check_content, json::U64};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
@@ -22,8 +22,6 @@ use crate::{
 
 /// Messages of one page.
 const MAX_PAGE: u32 = 200;
-/// An emoji with all its joiners and modifiers.
-const MAX_EMOJI_BYTES: usize = 64;
 
 /// A message to send; exactly one of `conversation_id` and `recipient_id`.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -35,9 +33,9 @@ pub(crate) struct SendMessage {
     /// Opens the direct conversation where there is none yet.
     #[serde(default)]
     recipient_id: Option<String>,
-    /// text, image, file, audio, video, location, card, custom, system
+    /// text, image, file, audio, video, location, card, custom
     r#type: String,
-    /// A JSON object of at most 64 KiB; type text needs a non-empty `text`.
+    /// A JSON object of at most 64 KiB; type text needs a `text` that is not blank.
     #[schema(value_type = Object)]
     content: Box<RawValue>,
     /// At most 100 users.
@@ -60,6 +58,7 @@ pub(crate) async fn send(
         .check(&caller.claims().sub)
         .map_err(|wait| Error::exhausted("too many messages of this user: slow down", wait))?;
     let draft = Draft {
+        door: Door::Client,
         sender_id: caller.user(),
         target: Target::of(message.conversation_id, message.recipient_id)?,
         client_msg_id: message.client_msg_id,
@@ -224,7 +223,7 @@ pub(crate) async fn edit(
 
 /// Adds one's reaction to a message.
 #[utoipa::path(put, path = "/v1/conversations/{id}/messages/{seq}/reactions/{emoji}", tag = "messages",
-    params(("id" = String, Path, description = "conversation_id"), ("seq" = String, Path, description = "The message"), ("emoji" = String, Path, description = "URL-encoded")),
+    params(("id" = String, Path, description = "conversation_id"), ("seq" = String, Path, description = "The message"), ("emoji" = String, Path, description = "One emoji, URL-encoded, or a shortcode of a-z 0-9 _ + -")),
     responses((status = 200, description = "Stands", body = Changed)))]
 pub(crate) async fn react(
     State(app): State<Shared>,
@@ -236,7 +235,7 @@ pub(crate) async fn react(
 
 /// Takes one's reaction away.
 #[utoipa::path(delete, path = "/v1/conversations/{id}/messages/{seq}/reactions/{emoji}", tag = "messages",
-    params(("id" = String, Path, description = "conversation_id"), ("seq" = String, Path, description = "The message"), ("emoji" = String, Path, description = "URL-encoded")),
+    params(("id" = String, Path, description = "conversation_id"), ("seq" = String, Path, description = "The message"), ("emoji" = String, Path, description = "One emoji, URL-encoded, or a shortcode of a-z 0-9 _ + -")),
     responses((status = 200, description = "Gone", body = Changed)))]
 pub(crate) async fn unreact(
     State(app): State<Shared>,
@@ -255,9 +254,7 @@ async fn set_reaction(
     add: bool,
 ) -> Result<Json<Changed>, Error> {
     check_place(&conversation_id, seq)?;
-    if emoji.is_empty() || emoji.len() > MAX_EMOJI_BYTES || emoji.chars().any(char::is_control) {
-        return Err(Error::invalid(format!("emoji: 1 to {MAX_EMOJI_BYTES} bytes without control characters")));
-    }
+    let emoji = text::reaction(&emoji)?.into_owned();
     let request = ReactRequest { conversation_id, seq: seq.0, user_id: caller.user(), emoji, add };
     let changed = app.storage.react(request).await?.changed;
     Ok(Json(Changed { changed }))

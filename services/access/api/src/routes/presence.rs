@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::unique_users;
-use crate::{app::Shared, caller::Caller, extract::Body, view::ms};
+use crate::{app::Shared, caller::Caller, extract::Body, view::ms, visible};
 
 /// Which users.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -35,14 +35,16 @@ pub(crate) struct Presences {
     presence: BTreeMap<String, Presence>,
 }
 
-/// Who of these users is online.
-#[utoipa::path(post, path = "/v1/presence:query", tag = "presence", request_body = PresenceOf, responses((status = 200, description = "Each of them", body = Presences)))]
+/// Who of these users is online; those whom the caller may not see are left out, as are users that do not exist.
+#[utoipa::path(post, path = "/v1/presence:query", tag = "presence", request_body = PresenceOf, responses((status = 200, description = "Each whom the caller may see", body = Presences)))]
 pub(crate) async fn query(
     State(app): State<Shared>,
-    _caller: Caller,
+    caller: Caller,
     Body(of): Body<PresenceOf>,
 ) -> Result<Json<Presences>, Error> {
-    let found = app.sessions.presence(&app.storage, unique_users(of.user_ids)?).await?;
+    let seen = visible::users(&app, &caller, unique_users(of.user_ids)?, None).await?;
+    let user_ids = seen.into_iter().map(|user| user.user_id).collect();
+    let found = app.sessions.presence(&app.storage, user_ids).await?;
     let shown = found.into_iter().map(|p| {
         let platforms = p.platforms().filter_map(platform_name).collect();
         (p.user_id, Presence { online: p.online, platforms, last_seen: ms(p.last_seen) })

@@ -8,7 +8,7 @@ use kith_proto::{
     chat::v1 as chat,
     storage::v1::{ConversationMessages, ListBehindRequest},
 };
-use kith_send::json::{U64, message_json};
+use kith_send::json::{Object, U64, message_json};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tonic::Code;
@@ -39,7 +39,8 @@ const PAGE_STEPS: usize = 30;
 #[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct Acks {
     /// 1 to 100.
-    acks: Vec<Position>,
+    #[schema(value_type = Vec<Position>)]
+    acks: Vec<Object<Position>>,
 }
 
 /// A position that could not be acknowledged.
@@ -70,7 +71,7 @@ pub(crate) async fn ack(
     }
     // The highest of each conversation is what counts.
     let mut highest: BTreeMap<String, u64> = BTreeMap::new();
-    for ack in acks {
+    for Object(ack) in acks {
         ids::check_conversation_id("acks.conversation_id", &ack.conversation_id)?;
         let seq = highest.entry(ack.conversation_id).or_default();
         *seq = ack.seq.0.max(*seq);

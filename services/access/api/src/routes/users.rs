@@ -14,12 +14,13 @@ use crate::{
     caller::Caller,
     extract::{Body, Segments},
     view::User,
+    visible,
 };
 
 /// The caller's profile.
 #[utoipa::path(get, path = "/v1/me", tag = "users", responses((status = 200, description = "It", body = User)))]
 pub(crate) async fn me(State(app): State<Shared>, caller: Caller) -> Result<Json<User>, Error> {
-    one(&app, caller.user()).await
+    one(&app, &caller, caller.user()).await
 }
 
 /// Changes of a profile; what is absent stays.
@@ -57,25 +58,25 @@ pub(crate) async fn update_me(
     match (result.error, result.user) {
         (Some(error), _) => Err(error.into()),
         (None, Some(user)) => Ok(Json(user.into())),
-        (None, None) => one(&app, caller.user()).await,
+        (None, None) => one(&app, &caller, caller.user()).await,
     }
 }
 
-/// A user's profile.
+/// The profile of a user whom the caller may see.
 #[utoipa::path(get, path = "/v1/users/{id}", tag = "users", params(("id" = String, Path, description = "user_id")),
     responses((status = 200, description = "It", body = User)))]
 pub(crate) async fn get(
     State(app): State<Shared>,
-    _caller: Caller,
+    caller: Caller,
     Segments(user_id): Segments<String>,
 ) -> Result<Json<User>, Error> {
     ids::check_id("user_id", &user_id)?;
-    one(&app, user_id).await
+    one(&app, &caller, user_id).await
 }
 
-async fn one(app: &App, user_id: String) -> Result<Json<User>, Error> {
+async fn one(app: &App, caller: &Caller, user_id: String) -> Result<Json<User>, Error> {
     let missing = Error::not_found(format!("no user {user_id}"));
-    let user = app.storage.get_users(vec![user_id]).await?.into_iter().next().ok_or(missing)?;
+    let user = visible::users(app, caller, vec![user_id], None).await?.into_iter().next().ok_or(missing)?;
     Ok(Json(user.into()))
 }
 
@@ -84,21 +85,28 @@ async fn one(app: &App, user_id: String) -> Result<Json<User>, Error> {
 pub(crate) struct UserIds {
     /// 1 to 100.
     user_ids: Vec<String>,
+    /// A conversation of the caller: its members are shown too.
+    #[serde(default)]
+    conversation_id: Option<String>,
 }
 
-/// The profiles that exist.
+/// The profiles that the caller may see.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Users {
     users: Vec<User>,
 }
 
-/// Many profiles at once; users that do not exist are left out.
-#[utoipa::path(post, path = "/v1/users:batchGet", tag = "users", request_body = UserIds, responses((status = 200, description = "Those that exist", body = Users)))]
+/// Many profiles at once: users of the caller's line, friends, the other sides of direct conversations, and fellow members of the
+/// conversation that is named. Others are left out, as are users that do not exist.
+#[utoipa::path(post, path = "/v1/users:batchGet", tag = "users", request_body = UserIds, responses((status = 200, description = "Those that the caller may see", body = Users)))]
 pub(crate) async fn batch_get(
     State(app): State<Shared>,
-    _caller: Caller,
-    Body(UserIds { user_ids }): Body<UserIds>,
+    caller: Caller,
+    Body(UserIds { user_ids, conversation_id }): Body<UserIds>,
 ) -> Result<Json<Users>, Error> {
-    let found = app.storage.get_users(unique_users(user_ids)?).await?;
+    if let Some(id) = &conversation_id {
+        ids::check_conversation_id("conversation_id", id)?;
+    }
+    let found = visible::users(&app, &caller, unique_users(user_ids)?, conversation_id).await?;
     Ok(Json(Users { users: found.into_iter().map(User::from).collect() }))
 }

@@ -77,6 +77,7 @@ mod tests {
 
     fn send(id: &str, target: Target) -> Send {
         let draft = Draft {
+            door: kith_send::Door::Client,
             sender_id: "alice".into(),
             target,
             client_msg_id: id.into(),

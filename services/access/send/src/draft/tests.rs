@@ -11,6 +11,7 @@ fn raw(json: &str) -> Box<RawValue> {
 
 fn draft() -> Draft {
     Draft {
+        door: Door::Client,
         sender_id: "bob".into(),
         target: Target::Recipient("alice".into()),
         client_msg_id: "c-1".into(),
@@ -46,6 +47,8 @@ fn every_refusal_names_its_field() {
         ("recipient_id", Box::new(|d| d.target = Target::Recipient("bob".into()))),
         ("conversation_id", Box::new(|d| d.target = Target::Conversation("x:1".into()))),
         ("type", Box::new(|d| d.kind = "TEXT".into())),
+        ("type", Box::new(|d| d.kind = "system".into())),
+        ("content.text", Box::new(|d| d.content = raw(r#"{"text":" \u200b\n\u3164"}"#))),
         ("content", Box::new(|d| d.content = raw("[]"))),
         ("content", Box::new(|d| d.content = raw("null"))),
         ("content", Box::new(|d| d.content = raw(r#"{"text":"\ud800"}"#))),
@@ -115,4 +118,12 @@ proptest! {
             let _ = check_content("content", MessageType::Text, &raw);
         }
     }
+}
+
+#[test]
+fn a_system_message_comes_from_a_business_line_alone() {
+    let system = Draft { kind: "system".into(), ..draft() };
+    let refused = system.clone().check().unwrap_err();
+    assert!(refused.detail.starts_with("type: "), "{refused}");
+    assert!(Draft { door: Door::Line, ..system }.check().is_ok());
 }
