@@ -53,10 +53,8 @@ impl From<tonic::Status> for BusinessError {
 pub struct Files<'a> {
     /// The CA.
     pub ca: &'a Path,
-    /// The line's certificate.
-    pub cert: &'a Path,
-    /// Its key.
-    pub key: &'a Path,
+    /// The line's certificate and its key; none: a caller whom nobody knows.
+    pub identity: Option<(&'a Path, &'a Path)>,
 }
 
 /// A connection of a business line. Cheap to clone.
@@ -66,31 +64,18 @@ pub struct Business(ImBusinessClient<Channel>);
 impl Business {
     /// Connects as `env` says.
     pub async fn connect(env: &Env) -> Result<Self, BusinessError> {
-        let files = Files { ca: &env.business_ca, cert: &env.business_cert, key: &env.business_key };
+        let files = Files { ca: &env.business_ca, identity: Some((&env.business_cert, &env.business_key)) };
         Self::connect_to(&env.business, &env.cluster, Some(files)).await
     }
 
     /// Connects to `address` (`host:port`) of the ChatCluster `cluster`; without files in plain text.
     pub async fn connect_to(address: &str, cluster: &str, files: Option<Files<'_>>) -> Result<Self, BusinessError> {
-        let failed = |source| BusinessError::Connect { address: address.to_owned(), source };
-        let scheme = if files.is_some() { "https" } else { "http" };
-        let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))
-            .map_err(failed)?
-            .connect_timeout(CONNECT_DEADLINE)
-            .http2_keep_alive_interval(Duration::from_secs(5))
-            .keep_alive_timeout(Duration::from_secs(3));
-        if let Some(files) = files {
-            let tls = ClientTlsConfig::new()
-                .ca_certificate(Certificate::from_pem(read(files.ca)?))
-                .identity(Identity::from_pem(read(files.cert)?, read(files.key)?))
-                .domain_name(format!("business.{cluster}.kith.internal"));
-            endpoint = endpoint.tls_config(tls).map_err(failed)?;
-        }
-        let channel = tokio::time::timeout(CONNECT_DEADLINE * 2, endpoint.connect())
-            .await
-            .map_err(|_| CallError::unavailable(format!("{address}: no connection in time")))?
-            .map_err(failed)?;
-        Ok(Self(ImBusinessClient::new(channel)))
+        Ok(Self::over(channel(address, cluster, files).await?))
+    }
+
+    /// Over a connection that is there.
+    pub fn over(channel: Channel) -> Self {
+        Self(ImBusinessClient::new(channel))
     }
 
     /// A token for a user, who is made when absent.
@@ -129,6 +114,31 @@ impl Business {
     pub fn raw(&self) -> ImBusinessClient<Channel> {
         self.0.clone()
     }
+}
+
+/// A connection to ImBusiness at `address` (`host:port`) of the ChatCluster `cluster`; without files in plain text.
+pub async fn channel(address: &str, cluster: &str, files: Option<Files<'_>>) -> Result<Channel, BusinessError> {
+    let failed = |source| BusinessError::Connect { address: address.to_owned(), source };
+    let scheme = if files.is_some() { "https" } else { "http" };
+    let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))
+        .map_err(failed)?
+        .connect_timeout(CONNECT_DEADLINE)
+        .http2_keep_alive_interval(Duration::from_secs(5))
+        .keep_alive_timeout(Duration::from_secs(3));
+    if let Some(files) = files {
+        let mut tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(read(files.ca)?))
+            .domain_name(format!("business.{cluster}.kith.internal"));
+        if let Some((cert, key)) = files.identity {
+            tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?));
+        }
+        endpoint = endpoint.tls_config(tls).map_err(failed)?;
+    }
+    let channel = tokio::time::timeout(CONNECT_DEADLINE * 2, endpoint.connect())
+        .await
+        .map_err(|_| CallError::unavailable(format!("{address}: no connection in time")))?
+        .map_err(failed)?;
+    Ok(channel)
 }
 
 /// A request with the deadline of a call.

@@ -3,6 +3,8 @@
 
 #[macro_use]
 mod behaviour;
+#[path = "local/lines.rs"]
+mod lines;
 
 use std::sync::{Arc, Weak};
 
@@ -15,7 +17,7 @@ use tokio::sync::Mutex;
 /// The platform that tests running at the same time share; it ends with the last of them.
 static SHARED: Mutex<Weak<Platform>> = Mutex::const_new(Weak::new());
 
-async fn shared() -> Arc<Platform> {
+pub async fn shared() -> Arc<Platform> {
     let mut shared = SHARED.lock().await;
     if let Some(platform) = shared.upgrade() {
         return platform;

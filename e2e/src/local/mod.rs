@@ -22,7 +22,7 @@ pub(crate) use part::cpu_of;
 pub use part::{Instance, Kind};
 
 use crate::{
-    business::{Business, BusinessError, Files},
+    business::{self, Business, BusinessError, Files},
     client::ClientError,
     target::Target,
     wait::{TimedOut, await_until},
@@ -321,10 +321,21 @@ impl Platform {
     /// The platform as its users see it.
     pub async fn target(&self) -> Result<Target, LocalError> {
         let address = |kind| self.find(kind, 0).map(|at| self.instances[at].listen.to_string()).unwrap_or_default();
-        let files = self.line.as_ref().map(|tls| Files { ca: &tls.ca, cert: &tls.cert, key: &tls.key });
+        let files = self.line.as_ref().map(|tls| Files { ca: &tls.ca, identity: Some((&tls.cert, &tls.key)) });
         let business = Business::connect_to(&address(Kind::Business), NAME, files).await?;
         let (api, ws) = (format!("http://{}", address(Kind::Api)), format!("ws://{}", address(Kind::Gateway)));
         Ok(Target::new(&api, &ws, business, &self.kafka.bootstrap(), NAME)?)
+    }
+
+    /// A connection to ImBusiness with the certificate of a business line, or with none; in plain text where the platform has no TLS.
+    pub async fn business_channel(&self, line: Option<&str>) -> Result<tonic::transport::Channel, LocalError> {
+        let address = self.find(Kind::Business, 0).map(|at| self.instances[at].listen.to_string()).unwrap_or_default();
+        let own = line.map(|line| self.pki.line(line)).transpose()?;
+        let files = self.line.as_ref().map(|tls| Files {
+            ca: &tls.ca,
+            identity: own.as_ref().map(|own| (own.cert.as_path(), own.key.as_path())),
+        });
+        Ok(business::channel(&address, NAME, files).await?)
     }
 
     /// A configuration as a part of the platform has it, for callers that speak to storage themselves.

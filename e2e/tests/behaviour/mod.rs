@@ -3,8 +3,10 @@
 pub mod auth;
 pub mod bad_input;
 pub mod catch_up;
+pub mod content;
 pub mod conversations;
 pub mod history;
+pub mod identity;
 pub mod lists;
 pub mod log;
 pub mod retry;
@@ -86,6 +88,19 @@ macro_rules! every_behaviour {
             a_body_of_another_kind_or_size_is_refused_by_status,
             a_refused_message_changes_nothing,
             an_unknown_recipient_is_not_found,
+        ]);
+        every_behaviour!($with, message_identity: behaviour::identity, [
+            ids_that_could_be_read_in_two_ways_are_refused,
+            a_conversation_of_others_is_as_one_that_does_not_exist,
+            what_is_a_fixed_word_of_a_path_is_an_id_all_the_same,
+            every_method_of_a_path_with_an_id_is_there_for_the_fixed_words_beside_it,
+            an_array_is_taken_for_an_object_in_no_body,
+        ]);
+        every_behaviour!($with, message_content: behaviour::content, [
+            a_text_of_blanks_is_refused_and_changes_nothing,
+            a_reaction_is_one_emoji_in_one_spelling_or_a_shortcode,
+            a_system_message_comes_from_a_business_line_alone,
+            a_push_token_is_set_and_taken_off,
         ]);
         every_behaviour!($with, message_auth: behaviour::auth, [
             a_call_without_a_good_token_is_unauthenticated,

@@ -9,6 +9,8 @@ use std::{
 };
 
 use futures::{Stream, StreamExt, future::BoxFuture};
+use prost::Message;
+use prost_types::FileDescriptorSet;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
@@ -39,6 +41,10 @@ const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
 const MAX_HANDSHAKES: usize = 256;
 /// How long open calls may go on after the end was asked for.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// The package that business lines call, and the path of every reflection call.
+const LINES: &str = "kith.business.v1";
+const REFLECTION: &str = "/grpc.reflection.";
 
 /// Who is at the other end of a connection.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -73,6 +79,9 @@ pub enum ServeError {
     /// Reflection descriptors.
     #[error("gRPC reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
+    /// The same, of one package.
+    #[error("gRPC reflection: {0}")]
+    Descriptors(#[from] prost::DecodeError),
     /// The listener.
     #[error("gRPC listener: {0}")]
     Io(#[from] std::io::Error),
@@ -83,8 +92,8 @@ pub enum ServeError {
 pub enum Allow {
     /// These components of the same ChatCluster; without TLS (processes on one machine) everyone.
     Services(&'static [&'static str]),
-    /// Everyone: the handlers authenticate.
-    Anyone,
+    /// Everyone: the handlers ask which business line calls. Reflection shows their package alone, and asks for a line's certificate too.
+    Lines,
 }
 
 /// Serves `routes` on `listener` until `shutdown`, then lets open calls end within ten seconds.
@@ -95,7 +104,7 @@ pub async fn serve(
     allow: Allow,
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
-    let clients = if matches!(allow, Allow::Anyone) { ClientCerts::Optional } else { ClientCerts::Required };
+    let clients = if matches!(allow, Allow::Lines) { ClientCerts::Optional } else { ClientCerts::Required };
     let acceptor = match &config.tls {
         None => None,
         Some(files) => Some(Arc::new(Reloading::new(files.clone(), move |files| {
@@ -111,11 +120,14 @@ pub async fn serve(
     let incoming = accept(listener, acceptor, config.cluster.uid.clone(), shutdown.clone());
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_service_status("", tonic_health::ServingStatus::Serving).await;
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(kith_proto::DESCRIPTORS)
-        .build_v1()?;
+    let reflection = tonic_reflection::server::Builder::configure();
+    let reflection = match allow {
+        Allow::Services(_) => reflection.register_encoded_file_descriptor_set(kith_proto::DESCRIPTORS),
+        Allow::Lines => reflection.register_file_descriptor_set(package(LINES)?),
+    };
+    let reflection = reflection.build_v1()?;
     let server = Server::builder()
-        .layer(Guard { allowed: allowed.map(Arc::new) })
+        .layer(Guard { allowed: allowed.map(Arc::new), lines: matches!(allow, Allow::Lines) && config.tls.is_some() })
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
         .initial_stream_window_size(1 << 20)
@@ -132,6 +144,21 @@ pub async fn serve(
         }
     }
     Ok(())
+}
+
+/// The descriptors of a package and of what its files import.
+fn package(name: &str) -> Result<FileDescriptorSet, ServeError> {
+    let mut rest = FileDescriptorSet::decode(kith_proto::DESCRIPTORS)?.file;
+    let mut wanted: Vec<String> = rest.iter().filter(|f| f.package() == name).map(|f| f.name().to_owned()).collect();
+    let mut file = Vec::new();
+    while let Some(next) = wanted.pop() {
+        if let Some(at) = rest.iter().position(|f| f.name() == next) {
+            let found = rest.swap_remove(at);
+            wanted.extend(found.dependency.iter().cloned());
+            file.push(found);
+        }
+    }
+    Ok(FileDescriptorSet { file })
 }
 
 type Accepted = std::io::Result<Connection>;
@@ -294,12 +321,14 @@ impl AsyncWrite for Connection {
 #[derive(Clone)]
 struct Guard {
     allowed: Option<Arc<HashSet<String>>>,
+    /// Reflection is for business lines alone.
+    lines: bool,
 }
 
 impl<S> Layer<S> for Guard {
     type Service = Guarded<S>;
     fn layer(&self, inner: S) -> Self::Service {
-        Guarded { inner, allowed: self.allowed.clone() }
+        Guarded { inner, allowed: self.allowed.clone(), lines: self.lines }
     }
 }
 
@@ -307,6 +336,7 @@ impl<S> Layer<S> for Guard {
 struct Guarded<S> {
     inner: S,
     allowed: Option<Arc<HashSet<String>>>,
+    lines: bool,
 }
 
 impl<S, B> Service<http::Request<B>> for Guarded<S>
@@ -333,11 +363,35 @@ where
                 return Box::pin(async move { Ok(Status::from(refused).into_http()) });
             }
         }
+        if self.lines && request.uri().path().starts_with(REFLECTION) {
+            let line = request.extensions().get::<Peer>().is_some_and(|p| matches!(p.identity, Identity::Line(_)));
+            if !line {
+                let refused = Error::unauthenticated("show the client certificate of a business line");
+                return Box::pin(async move { Ok(Status::from(refused).into_http()) });
+            }
+        }
         let id = request::accept(request.headers().get(request::HEADER).and_then(|v| v.to_str().ok()));
         let span = tracing::debug_span!("rpc", path = request.uri().path(), request_id = %id);
         // `clone` and swap: the instance that was polled ready is the one to call.
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
         Box::pin(async move { request::scope(Some(&id), inner.call(request)).instrument(span).await })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost_types::{FileDescriptorProto, ServiceDescriptorProto};
+
+    use super::*;
+
+    #[test]
+    fn lines_are_shown_their_own_package_and_what_it_imports() {
+        let shown = package(LINES).unwrap().file;
+        let mut names: Vec<&str> = shown.iter().map(FileDescriptorProto::name).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["kith/business/v1/business.proto", "kith/chat/v1/message.proto"]);
+        let services: Vec<&str> = shown.iter().flat_map(|f| &f.service).map(ServiceDescriptorProto::name).collect();
+        assert_eq!(services, ["ImBusiness"]);
     }
 }

@@ -64,5 +64,5 @@ pub async fn run(
     let anonymous = config.tls.is_none().then(|| "default".to_owned());
     let business = Business::new(Lines::new(storage.clone(), anonymous), storage, sessions, signer, token_ttl);
     let service = ImBusinessServer::new(business).max_decoding_message_size(MAX_REQUEST_BYTES);
-    Ok(server::serve(&config, listener, Routes::new(service), Allow::Anyone, shutdown).await?)
+    Ok(server::serve(&config, listener, Routes::new(service), Allow::Lines, shutdown).await?)
 }

@@ -103,7 +103,7 @@ impl Audiences {
                     conversation_id: conversation.to_owned(),
                     limit: MEMBERS_PAGE,
                     cursor,
-                    user_id: String::new(),
+                    ..Default::default()
                 };
                 let page = match self.storage.list_members(request).await {
                     Ok(page) => page,

@@ -8,8 +8,7 @@ pub struct AppendRequest {
     /// The sender need not be a member: system accounts and business lines.
     #[prost(bool, tag = "3")]
     pub privileged: bool,
-    /// Of a direct conversation that is opened if it is not there: the user that the sender writes to. Several where its id can be read in
-    /// several ways: the first that exists, at most 64. NOT_FOUND if none does.
+    /// Of a direct conversation that is opened if it is not there: the other user of it, at most one. NOT_FOUND if that user does not exist.
     #[prost(string, repeated, tag = "4")]
     pub peers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
@@ -185,6 +184,7 @@ pub struct ReactRequest {
     pub seq: u64,
     #[prost(string, tag = "3")]
     pub user_id: ::prost::alloc::string::String,
+    /// One emoji, kept without U+FE0F, or a shortcode \[a-z0-9\_+-\]{1,32}.
     #[prost(string, tag = "4")]
     pub emoji: ::prost::alloc::string::String,
     /// False takes the reaction away.
@@ -288,8 +288,9 @@ pub mod messages_client {
             self
         }
         /// Stores a message: success means on disk and on ackReplicas replicas. The conversation must exist (OpenDirect, CreateConversation), but
-        /// for a direct one whose `peers` are given: their first message opens it.
-        /// The sender's right to write is decided in the same atomic step: PERMISSION_DENIED with reason NOT_MEMBER, BLOCKED or MUTED.
+        /// for a direct one whose peer is given: the first message opens it.
+        /// The sender's right to write is decided in the same atomic step: PERMISSION_DENIED with reason BLOCKED or MUTED; who is no member gets
+        /// the NOT_FOUND of a conversation that does not exist.
         /// The same (sender, client_msg_id) with another payload: ALREADY_EXISTS. UNAVAILABLE and DEADLINE_EXCEEDED: outcome unknown, retry
         /// with the same client_msg_id. RESOURCE_EXHAUSTED: the outbox, the queue or the hot limit is full.
         pub async fn append(
@@ -469,8 +470,9 @@ pub mod messages_server {
     #[async_trait]
     pub trait Messages: std::marker::Send + std::marker::Sync + 'static {
         /// Stores a message: success means on disk and on ackReplicas replicas. The conversation must exist (OpenDirect, CreateConversation), but
-        /// for a direct one whose `peers` are given: their first message opens it.
-        /// The sender's right to write is decided in the same atomic step: PERMISSION_DENIED with reason NOT_MEMBER, BLOCKED or MUTED.
+        /// for a direct one whose peer is given: the first message opens it.
+        /// The sender's right to write is decided in the same atomic step: PERMISSION_DENIED with reason BLOCKED or MUTED; who is no member gets
+        /// the NOT_FOUND of a conversation that does not exist.
         /// The same (sender, client_msg_id) with another payload: ALREADY_EXISTS. UNAVAILABLE and DEADLINE_EXCEEDED: outcome unknown, retry
         /// with the same client_msg_id. RESOURCE_EXHAUSTED: the outbox, the queue or the hot limit is full.
         async fn append(
@@ -1303,6 +1305,9 @@ pub struct ListMembersRequest {
     /// NOT_FOUND unless this user is a member. Empty: trusted callers.
     #[prost(string, tag = "4")]
     pub user_id: ::prost::alloc::string::String,
+    /// At most 100: only those of them who are members, in one answer. Without limit and cursor.
+    #[prost(string, repeated, tag = "5")]
+    pub user_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListMembersResponse {
@@ -2922,6 +2927,9 @@ pub struct ListFriendsRequest {
     pub limit: u32,
     #[prost(string, tag = "3")]
     pub cursor: ::prost::alloc::string::String,
+    /// At most 100: only those of them who are friends, in one answer. Without limit and cursor.
+    #[prost(string, repeated, tag = "4")]
+    pub user_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListFriendsResponse {
@@ -3050,10 +3058,10 @@ pub struct Device {
     pub device_id: ::prost::alloc::string::String,
     #[prost(enumeration = "super::super::chat::v1::Platform", tag = "2")]
     pub platform: i32,
-    /// apns, fcm, webhook or empty
+    /// apns, fcm, webpush, webhook or empty
     #[prost(string, tag = "3")]
     pub push_provider: ::prost::alloc::string::String,
-    /// Never logged.
+    /// Never logged, and of a webhook passed on to the line's own address: never itself an address that is called.
     #[prost(string, tag = "4")]
     pub push_token: ::prost::alloc::string::String,
     #[prost(int64, tag = "5")]
@@ -3065,6 +3073,9 @@ pub struct PutDeviceRequest {
     pub user_id: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "2")]
     pub device: ::core::option::Option<Device>,
+    /// True: provider and token become the device's, and empty ones take it off. False: empty ones leave what is stored.
+    #[prost(bool, tag = "3")]
+    pub set_push: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PutDeviceResponse {}
