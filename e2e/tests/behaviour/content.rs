@@ -61,7 +61,8 @@ pub async fn a_reaction_is_one_emoji_in_one_spelling_or_a_shortcode(target: &Tar
 
 pub async fn a_system_message_comes_from_a_business_line_alone(target: &Target) -> Proof {
     let (alice, bob) = two(target).await?;
-    let system = json!({"client_msg_id": "c-1", "recipient_id": bob.id, "type": "system", "content": {"text": "you have won"}});
+    let system =
+        json!({"client_msg_id": "c-1", "recipient_id": bob.id, "type": "system", "content": {"text": "you have won"}});
     let answer = alice.api.raw(Method::POST, "/v1/messages", Some(system)).await?;
     assert_eq!((answer.status, answer.problem()?.code.as_str()), (400, "INVALID_ARGUMENT"));
     assert!(answer.problem()?.detail.starts_with("type"));
@@ -98,7 +99,9 @@ pub async fn a_push_token_is_set_and_taken_off(target: &Target) -> Proof {
         let devices = alice.api.raw(Method::GET, "/v1/devices", None).await?.json()?;
         Ok(devices["devices"][0]["push_provider"].clone())
     };
-    for (name, token) in [("apns", "00ff"), ("webpush", r#"{"endpoint":"https://push.example"}"#), ("webhook", "any text")] {
+    for (name, token) in
+        [("apns", "00ff"), ("webpush", r#"{"endpoint":"https://push.example"}"#), ("webhook", "any text")]
+    {
         assert_eq!(put(name, token).await?.status, 200, "{name}");
         assert_eq!(provider().await?, name);
     }

@@ -39,7 +39,8 @@ pub async fn a_conversation_of_others_is_as_one_that_does_not_exist(target: &Tar
     let eve = target.new_user("eve").await?;
     let stands = alice.api.send(&Draft::to(&bob.id, "between us")).await?.conversation_id;
     let absent = format!("d:{}:{}", unique("a"), unique("b"));
-    let message = |id: &str| json!({"client_msg_id": "c", "conversation_id": id, "type": "text", "content": {"text": "hi"}});
+    let message =
+        |id: &str| json!({"client_msg_id": "c", "conversation_id": id, "type": "text", "content": {"text": "hi"}});
     type Call = (Method, &'static str, Option<Value>);
     let calls: [Call; 14] = [
         (Method::GET, "", None),
@@ -158,7 +159,10 @@ fn shadows(fixed: &str, with_id: &str) -> bool {
     let (fixed, with_id): (Vec<_>, Vec<_>) = (fixed.split('/').collect(), with_id.split('/').collect());
     fixed != with_id
         && fixed.len() == with_id.len()
-        && fixed.iter().zip(&with_id).all(|(word, place)| word == place || (place.starts_with('{') && !word.starts_with('{')))
+        && fixed
+            .iter()
+            .zip(&with_id)
+            .all(|(word, place)| word == place || (place.starts_with('{') && !word.starts_with('{')))
 }
 
 pub async fn an_array_is_taken_for_an_object_in_no_body(target: &Target) -> Proof {
@@ -204,7 +208,11 @@ fn sample(document: &Value, schema: &Value) -> Value {
         Some("boolean") => true.into(),
         Some("array") => json!([sample(document, &schema["items"])]),
         _ => match schema["properties"].as_object() {
-            Some(fields) => fields.iter().map(|(name, s)| (name.clone(), sample(document, s))).collect::<serde_json::Map<_, _>>().into(),
+            Some(fields) => fields
+                .iter()
+                .map(|(name, s)| (name.clone(), sample(document, s)))
+                .collect::<serde_json::Map<_, _>>()
+                .into(),
             None => json!({"text": "1"}),
         },
     }

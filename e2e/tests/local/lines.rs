@@ -10,8 +10,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tonic::Code;
 use tonic_reflection::pb::v1::{
-    ServerReflectionRequest, server_reflection_client::ServerReflectionClient, server_reflection_request::MessageRequest,
-    server_reflection_response::MessageResponse,
+    ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+    server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
 };
 
 use crate::{behaviour::Failure, shared};
@@ -120,7 +120,8 @@ async fn reflection_of_business_shows_a_line_its_own_package_and_nobody_else_any
         Err(status) => panic!("{status}"),
     };
     assert!(names.contains(&"kith.business.v1.ImBusiness".to_owned()), "{names:?}");
-    let foreign: Vec<_> = names.iter().filter(|n| n.starts_with("kith.") && !n.starts_with("kith.business.v1.")).collect();
+    let foreign: Vec<_> =
+        names.iter().filter(|n| n.starts_with("kith.") && !n.starts_with("kith.business.v1.")).collect();
     assert!(foreign.is_empty(), "{foreign:?}");
     Ok(())
 }

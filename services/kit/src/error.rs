@@ -109,7 +109,8 @@ impl Error {
 
     /// 500: stored data are damaged or missing. Which ones is for the log of whoever found it, and never for a caller: keys hold ids.
     pub fn data_loss() -> Self {
-        Self::new(Code::DataLoss, "stored data are damaged or missing: it has been logged").with_reason(reason::DATA_LOSS)
+        Self::new(Code::DataLoss, "stored data are damaged or missing: it has been logged")
+            .with_reason(reason::DATA_LOSS)
     }
 
     /// The instance does not hold what was asked for.

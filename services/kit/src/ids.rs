@@ -223,10 +223,33 @@ mod tests {
         assert_eq!(parse("g:01ARZ3NDEKTSV4RRFFQ69G5FAV"), Some(ConversationId::Group("01ARZ3NDEKTSV4RRFFQ69G5FAV")));
         assert_eq!(parse("s:shop:news"), Some(ConversationId::System { line: "shop", channel: "news" }));
         for bad in [
-            "", "d", "d:", "d::", "d:a", "d:a:", "d::b", "d:bob:alice", "d:bob:bob", "d:a:b:c", "d:a:b:", "d:.:a",
-            "d:@all:bob", "x:1", "x:a:b", "D:a:b", "s:news", "s:", "s::news", "s:a:b:c", "g:", "g:1",
-            "g:01arz3ndektsv4rrffq69g5fav", "g:01ARZ3NDEKTSV4RRFFQ69G5FAU", "g:81ARZ3NDEKTSV4RRFFQ69G5FAV",
-            "g:01ARZ3NDEKTSV4RRFFQ69G5FA", "g:01ARZ3NDEKTSV4RRFFQ69G5FAVX",
+            "",
+            "d",
+            "d:",
+            "d::",
+            "d:a",
+            "d:a:",
+            "d::b",
+            "d:bob:alice",
+            "d:bob:bob",
+            "d:a:b:c",
+            "d:a:b:",
+            "d:.:a",
+            "d:@all:bob",
+            "x:1",
+            "x:a:b",
+            "D:a:b",
+            "s:news",
+            "s:",
+            "s::news",
+            "s:a:b:c",
+            "g:",
+            "g:1",
+            "g:01arz3ndektsv4rrffq69g5fav",
+            "g:01ARZ3NDEKTSV4RRFFQ69G5FAU",
+            "g:81ARZ3NDEKTSV4RRFFQ69G5FAV",
+            "g:01ARZ3NDEKTSV4RRFFQ69G5FA",
+            "g:01ARZ3NDEKTSV4RRFFQ69G5FAVX",
         ] {
             assert_eq!(parse(bad), None, "{bad}");
             assert!(check_conversation_id("c", bad).is_err(), "{bad}");

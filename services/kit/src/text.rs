@@ -49,11 +49,8 @@ pub fn reaction(given: &str) -> Result<Cow<'_, str>, Error> {
         return Ok(Cow::Borrowed(given));
     }
     if given.len() <= MAX_EMOJI_BYTES {
-        let kept = if given.contains(EMOJI_STYLE) {
-            Cow::Owned(given.replace(EMOJI_STYLE, ""))
-        } else {
-            Cow::Borrowed(given)
-        };
+        let kept =
+            if given.contains(EMOJI_STYLE) { Cow::Owned(given.replace(EMOJI_STYLE, "")) } else { Cow::Borrowed(given) };
         if is_emoji(&kept) {
             return Ok(kept);
         }
@@ -106,9 +103,24 @@ mod tests {
     #[test]
     fn a_text_of_blanks_only_is_blank() {
         for blank in [
-            "", " ", "\t\r\n", "\u{a0}\u{3000}\u{2003}", "\u{200b}", "\u{200b}\u{200c}\u{200d}\u{2060}\u{feff}", "\u{ad}",
-            "\u{202e}\u{202c}", "\u{2800}", "\u{3164}", "\u{115f}\u{1160}\u{ffa0}", "\u{fe0f}", "\u{e0001}\u{e0020}",
-            "\u{180e}", "\0\u{7f}\u{85}", "\u{2028}\u{2029}", "\u{61c}", "\u{34f}",
+            "",
+            " ",
+            "\t\r\n",
+            "\u{a0}\u{3000}\u{2003}",
+            "\u{200b}",
+            "\u{200b}\u{200c}\u{200d}\u{2060}\u{feff}",
+            "\u{ad}",
+            "\u{202e}\u{202c}",
+            "\u{2800}",
+            "\u{3164}",
+            "\u{115f}\u{1160}\u{ffa0}",
+            "\u{fe0f}",
+            "\u{e0001}\u{e0020}",
+            "\u{180e}",
+            "\0\u{7f}\u{85}",
+            "\u{2028}\u{2029}",
+            "\u{61c}",
+            "\u{34f}",
         ] {
             assert!(is_blank(blank), "{blank:?}");
         }
@@ -120,15 +132,63 @@ mod tests {
     #[test]
     fn a_reaction_is_one_emoji_or_a_shortcode() {
         for good in [
-            "👍", "👍🏽", "❤", "☺", "©", "🏻", "👨‍👩‍👧‍👦", "🏳‍🌈", "🤷🏽‍♀", "👩‍❤‍💋‍👩", "🇫🇷", "🏴\u{e0067}\u{e0062}\u{e0065}\u{e006e}\u{e0067}\u{e007f}",
-            "1\u{20e3}", "#\u{20e3}", "❤‍🔥", "🫠", "thumbsup", "+1", "-1", "100", "a_b", "1",
+            "👍",
+            "👍🏽",
+            "❤",
+            "☺",
+            "©",
+            "🏻",
+            "👨‍👩‍👧‍👦",
+            "🏳‍🌈",
+            "🤷🏽‍♀",
+            "👩‍❤‍💋‍👩",
+            "🇫🇷",
+            "🏴\u{e0067}\u{e0062}\u{e0065}\u{e006e}\u{e0067}\u{e007f}",
+            "1\u{20e3}",
+            "#\u{20e3}",
+            "❤‍🔥",
+            "🫠",
+            "thumbsup",
+            "+1",
+            "-1",
+            "100",
+            "a_b",
+            "1",
         ] {
             assert_eq!(reaction(good).as_deref(), Ok(good), "{good}");
         }
         for bad in [
-            "", " ", "👍👍", "👍 ", "a👍", "👍a", "hello world", "Thumbs", "1\u{20e3}1\u{20e3}", "🇫", "🇫🇷🇩🇪", "🇫👍", "\u{200d}",
-            "👍\u{200d}", "\u{200d}👍", "👍\u{200b}", "\u{fe0f}", "\u{20e3}", "a\u{20e3}", "👍\u{20e3}", "é", "字", "\0", "a/b", ".",
-            "1\u{200d}2", "👍\u{fe0e}", "👍\u{301}", "🏴\u{e0067}", &"a".repeat(33), &"👍\u{200d}".repeat(20),
+            "",
+            " ",
+            "👍👍",
+            "👍 ",
+            "a👍",
+            "👍a",
+            "hello world",
+            "Thumbs",
+            "1\u{20e3}1\u{20e3}",
+            "🇫",
+            "🇫🇷🇩🇪",
+            "🇫👍",
+            "\u{200d}",
+            "👍\u{200d}",
+            "\u{200d}👍",
+            "👍\u{200b}",
+            "\u{fe0f}",
+            "\u{20e3}",
+            "a\u{20e3}",
+            "👍\u{20e3}",
+            "é",
+            "字",
+            "\0",
+            "a/b",
+            ".",
+            "1\u{200d}2",
+            "👍\u{fe0e}",
+            "👍\u{301}",
+            "🏴\u{e0067}",
+            &"a".repeat(33),
+            &"👍\u{200d}".repeat(20),
         ] {
             let error = reaction(bad).unwrap_err();
             assert!(error.detail.starts_with("emoji: "), "{bad:?}: {error}");
@@ -137,7 +197,8 @@ mod tests {
 
     #[test]
     fn two_spellings_of_an_emoji_are_one_reaction() {
-        for (given, kept) in [("❤\u{fe0f}", "❤"), ("1\u{fe0f}\u{20e3}", "1\u{20e3}"), ("🏳\u{fe0f}‍🌈", "🏳‍🌈")] {
+        for (given, kept) in [("❤\u{fe0f}", "❤"), ("1\u{fe0f}\u{20e3}", "1\u{20e3}"), ("🏳\u{fe0f}‍🌈", "🏳‍🌈")]
+        {
             assert_eq!(reaction(given).unwrap(), kept);
         }
     }

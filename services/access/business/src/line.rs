@@ -97,11 +97,8 @@ impl Lines {
         if self.conversations.get(&key).await.is_some() {
             return Ok(());
         }
-        let request = ListMembersRequest {
-            conversation_id: conversation_id.to_owned(),
-            limit: MEMBERS,
-            ..Default::default()
-        };
+        let request =
+            ListMembersRequest { conversation_id: conversation_id.to_owned(), limit: MEMBERS, ..Default::default() };
         let missing = || Error::not_found("conversation_id: no such conversation");
         let members = self.storage.list_members(request).await.map_err(|error| match error.code {
             Code::NotFound => missing(),

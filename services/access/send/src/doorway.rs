@@ -2,11 +2,7 @@
 
 use std::time::Instant;
 
-use kith_kit::{
-    error::Error,
-    ids,
-    storage::Storage,
-};
+use kith_kit::{error::Error, ids, storage::Storage};
 use kith_proto::{chat::v1::Receipt, storage::v1::AppendRequest};
 use tonic::Code;
 

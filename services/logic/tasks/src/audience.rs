@@ -128,12 +128,8 @@ impl Audiences {
         let mut friends: Vec<Arc<str>> = Vec::new();
         let mut cursor = String::new();
         while friends.len() < MAX_FRIENDS {
-            let request = ListFriendsRequest {
-                user_id: user.to_owned(),
-                limit: FRIENDS_PAGE,
-                cursor,
-                ..Default::default()
-            };
+            let request =
+                ListFriendsRequest { user_id: user.to_owned(), limit: FRIENDS_PAGE, cursor, ..Default::default() };
             let page = match self.storage.list_friends(request).await {
                 Ok(page) => page,
                 Err(error) if error.code == Code::NotFound => break,

@@ -105,7 +105,12 @@ fn documented(error: &Error) -> Result<(), TestCaseError> {
     let names = error.code != Code::InvalidArgument || error.detail.contains(':');
     prop_assert!(names, "{} names nothing: {}", error.code_name(), error);
     // The log names the key, and a caller never sees it.
-    prop_assert!(error.code != Code::DataLoss || *error == Error::data_loss(), "{} shows: {}", error.code_name(), error);
+    prop_assert!(
+        error.code != Code::DataLoss || *error == Error::data_loss(),
+        "{} shows: {}",
+        error.code_name(),
+        error
+    );
     Ok(())
 }
 

@@ -253,7 +253,10 @@ impl Core {
             return Err(Error::invalid("content: must be a JSON object"));
         }
         if message.sender_id != user_id || message.r#type() == MessageType::System {
-            return Err(Error::denied(reason::NOT_ALLOWED, "only the sender may edit a message, and nobody a system one"));
+            return Err(Error::denied(
+                reason::NOT_ALLOWED,
+                "only the sender may edit a message, and nobody a system one",
+            ));
         }
         let now = Self::now();
         if limit_ms > 0 && now - message.sent_at > limit_ms {
