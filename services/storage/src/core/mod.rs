@@ -5,6 +5,8 @@ mod blocks;
 mod check;
 pub(crate) mod conversations;
 mod direct;
+#[cfg(test)]
+mod entrances;
 mod hints;
 mod known;
 mod listing;

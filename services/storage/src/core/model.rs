@@ -396,10 +396,73 @@ impl SourceRow {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use kith_kit::ids;
     use proptest::prelude::*;
 
+    use super::*;
+    use crate::engine::CursorKind;
+
+    /// Everything that is glued from ids: what it is and of which parts, and the key and field that these make.
+    fn glued(user: &str, device: &str, talk: &str, seq: u64) -> Vec<(String, (String, String))> {
+        let mut all = Vec::new();
+        let mut add = |what: &str, parts: &[&str], key: String, field: String| {
+            all.push((format!("{what} of {parts:?}"), (key, field)));
+        };
+        for (what, key) in [
+            ("profile", key::profile as fn(&str) -> String),
+            ("list", key::list),
+            ("settings", key::settings),
+            ("friends", key::friends),
+            ("blocks", key::blocks),
+            ("devices", key::devices),
+        ] {
+            add(what, &[user], key(user), String::new());
+        }
+        for (what, key) in [
+            ("conversation", key::conversation as fn(&str) -> String),
+            ("members", key::members),
+            ("joins", key::joins),
+            ("cursors", key::cursors),
+            ("overlays", key::overlays),
+        ] {
+            add(what, &[talk], key(talk), String::new());
+        }
+        for side in ["f", "i", "o"] {
+            add(side, &[user, device], key::friends(user), format!("{side}{device}"));
+        }
+        add("device", &[user, device], key::devices(user), format!("d{device}"));
+        add("revoked device", &[user, device], key::devices(user), format!("r{device}"));
+        add("revoked user", &[user], key::devices(user), "R".to_owned());
+        let delivered = CursorKind::Delivered(device.to_owned());
+        add("read", &[talk, user], key::cursors(talk), CursorKind::Read.field(user));
+        add("cleared", &[talk, user], key::cursors(talk), CursorKind::Cleared.field(user));
+        add("sent", &[talk, user], key::cursors(talk), format!("s{user}"));
+        add("delivered", &[talk, user, device], key::cursors(talk), delivered.field(user));
+        let body = crate::event::message_body(talk, seq, false);
+        add("outbox entry", &[talk, &seq.to_string()], String::new(), text(&body));
+        all
+    }
+
     proptest! {
+        #[test]
+        fn different_parts_make_different_keys(
+            users in proptest::collection::btree_set("[rscd][a.@-]{0,2}", 3),
+            devices in proptest::collection::btree_set("[rscdR][a.@-]{0,2}", 2),
+            seqs in proptest::collection::btree_set(1..200_u64, 2),
+        ) {
+            let users: Vec<_> = users.into_iter().collect();
+            let mut made = BTreeMap::new();
+            for (a, b) in [(0, 1), (0, 2), (1, 2)] {
+                let talk = ids::direct_conversation_id(&users[a], &users[b]).unwrap();
+                for ((user, device), seq) in users.iter().flat_map(|u| devices.iter().map(move |d| (u, d))).zip(seqs.iter().cycle()) {
+                    for (what, place) in glued(user, device, &talk, *seq) {
+                        let before = made.insert(place.clone(), what.clone());
+                        prop_assert!(before.as_ref().is_none_or(|b| *b == what), "{place:?}: {what}, and {before:?}");
+                    }
+                }
+            }
+        }
+
         #[test]
         fn a_member_row_reads_back_as_it_was(role in 1..4_u8, joined_seq in 1..u64::from(u32::MAX), joined_at in 0..1_i64 << 50, muted_until in 0..1_i64 << 50, blocked in any::<bool>()) {
             let data = MemberData { role, joined_seq, joined_at, muted_until, blocked };

@@ -209,11 +209,7 @@ impl Data {
         if self.field(&format!("g:{}", c.conversation_id), &c.user_id).is_none() {
             return Err(EngineError::Refused(Refusal::NotMember));
         }
-        let name = match &c.kind {
-            CursorKind::Read => format!("r{}", c.user_id),
-            CursorKind::Cleared => format!("c{}", c.user_id),
-            CursorKind::Delivered(device) => format!("d{}/{device}", c.user_id),
-        };
+        let name = c.kind.field(&c.user_id);
         let key = format!("r:{}", c.conversation_id);
         let now = self.count(&key, &name).unwrap_or(0);
         let want = if c.seq == 0 { last } else { c.seq.min(last) };
@@ -346,10 +342,10 @@ impl Data {
         HeadRow {
             fields,
             member: self.field(&format!("g:{id}"), user).cloned(),
-            read: cursor(format!("r{user}")),
+            read: cursor(CursorKind::Read.field(user)),
             own: cursor(format!("s{user}")),
-            cleared: cursor(format!("c{user}")),
-            delivered: cursor(format!("d{user}/{device}")),
+            cleared: cursor(CursorKind::Cleared.field(user)),
+            delivered: cursor(CursorKind::Delivered(device.to_owned()).field(user)),
             last: last.map(|(seq, row)| (row.clone(), self.field(&format!("x:{id}"), &seq.to_string()).cloned())),
         }
     }

@@ -47,6 +47,17 @@ pub(crate) enum CursorKind {
     Cleared,
 }
 
+impl CursorKind {
+    /// The field of the conversation's cursors in which that of a user stands. Ids hold no slash, so a user and a device make one field.
+    pub(crate) fn field(&self, user_id: &str) -> String {
+        match self {
+            Self::Read => format!("r{user_id}"),
+            Self::Cleared => format!("c{user_id}"),
+            Self::Delivered(device) => format!("d{user_id}/{device}"),
+        }
+    }
+}
+
 /// A cursor to move forward.
 #[derive(Debug, Clone)]
 pub(crate) struct Cursor {

@@ -19,7 +19,7 @@ use crate::{
         messages::set_reaction,
         model::{MemberData, Overlay, cursor as names, key, number},
     },
-    engine::{Field, Op, Write},
+    engine::{CursorKind, Field, Op, Write},
 };
 
 /// Why an event was not restored.
@@ -124,7 +124,7 @@ pub(crate) fn read(kind: &str, key: &str, data: &[u8]) -> Result<Change, Unresto
         "message.reaction" => reaction(parse(key, data)?),
         "receipt.read" => {
             let d: data::Read = parse(key, data)?;
-            cursor(&d.conversation_id, format!("r{}", d.user_id), &d.user_id, d.read_seq)
+            cursor(&d.conversation_id, CursorKind::Read.field(&d.user_id), &d.user_id, d.read_seq)
         }
         "receipt.delivered" => {
             let d: data::Delivered = parse(key, data)?;
@@ -133,7 +133,7 @@ pub(crate) fn read(kind: &str, key: &str, data: &[u8]) -> Result<Change, Unresto
         }
         "conversation.cleared" => {
             let d: data::Cleared = parse(key, data)?;
-            cursor(&d.conversation_id, format!("c{}", d.user_id), &d.user_id, d.cleared_seq)
+            cursor(&d.conversation_id, CursorKind::Cleared.field(&d.user_id), &d.user_id, d.cleared_seq)
         }
         "conversation.created" => created(parse(key, data)?),
         "group.updated" => updated(parse(key, data)?),

@@ -9,7 +9,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::partition::Pending;
 use crate::{
     engine::{
-        Append, Cursor, CursorKind, EngineError, Entry, Expect, FieldPage, Got, HeadRow, History, ListRow, MemberPage,
+        Append, Cursor, EngineError, Entry, Expect, FieldPage, Got, HeadRow, History, ListRow, MemberPage,
         MemberRow, Op, Range, Refusal, Spot, Stored, Swap, Want, Window, Write,
     },
     event::{self, FOUND},
@@ -190,12 +190,7 @@ pub(super) fn append(call: Call, a: &Append) -> Call {
 }
 
 pub(super) fn cursor(call: Call, c: &Cursor) -> Call {
-    let field = match &c.kind {
-        CursorKind::Read => format!("r{}", c.user_id),
-        CursorKind::Cleared => format!("c{}", c.user_id),
-        CursorKind::Delivered(device) => format!("d{}/{device}", c.user_id),
-    };
-    call.arg(&c.conversation_id).arg(&c.user_id).arg(field).number(c.seq).arg(&c.event)
+    call.arg(&c.conversation_id).arg(&c.user_id).arg(c.kind.field(&c.user_id)).number(c.seq).arg(&c.event)
 }
 
 pub(super) fn swap(mut call: Call, swap: &Swap) -> (Call, Vec<Bytes>) {
