@@ -8,7 +8,7 @@ use kith_e2e::{
 use kith_proto::business::v1::ListMessagesRequest;
 use reqwest::Method;
 use serde_json::{Value, json};
-use tonic::Code;
+use tonic::{Code, transport::Channel};
 use tonic_reflection::pb::v1::{
     ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
     server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
@@ -90,38 +90,32 @@ async fn a_line_is_not_told_which_conversations_of_others_exist() -> Result<(), 
     Ok(())
 }
 
-/// The services that reflection lists to a caller.
-async fn listed(channel: tonic::transport::Channel) -> Result<Vec<String>, tonic::Status> {
-    let ask = |request| ServerReflectionRequest { host: String::new(), message_request: Some(request) };
-    let requests = futures::stream::iter([
-        ask(MessageRequest::ListServices(String::new())),
-        ask(MessageRequest::FileContainingSymbol("kith.storage.v1.Peer".to_owned())),
-    ]);
+/// What reflection answers to one request.
+async fn reflected(channel: Channel, request: MessageRequest) -> Result<Option<MessageResponse>, tonic::Status> {
+    let request = ServerReflectionRequest { host: String::new(), message_request: Some(request) };
+    let requests = futures::stream::iter([request]);
     let mut answers = ServerReflectionClient::new(channel).server_reflection_info(requests).await?.into_inner();
-    let mut names = Vec::new();
-    while let Some(answer) = answers.next().await {
-        match answer?.message_response {
-            Some(MessageResponse::ListServicesResponse(list)) => names.extend(list.service.into_iter().map(|s| s.name)),
-            Some(MessageResponse::FileDescriptorResponse(_)) => panic!("an internal service is described"),
-            _ => {}
-        }
-    }
-    Ok(names)
+    Ok(answers.next().await.transpose()?.and_then(|answer| answer.message_response))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reflection_of_business_shows_a_line_its_own_package_and_nobody_else_anything() -> Result<(), Failure> {
     let platform = shared().await;
-    let nobody = listed(platform.business_channel(None).await?).await.expect_err("no certificate");
-    assert_eq!(nobody.code(), Code::Unauthenticated);
-    // The stream ends with the refusal of the symbol that is not there.
-    let names = match listed(platform.business_channel(Some("default")).await?).await {
-        Ok(names) => names,
-        Err(status) => panic!("{status}"),
+    let list = || MessageRequest::ListServices(String::new());
+    let symbol = |name: &str| MessageRequest::FileContainingSymbol(name.to_owned());
+    let nobody = platform.business_channel(None).await?;
+    for request in [list(), symbol("kith.business.v1.ImBusiness")] {
+        let refused = reflected(nobody.clone(), request).await.expect_err("no certificate");
+        assert_eq!(refused.code(), Code::Unauthenticated);
+    }
+    let line = platform.business_channel(Some("default")).await?;
+    let Some(MessageResponse::ListServicesResponse(listed)) = reflected(line.clone(), list()).await? else {
+        panic!("no list")
     };
-    assert!(names.contains(&"kith.business.v1.ImBusiness".to_owned()), "{names:?}");
-    let foreign: Vec<_> =
-        names.iter().filter(|n| n.starts_with("kith.") && !n.starts_with("kith.business.v1.")).collect();
-    assert!(foreign.is_empty(), "{foreign:?}");
+    let names: Vec<_> = listed.service.iter().map(|s| s.name.as_str()).filter(|n| n.starts_with("kith.")).collect();
+    assert_eq!(names, ["kith.business.v1.ImBusiness"]);
+    assert!(reflected(line.clone(), symbol("kith.business.v1.ImBusiness")).await?.is_some());
+    let internal = reflected(line, symbol("kith.storage.v1.Peer")).await.expect_err("an internal service");
+    assert_eq!(internal.code(), Code::NotFound);
     Ok(())
 }
