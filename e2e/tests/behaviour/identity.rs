@@ -175,7 +175,13 @@ pub async fn an_array_is_taken_for_an_object_in_no_body(target: &Target) -> Proo
             let operation = &operations[method.as_str().to_lowercase()];
             let Some(schema) = operation.pointer("/requestBody/content/application~1json/schema") else { continue };
             let path = path.replace("{id}", &talk).replace("{seq}", "1").replace("{user}", "someone");
-            let good = sample(&document, schema);
+            let mut good = sample(&document, schema);
+            // Of a message only one of two places is given, and its type is one that there is.
+            if let Some(fields) = good.as_object_mut().filter(|fields| fields.contains_key("recipient_id")) {
+                fields.remove("recipient_id");
+                fields.insert("conversation_id".to_owned(), talk.clone().into());
+                fields.insert("type".to_owned(), "text".into());
+            }
             for bad in with_arrays(&good) {
                 let answer = alice.api.raw(method.clone(), &path, Some(bad.clone())).await?;
                 let detail = answer.problem().map(|p| p.detail).unwrap_or_default();

@@ -81,7 +81,8 @@ async fn of_conversation(core: &Core, user: &str) -> Vec<(&'static str, Result<(
     let members = ListMembersRequest { conversation_id: c(), user_id: u(), ..Default::default() };
     let among = ListMembersRequest { user_ids: vec![u()], ..members.clone() };
     let entry = SetListEntryRequest { user_id: u(), conversation_id: c(), pinned: Some(true), muted: None };
-    let enter = step(user, step::Step::EnterList(EnterList { conversation_id: c(), activity: 1 }));
+    let enter =
+        step(user, step::Step::EnterList(EnterList { conversation_id: c(), activity: 1, ..Default::default() }));
     let block = step(TALK, step::Step::DirectBlock(DirectBlock { user_id: u(), blocked: true }));
     let add = AddMembersRequest { conversation_id: c(), user_ids: vec![u()], ..Default::default() };
     let role = Some(Role::Admin as i32);

@@ -437,6 +437,7 @@ mod tests {
         add("read", &[talk, user], key::cursors(talk), CursorKind::Read.field(user));
         add("cleared", &[talk, user], key::cursors(talk), CursorKind::Cleared.field(user));
         add("sent", &[talk, user], key::cursors(talk), format!("s{user}"));
+        add("devices of a member", &[talk, user], key::cursors(talk), cursor::devices(user));
         add("delivered", &[talk, user, device], key::cursors(talk), delivered.field(user));
         let body = crate::event::message_body(talk, seq, false);
         add("outbox entry", &[talk, &seq.to_string()], String::new(), text(&body));

@@ -15,6 +15,8 @@ use thiserror::Error as ThisError;
 use tokio::time::Instant;
 use tonic::Code;
 
+use crate::core::model::cursor;
+
 /// A message to store.
 #[derive(Debug, Clone)]
 pub(crate) struct Append {
@@ -53,7 +55,7 @@ impl CursorKind {
         match self {
             Self::Read => format!("r{user_id}"),
             Self::Cleared => format!("c{user_id}"),
-            Self::Delivered(device) => format!("d{user_id}/{device}"),
+            Self::Delivered(device) => cursor::delivered(user_id, device),
         }
     }
 }

@@ -24,7 +24,7 @@ async fn page(core: &Core, list: &str, user: &str, cursor: &str) -> Result<(Vec<
             (page.behind.into_iter().map(|b| b.conversation_id).collect(), page.next_cursor)
         }
         "friends" => {
-            let page = core.list_friends(ListFriendsRequest { user_id, limit, cursor }).await?;
+            let page = core.list_friends(ListFriendsRequest { user_id, limit, cursor, ..Default::default() }).await?;
             (page.friends.into_iter().map(|f| f.user_id).collect(), page.next_cursor)
         }
         "requests" => {
@@ -37,7 +37,9 @@ async fn page(core: &Core, list: &str, user: &str, cursor: &str) -> Result<(Vec<
         }
         _ => {
             let conversation_id = "d:me:p0".to_owned();
-            let page = core.list_members(ListMembersRequest { conversation_id, limit: 1, cursor, user_id }).await?;
+            let page = core
+                .list_members(ListMembersRequest { conversation_id, limit: 1, cursor, user_id, ..Default::default() })
+                .await?;
             (page.members.into_iter().map(|m| m.user_id).collect(), page.next_cursor)
         }
     })

@@ -150,7 +150,7 @@ async fn friends_are_bounded_on_both_sides_and_one_less_makes_room() {
     let delete = DeleteFriendRequest { user_id: "bob".into(), friend_id: "x00000".into(), version: 0 };
     world.core.delete_friend(delete).await.unwrap();
     world.core.put_friend(put("me", "bob")).await.unwrap();
-    let request = ListFriendsRequest { user_id: "bob".into(), limit: 2, cursor: String::new() };
+    let request = ListFriendsRequest { user_id: "bob".into(), limit: 2, ..Default::default() };
     assert_eq!(world.core.list_friends(request).await.unwrap().friends[0].user_id, "me");
 }
 

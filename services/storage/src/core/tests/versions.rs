@@ -57,7 +57,7 @@ fn delete(version: u64) -> DeleteFriendRequest {
 }
 
 async fn friends(world: &World, user: &str) -> Vec<String> {
-    let request = ListFriendsRequest { user_id: user.to_owned(), limit: 0, cursor: String::new() };
+    let request = ListFriendsRequest { user_id: user.to_owned(), ..Default::default() };
     world.core.list_friends(request).await.unwrap().friends.into_iter().map(|f| f.alias).collect()
 }
 

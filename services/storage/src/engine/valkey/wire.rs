@@ -9,8 +9,8 @@ use xxhash_rust::xxh3::Xxh3;
 use super::partition::Pending;
 use crate::{
     engine::{
-        Append, Cursor, EngineError, Entry, Expect, FieldPage, Got, HeadRow, History, ListRow, MemberPage,
-        MemberRow, Op, Range, Refusal, Spot, Stored, Swap, Want, Window, Write,
+        Append, Cursor, EngineError, Entry, Expect, FieldPage, Got, HeadRow, History, ListRow, MemberPage, MemberRow,
+        Op, Range, Refusal, Spot, Stored, Swap, Want, Window, Write,
     },
     event::{self, FOUND},
 };
