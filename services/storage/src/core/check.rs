@@ -67,7 +67,7 @@ pub(super) fn content(kind: i32, content: &[u8]) -> Result<(), Error> {
     }
     if kind == MessageType::Text as i32 {
         let found: Result<TextContent<'_>, _> = serde_json::from_slice(content);
-        if found.map_or(true, |c| is_blank(&c.text)) {
+        if !found.is_ok_and(|c| !is_blank(&c.text)) {
             return Err(Error::invalid("content.text: must be a text that is not blank"));
         }
     }

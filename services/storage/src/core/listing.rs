@@ -89,8 +89,8 @@ pub(super) fn told_apart(outcomes: Vec<peers::Outcome>) -> Result<Vec<peers::Out
 fn failed(row: &ListRow, error: Error) -> Conversation {
     let id = &row.conversation_id;
     let kind = match ids::check_conversation_id("conversation_id", id) {
-        Ok(ids::ConversationId::Group) => ConversationKind::Group,
-        Ok(ids::ConversationId::System) => ConversationKind::System,
+        Ok(ids::ConversationId::Group(_)) => ConversationKind::Group,
+        Ok(ids::ConversationId::System { .. }) => ConversationKind::System,
         _ => ConversationKind::Direct,
     };
     Conversation {

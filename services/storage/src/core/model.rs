@@ -427,7 +427,7 @@ mod tests {
         ] {
             add(what, &[talk], key(talk), String::new());
         }
-        for side in ["f", "i", "o"] {
+        for side in ["f", "v", "i", "o"] {
             add(side, &[user, device], key::friends(user), format!("{side}{device}"));
         }
         add("device", &[user, device], key::devices(user), format!("d{device}"));

@@ -292,7 +292,7 @@ impl Core {
         for friend in user_ids {
             check::user("user_ids", friend)?;
         }
-        let fields: Vec<Field> = user_ids.iter().map(|friend| Self::friend_field(user_id, friend)).collect();
+        let fields: Vec<Field> = user_ids.iter().map(|friend| friend_field(user_id, friend)).collect();
         let rows = self.fields(self.partition(user_id), &fields, Self::end()).await?;
         let mut friends = Vec::new();
         for (friend, row) in user_ids.iter().zip(rows) {
