@@ -76,7 +76,7 @@ impl Gateway {
 }
 
 /// The short-connection HTTP API.
-#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Serialize, KubeSchema, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct ApiListener {
     /// Whether this Gateway has an API.
@@ -92,8 +92,16 @@ pub struct ApiListener {
     /// What a client and a pod may take.
     #[serde(default)]
     pub limits: ApiLimits,
-    /// Web pages that may call the API: origins such as https://chat.example.com, or `*` for all. Omitted: none but those
-    /// that the API itself serves.
+    /// How long a connection may wait for its next request, from 75s to 1h; then it is ended in good order. Proxies in front that use
+    /// connections again should do so for less. Connections without a valid token wait for ten seconds.
+    #[serde(default = "idle_timeout")]
+    #[x_kube(validation = (
+        "!self.matches('^([0-9]{1,9}(ms|s|m|h))+$') || (duration(self) >= duration('75s') && duration(self) <= duration('1h'))",
+        "idleTimeout must lie between 75s and 1h"
+    ))]
+    pub idle_timeout: Duration,
+    /// Web pages that may call the API: origins such as https://chat.example.com, or `*` for all. Omitted: pages
+    /// of the same host.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(min = 1, max = 253)), extend("x-kubernetes-list-type" = "set"))]
     pub allowed_origins: Vec<String>,
@@ -339,6 +347,10 @@ fn requests_in_flight() -> u32 {
 
 fn heartbeat() -> Duration {
     "30s".into()
+}
+
+fn idle_timeout() -> Duration {
+    "90s".into()
 }
 
 fn connections_per_pod() -> u32 {

@@ -125,6 +125,9 @@ pub fn gateway_config(plan: &Plan, gateway: &GatewayObject) -> Config {
         drain_ms: ms(&websocket.drain.deadline, defaults.drain_ms),
         drain_per_second: websocket.drain.connections_per_second,
         requests_per_second: api.limits.requests_per_second_per_user,
+        idle_ms: ms(&api.idle_timeout, defaults.idle_ms),
+        api_origins: api.allowed_origins.clone(),
+        websocket_origins: websocket.allowed_origins.clone(),
     });
     config
 }

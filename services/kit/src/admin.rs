@@ -1,12 +1,8 @@
 //! The admin port of every process: `/healthz`, `/readyz`, `/metrics`.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
-use axum::{Router, extract::State, http::StatusCode, routing::get};
-use metrics_exporter_prometheus::PrometheusHandle;
 use parking_lot::Mutex;
-use tokio::{net::TcpListener, time::MissedTickBehavior};
-use tokio_util::sync::CancellationToken;
 
 /// Which parts of the process are ready; all must be.
 #[derive(Clone, Default)]
@@ -42,43 +38,69 @@ impl Readiness {
     }
 }
 
-#[derive(Clone)]
-struct Admin {
-    readiness: Readiness,
-    metrics: PrometheusHandle,
-}
+#[cfg(feature = "grpc")]
+mod serving {
+    //! The server.
 
-/// Serves the admin port until `shutdown`.
-pub async fn serve(
-    address: SocketAddr,
-    readiness: Readiness,
-    metrics: PrometheusHandle,
-    shutdown: CancellationToken,
-) -> std::io::Result<()> {
-    let listener = TcpListener::bind(address).await?;
-    let upkeep = metrics.clone();
-    let upkeep_end = shutdown.clone();
-    tokio::spawn(async move {
-        let mut tick = tokio::time::interval(Duration::from_secs(5));
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        while upkeep_end.run_until_cancelled(tick.tick()).await.is_some() {
-            upkeep.run_upkeep();
+    use std::{net::SocketAddr, time::Duration};
+
+    use axum::{Router, extract::State, http::StatusCode, routing::get};
+    use metrics_exporter_prometheus::PrometheusHandle;
+    use tokio::{net::TcpListener, time::MissedTickBehavior};
+    use tokio_util::sync::CancellationToken;
+
+    use super::Readiness;
+    use crate::{admission::Seats, http};
+
+    /// Probes and scrapers: few, and none of them says who it is.
+    const BOUNDS: http::Bounds = http::Bounds {
+        seats: Seats { all: 256, unknown_per_address: 64, per_caller: 0 },
+        idle: Duration::from_secs(75),
+        grace: Duration::from_secs(1),
+    };
+
+    #[derive(Clone)]
+    struct Admin {
+        readiness: Readiness,
+        metrics: PrometheusHandle,
+    }
+
+    /// Serves the admin port until `shutdown`.
+    pub async fn serve(
+        address: SocketAddr,
+        readiness: Readiness,
+        metrics: PrometheusHandle,
+        shutdown: CancellationToken,
+    ) -> std::io::Result<()> {
+        let listener = TcpListener::bind(address).await?;
+        let upkeep = metrics.clone();
+        let upkeep_end = shutdown.clone();
+        tokio::spawn(async move {
+            let mut tick = tokio::time::interval(Duration::from_secs(5));
+            tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            while upkeep_end.run_until_cancelled(tick.tick()).await.is_some() {
+                upkeep.run_upkeep();
+            }
+        });
+        let app = Router::new()
+            .route("/healthz", get(|| async { "ok\n" }))
+            .route("/readyz", get(ready))
+            .route("/metrics", get(|State(admin): State<Admin>| async move { admin.metrics.render() }))
+            .with_state(Admin { readiness, metrics });
+        http::serve(listener, app, BOUNDS, shutdown).await;
+        Ok(())
+    }
+
+    async fn ready(State(admin): State<Admin>) -> (StatusCode, String) {
+        match admin.readiness.report() {
+            Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
+            Err(waiting) => (StatusCode::SERVICE_UNAVAILABLE, waiting),
         }
-    });
-    let app = Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(|State(admin): State<Admin>| async move { admin.metrics.render() }))
-        .with_state(Admin { readiness, metrics });
-    axum::serve(listener, app).with_graceful_shutdown(shutdown.cancelled_owned()).await
-}
-
-async fn ready(State(admin): State<Admin>) -> (StatusCode, String) {
-    match admin.readiness.report() {
-        Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
-        Err(waiting) => (StatusCode::SERVICE_UNAVAILABLE, waiting),
     }
 }
+
+#[cfg(feature = "grpc")]
+pub use serving::serve;
 
 #[cfg(test)]
 mod tests {

@@ -232,6 +232,12 @@ pub struct Gateway {
     pub drain_per_second: u32,
     /// HTTP requests per second and user; 0: no limit.
     pub requests_per_second: u32,
+    /// How long an HTTP connection of a known user may wait for its next request, milliseconds.
+    pub idle_ms: u32,
+    /// Web pages that may call the API, besides those of its own host: origins, or `*`.
+    pub api_origins: Vec<String>,
+    /// Web pages that may open a WebSocket, besides those of its own host: origins, or `*`.
+    pub websocket_origins: Vec<String>,
 }
 
 impl Default for Gateway {
@@ -244,6 +250,9 @@ impl Default for Gateway {
             drain_ms: 30_000,
             drain_per_second: 500,
             requests_per_second: 100,
+            idle_ms: 90_000,
+            api_origins: Vec::new(),
+            websocket_origins: Vec::new(),
         }
     }
 }

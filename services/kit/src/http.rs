@@ -1,31 +1,46 @@
-//! HTTP servers of the access layer: bounded connections, header deadline, graceful end; and errors as problem documents (RFC 9457).
+//! HTTP servers: admitted connections that get on or end, graceful end; and errors as problem documents (RFC 9457).
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
 
 use axum::{
     Router,
-    body::Body,
+    body::{Body, Bytes, HttpBody},
     extract::ConnectInfo,
     http::{HeaderValue, Request, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use hyper::body::{Frame, SizeHint};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto::Builder,
     service::TowerToHyperService,
 };
+use parking_lot::Mutex;
 use serde::Serialize;
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tower::ServiceExt;
+use tower::{ServiceExt, service_fn};
 
-use crate::error::Error;
+use crate::{
+    admission::{Admission, Seat, Seats},
+    error::Error,
+    pace::{Pace, UNKNOWN, Verdict},
+    progress::Progress,
+};
 
-/// A client that does not finish its request head in this time is dropped.
-const HEADER_DEADLINE: Duration = Duration::from_secs(10);
 /// HTTP/2 pings find clients that vanished.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 const KEEPALIVE_DEADLINE: Duration = Duration::from_secs(10);
+/// Requests of one HTTP/2 connection at once.
+const STREAMS: u32 = 64;
+/// How long a connection that was asked to end may take.
+const GOODBYE: Duration = Duration::from_secs(5);
 /// The pause after a failed accept (out of file descriptors, most likely).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -35,24 +50,23 @@ pub const PROBLEM_JSON: &str = "application/problem+json";
 /// Bounds of a server.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
-    /// Connections at once; the next ones wait in the listener's backlog.
-    pub connections: usize,
+    /// Whom it admits.
+    pub seats: Seats,
+    /// How long a known caller's connection may wait for its next request.
+    pub idle: Duration,
     /// How long open requests may go on after the end was asked for.
     pub grace: Duration,
 }
 
-/// Serves `app` on `listener` until `shutdown`; then open connections finish their requests within the grace period.
+/// Serves `app` on `listener` until `shutdown`; then open connections finish their requests within the grace period. A handler finds the
+/// connection's [`Seat`] in the extensions of its request and says there whose it is, when it knows.
 pub async fn serve(listener: TcpListener, app: Router, bounds: Bounds, shutdown: CancellationToken) {
-    let permits = Arc::new(Semaphore::new(bounds.connections));
+    let admission = Admission::new(bounds.seats);
     let tracker = TaskTracker::new();
-    let builder = Arc::new(builder());
+    let builder = Arc::new(builder(bounds.idle));
     loop {
-        let accepted = async {
-            // Never closed, so acquiring fails never.
-            let permit = permits.clone().acquire_owned().await.ok()?;
-            Some((permit, listener.accept().await))
-        };
-        let Some(Some((permit, accepted))) = shutdown.run_until_cancelled(accepted).await else { break };
+        let accepted = async { Some((admission.place().await?, listener.accept().await)) };
+        let Some(Some((place, accepted))) = shutdown.run_until_cancelled(accepted).await else { break };
         let (socket, address) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -61,30 +75,13 @@ pub async fn serve(listener: TcpListener, app: Router, bounds: Bounds, shutdown:
                 continue;
             }
         };
+        let Some(seat) = admission.seat(place, address) else { continue };
         if let Err(error) = socket.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY");
         }
-        let (app, builder, shutdown) = (app.clone(), builder.clone(), shutdown.clone());
-        tracker.spawn(async move {
-            let _permit = permit;
-            let service = app.map_request(move |mut request: Request<hyper::body::Incoming>| {
-                request.extensions_mut().insert(ConnectInfo::<SocketAddr>(address));
-                request.map(Body::new)
-            });
-            let connection =
-                builder.serve_connection_with_upgrades(TokioIo::new(socket), TowerToHyperService::new(service));
-            tokio::pin!(connection);
-            let ended = tokio::select! {
-                ended = connection.as_mut() => ended,
-                () = shutdown.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
-                }
-            };
-            if let Err(error) = ended {
-                tracing::debug!(%address, error, "a connection ended with an error");
-            }
-        });
+        let connection =
+            Connection { seat, address, pace: Arc::new(Mutex::new(Pace::new(bounds.idle, Instant::now()))) };
+        tracker.spawn(connection.serve(socket, app.clone(), builder.clone(), shutdown.clone()));
     }
     drop(listener);
     tracker.close();
@@ -93,17 +90,137 @@ pub async fn serve(listener: TcpListener, app: Router, bounds: Bounds, shutdown:
     }
 }
 
-fn builder() -> Builder<TokioExecutor> {
+fn builder(idle: Duration) -> Builder<TokioExecutor> {
     let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_DEADLINE).max_buf_size(64 << 10);
+    // The time of a request's head runs from the end of the one before, so it bounds idleness, too: that is `Pace`'s.
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(idle + UNKNOWN).max_buf_size(64 << 10);
     builder
         .http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(Some(KEEPALIVE))
         .keep_alive_timeout(KEEPALIVE_DEADLINE)
-        .max_concurrent_streams(256)
-        .max_header_list_size(16 << 10);
+        .max_concurrent_streams(STREAMS)
+        .max_header_list_size(16 << 10)
+        // What is written beyond the peer's window is held here.
+        .max_send_buf_size(64 << 10);
     builder
+}
+
+/// One connection while it is served.
+struct Connection {
+    seat: Arc<Seat>,
+    address: SocketAddr,
+    pace: Arc<Mutex<Pace>>,
+}
+
+impl Connection {
+    async fn serve(
+        self,
+        socket: TcpStream,
+        app: Router,
+        builder: Arc<Builder<TokioExecutor>>,
+        shutdown: CancellationToken,
+    ) {
+        let (pace, seat, address) = (self.pace.clone(), self.seat.clone(), self.address);
+        let service = service_fn(move |mut request: Request<hyper::body::Incoming>| {
+            request.extensions_mut().insert(ConnectInfo::<SocketAddr>(address));
+            request.extensions_mut().insert(seat.clone());
+            let (app, at_work) = (app.clone(), AtWork::new(&pace));
+            async move {
+                let response = app.oneshot(request.map(Body::new)).await;
+                response.map(|response| response.map(|body| at_work.answer(body)))
+            }
+        });
+        // A byte tells that somebody is there; the rest of the request has its time in `Pace`.
+        let io = Progress::new(socket, 1, UNKNOWN);
+        let waits = io.waits();
+        let connection = builder.serve_connection_with_upgrades(TokioIo::new(io), TowerToHyperService::new(service));
+        tokio::pin!(connection);
+        let mut leaving: Option<tokio::time::Instant> = None;
+        let ended = loop {
+            let verdict = self.pace.lock().look(self.seat.is_known(), Instant::now());
+            let until = match (leaving, verdict) {
+                (_, Verdict::Stalled) => {
+                    metrics::counter!("kith_connections_stalled_total").increment(1);
+                    return;
+                }
+                // What was answered is still on its way to a slow reader, and ends by itself when nothing is taken.
+                (_, Verdict::Idle) if waits.load(Ordering::Relaxed) => tokio::time::Instant::now() + GOODBYE,
+                (Some(end), _) => end,
+                (None, Verdict::Wait(until)) => until.into(),
+                (None, Verdict::Idle) => {
+                    connection.as_mut().graceful_shutdown();
+                    let end = tokio::time::Instant::now() + GOODBYE;
+                    leaving = Some(end);
+                    end
+                }
+            };
+            tokio::select! {
+                ended = connection.as_mut() => break ended,
+                // Open requests go on; how long is the server's grace period.
+                () = shutdown.cancelled(), if leaving.is_none() => {
+                    connection.as_mut().graceful_shutdown();
+                    break connection.await;
+                }
+                () = tokio::time::sleep_until(until) => if leaving.is_some_and(|end| end <= until) { return },
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(address = %self.address, error, "a connection ended with an error");
+        }
+    }
+}
+
+/// A request that a handler works on.
+struct AtWork(Arc<Mutex<Pace>>);
+
+impl AtWork {
+    fn new(pace: &Arc<Mutex<Pace>>) -> Self {
+        pace.lock().asked();
+        Self(pace.clone())
+    }
+
+    fn answer(&self, body: Body) -> Body {
+        let id = self.0.lock().answered(Instant::now());
+        Body::new(Answer { body, pace: self.0.clone(), id })
+    }
+}
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        self.0.lock().worked(Instant::now());
+    }
+}
+
+/// An answer's body, which tells when some of it is taken and when it is through.
+struct Answer {
+    body: Body,
+    pace: Arc<Mutex<Pace>>,
+    id: u64,
+}
+
+impl HttpBody for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        self.pace.lock().taken(self.id, Instant::now());
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.pace.lock().through(self.id, Instant::now());
+    }
 }
 
 /// A problem document.

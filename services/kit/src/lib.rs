@@ -10,6 +10,8 @@ pub mod rendezvous;
 #[cfg(feature = "telemetry")]
 pub mod admin;
 #[cfg(feature = "grpc")]
+pub mod admission;
+#[cfg(feature = "grpc")]
 mod append;
 #[cfg(feature = "grpc")]
 pub mod auth;
@@ -29,6 +31,12 @@ pub mod http;
 pub mod kafka;
 #[cfg(feature = "grpc")]
 pub mod login;
+#[cfg(feature = "grpc")]
+pub mod origins;
+#[cfg(feature = "grpc")]
+mod pace;
+#[cfg(feature = "grpc")]
+mod progress;
 #[cfg(feature = "grpc")]
 mod pulse;
 #[cfg(feature = "grpc")]

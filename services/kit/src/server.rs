@@ -3,6 +3,7 @@
 use std::{
     collections::HashSet,
     net::SocketAddr,
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -14,7 +15,7 @@ use prost_types::FileDescriptorSet;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc},
+    sync::mpsc,
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -29,16 +30,20 @@ use tower::{Layer, Service};
 use tracing::Instrument;
 
 use crate::{
+    admission::{Admission, Seat, Seats},
     config::Config,
     error::{Error, reason},
+    progress::Progress,
     request,
     tls::{self, ClientCerts, Reloading},
 };
 
-/// A TLS handshake that takes longer is dropped.
+/// A TLS handshake that takes longer is dropped, and so is a connection whose HTTP/2 preface does not follow as soon.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
-/// Handshakes under way at once.
-const MAX_HANDSHAKES: usize = 256;
+/// Bytes of an HTTP/2 preface.
+const PREFACE: usize = 24;
+/// Connections of one server; of an address without a certificate that has been verified; of one certificate's name.
+const SEATS: Seats = Seats { all: 8_192, unknown_per_address: 64, per_caller: 4_096 };
 /// How long open calls may go on after the end was asked for.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -172,10 +177,10 @@ fn accept(
 ) -> impl Stream<Item = Accepted> {
     let (ready, accepted) = mpsc::channel::<Accepted>(64);
     let uid: Arc<str> = uid.into();
-    let permits = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    let admission = Admission::new(SEATS);
     tokio::spawn(async move {
         loop {
-            let Ok(permit) = permits.clone().acquire_owned().await else { return };
+            let Some(place) = admission.place().await else { return };
             let socket = tokio::select! {
                 () = shutdown.cancelled() => return,
                 socket = listener.accept() => socket,
@@ -189,26 +194,27 @@ fn accept(
                     continue;
                 }
             };
+            let Some(seat) = admission.seat(place, address) else { continue };
             if let Err(error) = socket.set_nodelay(true) {
                 tracing::debug!(%error, "TCP_NODELAY");
             }
             let (ready, tls, uid) = (ready.clone(), tls.clone(), uid.clone());
             tokio::spawn(async move {
-                let _permit = permit;
                 let connection = match tls {
-                    None => Connection {
-                        stream: Stream2::Plain(socket),
-                        peer: Peer { identity: Identity::Anonymous, address: Some(address) },
-                    },
+                    None => {
+                        // Processes on one machine: nobody can say who they are.
+                        seat.known_as("this machine");
+                        Connection::new(Stream2::Plain(socket), Identity::Anonymous, address, seat)
+                    }
                     Some(config) => {
                         let handshake = TlsAcceptor::from(config.get()).accept(socket);
                         match tokio::time::timeout(HANDSHAKE_DEADLINE, handshake).await {
                             Ok(Ok(stream)) => {
                                 let identity = identify(&stream, &uid);
-                                Connection {
-                                    stream: Stream2::Tls(Box::new(stream)),
-                                    peer: Peer { identity, address: Some(address) },
+                                if let Identity::Service(name) | Identity::Line(name) = &identity {
+                                    seat.known_as(name);
                                 }
+                                Connection::new(Stream2::Tls(Box::new(stream)), identity, address, seat)
                             }
                             Ok(Err(error)) => {
                                 tracing::debug!(%address, %error, "TLS handshake failed");
@@ -251,8 +257,16 @@ fn identity_of(cert: &[u8], uid: &str) -> Option<Identity> {
 
 /// An accepted connection and who is at its other end.
 struct Connection {
-    stream: Stream2,
+    stream: Progress<Stream2>,
     peer: Peer,
+    _seat: Arc<Seat>,
+}
+
+impl Connection {
+    fn new(stream: Stream2, identity: Identity, address: SocketAddr, seat: Arc<Seat>) -> Self {
+        let stream = Progress::new(stream, PREFACE, HANDSHAKE_DEADLINE);
+        Self { stream, peer: Peer { identity, address: Some(address) }, _seat: seat }
+    }
 }
 
 enum Stream2 {
@@ -267,52 +281,79 @@ impl Connected for Connection {
     }
 }
 
+/// Forwards reads and writes: of a connection to its stream, of a stream to whichever it is.
 macro_rules! forward {
+    ($type:ty, $s:ident, $wrap:ident) => {
+        impl AsyncRead for $type {
+            fn poll_read(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                buf: &mut ReadBuf<'_>,
+            ) -> Poll<std::io::Result<()>> {
+                $wrap!(self, $s => $s.poll_read(cx, buf))
+            }
+        }
+
+        impl AsyncWrite for $type {
+            fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+                $wrap!(self, $s => $s.poll_write(cx, buf))
+            }
+            fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+                $wrap!(self, $s => $s.poll_flush(cx))
+            }
+            fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+                $wrap!(self, $s => $s.poll_shutdown(cx))
+            }
+            fn poll_write_vectored(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                bufs: &[std::io::IoSlice<'_>],
+            ) -> Poll<std::io::Result<usize>> {
+                $wrap!(self, $s => $s.poll_write_vectored(cx, bufs))
+            }
+            fn is_write_vectored(&self) -> bool {
+                self.vectored()
+            }
+        }
+    };
+}
+
+macro_rules! inner {
+    ($self:ident, $s:ident => $call:expr) => {{
+        let $s = Pin::new(&mut $self.get_mut().stream);
+        $call
+    }};
+}
+
+macro_rules! either {
     ($self:ident, $s:ident => $call:expr) => {
-        match &mut $self.get_mut().stream {
+        match $self.get_mut() {
             Stream2::Plain(stream) => {
-                let $s = std::pin::Pin::new(stream);
+                let $s = Pin::new(stream);
                 $call
             }
             Stream2::Tls(stream) => {
-                let $s = std::pin::Pin::new(stream.as_mut());
+                let $s = Pin::new(stream.as_mut());
                 $call
             }
         }
     };
 }
 
-impl AsyncRead for Connection {
-    fn poll_read(
-        self: std::pin::Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        forward!(self, s => s.poll_read(cx, buf))
+forward!(Connection, s, inner);
+forward!(Stream2, s, either);
+
+impl Connection {
+    fn vectored(&self) -> bool {
+        self.stream.is_write_vectored()
     }
 }
 
-impl AsyncWrite for Connection {
-    fn poll_write(self: std::pin::Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
-        forward!(self, s => s.poll_write(cx, buf))
-    }
-    fn poll_flush(self: std::pin::Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        forward!(self, s => s.poll_flush(cx))
-    }
-    fn poll_shutdown(self: std::pin::Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        forward!(self, s => s.poll_shutdown(cx))
-    }
-    fn poll_write_vectored(
-        self: std::pin::Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[std::io::IoSlice<'_>],
-    ) -> Poll<std::io::Result<usize>> {
-        forward!(self, s => s.poll_write_vectored(cx, bufs))
-    }
-    fn is_write_vectored(&self) -> bool {
-        match &self.stream {
-            Stream2::Plain(s) => s.is_write_vectored(),
-            Stream2::Tls(s) => s.is_write_vectored(),
+impl Stream2 {
+    fn vectored(&self) -> bool {
+        match self {
+            Self::Plain(s) => s.is_write_vectored(),
+            Self::Tls(s) => s.is_write_vectored(),
         }
     }
 }

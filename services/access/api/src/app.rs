@@ -7,10 +7,13 @@ use axum::{
     extract::DefaultBodyLimit,
     routing::{delete, get, patch, post, put},
 };
-use kith_kit::{config::Config, cursor::Cursors, login::Authenticator, sessions::Sessions, storage::Storage};
+use kith_kit::{
+    config::Config, cursor::Cursors, login::Authenticator, origins::Origins, sessions::Sessions, storage::Storage,
+};
 use kith_send::{Doorway, Limiter};
 
 use crate::{
+    budget::Budget,
     extract::Segments,
     middleware,
     routes::{blocks, conversations, devices, friends, messages, meta, presence, sync, users},
@@ -31,6 +34,10 @@ pub(crate) struct App {
     pub(crate) requests: Limiter,
     /// Sends per user.
     pub(crate) sends: Limiter,
+    /// Bytes under way.
+    pub(crate) budget: Budget,
+    /// Pages that may call.
+    pub(crate) origins: Origins,
     /// How long a sender may recall or edit.
     pub(crate) recall_ms: i64,
 }
@@ -49,6 +56,8 @@ impl App {
             authenticator,
             requests: Limiter::new(gateway.requests_per_second),
             sends: Limiter::new(config.limits.sends_per_second),
+            budget: Budget::default(),
+            origins: Origins::new(&gateway.api_origins),
             recall_ms: config.limits.recall_ms,
         }
     }
@@ -103,5 +112,5 @@ pub(crate) fn router(app: App) -> Router {
         .route("/v1/openapi.json", get(meta::openapi))
         .route("/.well-known/jwks.json", get(meta::jwks))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES));
-    middleware::around(routes).with_state(Arc::new(app))
+    middleware::around(routes, app.origins.clone()).with_state(Arc::new(app))
 }

@@ -6,9 +6,12 @@ use axum::{
     extract::FromRequestParts,
     http::{HeaderMap, header, request::Parts},
 };
-use kith_kit::{auth::Claims, error::Error};
+use kith_kit::{admission::Seat, auth::Claims, error::Error};
 
-use crate::app::Shared;
+use crate::{
+    app::Shared,
+    budget::{self, Slot},
+};
 
 /// The authenticated user of a request.
 #[derive(Debug, Clone)]
@@ -49,6 +52,12 @@ impl FromRequestParts<Shared> for Caller {
         app.requests
             .check(&claims.sub)
             .map_err(|wait| Error::exhausted("too many requests of this user: slow down", wait))?;
+        if let Some(seat) = parts.extensions.get::<Arc<Seat>>() {
+            seat.known_as(&claims.sub);
+        }
+        if let Some(slot) = parts.extensions.get::<Slot>() {
+            slot.fill(app.budget.hold(&claims.sub, budget::weight(parts)).await?);
+        }
         Ok(Self(claims))
     }
 }

@@ -4,6 +4,7 @@
 //! goes through `kith_send`. It never knows a shard, and decides nothing about membership: storage does.
 
 mod app;
+mod budget;
 mod caller;
 mod extract;
 mod middleware;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use kith_kit::{
     admin::Readiness,
+    admission::Seats,
     auth::{KeyError, Verifier},
     config::{Config, Instance},
     http,
@@ -30,8 +32,8 @@ use tokio::net::TcpListener;
 use crate::app::App;
 pub use crate::openapi::document;
 
-/// Connections of one instance.
-const CONNECTIONS: usize = 16_384;
+/// Connections of one instance; of an address that have shown no token yet; of one user (a backend may call for many).
+const SEATS: Seats = Seats { all: 16_384, unknown_per_address: 512, per_caller: 128 };
 /// How long it goes on serving after it was asked to end, so that load balancers notice first.
 const LAME_DUCK: Duration = Duration::from_millis(1_500);
 /// Open requests may take this long after that.
@@ -78,6 +80,7 @@ pub async fn run(
         tokio::time::sleep(LAME_DUCK).await;
         stopping.cancel();
     });
-    http::serve(listener, router, http::Bounds { connections: CONNECTIONS, grace: GRACE }, stop).await;
+    let idle = Duration::from_millis(config.gateway.unwrap_or_default().idle_ms.into());
+    http::serve(listener, router, http::Bounds { seats: SEATS, idle, grace: GRACE }, stop).await;
     Ok(())
 }

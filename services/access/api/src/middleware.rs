@@ -13,15 +13,18 @@ use axum::{
 use kith_kit::{
     error::Error,
     http::{problem, problem_with},
+    origins::Origins,
     request,
 };
 use tokio::time::Instant;
 use tonic::Code;
 use tower_http::{
     catch_panic::CatchPanicLayer,
-    cors::{Any as AnyOrigin, CorsLayer},
+    cors::{AllowOrigin, CorsLayer},
 };
 use tracing::Instrument;
+
+use crate::budget;
 
 /// Above the 5 s that a call to storage may take, twice (a first message opens its conversation).
 const DEADLINE: Duration = Duration::from_secs(12);
@@ -32,20 +35,23 @@ const DRAINED: u64 = 4_096;
 const REQUEST_ID: HeaderName = HeaderName::from_static(request::HEADER);
 
 /// Wraps the routes.
-pub(crate) fn around<S: Clone + Send + Sync + 'static>(routes: Router<S>) -> Router<S> {
+pub(crate) fn around<S: Clone + Send + Sync + 'static>(routes: Router<S>, origins: Origins) -> Router<S> {
     routes
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn(budget::weigh))
         .layer(from_fn(deadline))
-        .layer(cors())
+        .layer(cors(origins))
         .layer(from_fn(observe))
 }
 
-/// Tokens travel in a header and never in cookies, so any origin may call.
-fn cors() -> CorsLayer {
+/// Pages of the host itself may call, and those that the Gateway names.
+fn cors(origins: Origins) -> CorsLayer {
     CorsLayer::new()
-        .allow_origin(AnyOrigin)
+        .allow_origin(AllowOrigin::predicate(move |origin, request| {
+            origins.allow(origin, &request.headers, &request.uri)
+        }))
         .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
         .allow_headers([
             header::AUTHORIZATION,

@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use axum::{
-    Router,
+    Extension, Router,
     extract::{
         State, WebSocketUpgrade,
         ws::{CloseFrame, Message, WebSocket, rejection::WebSocketUpgradeRejection},
@@ -16,13 +16,15 @@ use axum::{
     routing::get,
 };
 use kith_kit::{
-    error::Error,
+    admission::Seat,
+    error::{Error, reason},
     http::{problem, problem_with},
+    origins::Origins,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    connection,
+    connection::{self, Arrival},
     frame::{self, close},
     jobs::Worker,
     machine::io::Settings,
@@ -43,6 +45,7 @@ pub(crate) struct Gate(Arc<Inner>);
 struct Inner {
     worker: Arc<Worker>,
     settings: Settings,
+    origins: Origins,
     max_connections: usize,
     open: AtomicUsize,
     tracker: TaskTracker,
@@ -51,10 +54,11 @@ struct Inner {
 }
 
 impl Gate {
-    pub(crate) fn new(worker: Arc<Worker>, settings: Settings, max_connections: u32) -> Self {
+    pub(crate) fn new(worker: Arc<Worker>, settings: Settings, origins: Origins, max_connections: u32) -> Self {
         Self(Arc::new(Inner {
             worker,
             settings,
+            origins,
             max_connections: max_connections as usize,
             open: AtomicUsize::new(0),
             tracker: TaskTracker::new(),
@@ -104,7 +108,9 @@ pub(crate) fn router(gate: Gate) -> Router {
 
 async fn connect(
     State(gate): State<Gate>,
+    uri: Uri,
     headers: HeaderMap,
+    seat: Option<Extension<Arc<Seat>>>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Response {
     let upgrade = match upgrade {
@@ -114,6 +120,10 @@ async fn connect(
             return problem_with(&Error::invalid(format!("open a WebSocket here: {}", rejection.body_text())), status);
         }
     };
+    // A browser sends any page's request; what the page may do is for the server to say. Apps send no origin.
+    if !gate.0.origins.allow_request(&headers, &uri) {
+        return problem(&Error::denied(reason::NOT_ALLOWED, "Origin: pages of this origin may not connect"));
+    }
     let upgrade = upgrade.protocols([JSON]);
     // A client that names none gets JSON; one that names only others would not understand it.
     if upgrade.selected_protocol().is_none() && upgrade.requested_protocols().next().is_some() {
@@ -131,7 +141,8 @@ async fn connect(
         Some(place) => upgrade.on_upgrade(move |socket| {
             tracker.track_future(async move {
                 let Inner { worker, settings, end, .. } = &*place.0.0;
-                connection::serve(socket, worker.clone(), settings.clone(), token, end.clone()).await;
+                let seat = seat.map(|Extension(seat)| seat);
+                connection::serve(socket, worker.clone(), settings.clone(), Arrival { token, seat }, end.clone()).await;
                 drop(place);
             })
         }),

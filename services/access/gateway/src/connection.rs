@@ -10,7 +10,7 @@ use std::{
 use axum::extract::ws::{CloseFrame, Message, WebSocket};
 use bytes::Bytes;
 use futures::{FutureExt, SinkExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use kith_kit::clock;
+use kith_kit::{admission::Seat, clock};
 use kith_proto::{chat::v1::Position, sessions::v1::Session};
 use kith_send::json::platform;
 use metrics::Counter;
@@ -53,12 +53,20 @@ enum End {
     TooSlow,
 }
 
+/// What a connection came with.
+pub(crate) struct Arrival {
+    /// The token of the header.
+    pub(crate) token: Option<String>,
+    /// Its seat at the listener, in which it says whose it is.
+    pub(crate) seat: Option<Arc<Seat>>,
+}
+
 /// Serves a connection until it ends.
 pub(crate) async fn serve(
     socket: WebSocket,
     worker: Arc<Worker>,
     settings: Settings,
-    token: Option<String>,
+    Arrival { token, seat }: Arrival,
     end: CancellationToken,
 ) {
     metrics::gauge!("kith_gateway_connections").increment(1.0);
@@ -71,6 +79,7 @@ pub(crate) async fn serve(
         socket,
         machine,
         worker,
+        seat,
         sender: Some(sender),
         slow: CancellationToken::new(),
         end,
@@ -91,6 +100,7 @@ struct Connection {
     socket: WebSocket,
     machine: Machine,
     worker: Arc<Worker>,
+    seat: Option<Arc<Seat>>,
     /// Goes into the handle when the session opens.
     sender: Option<mpsc::Sender<Command>>,
     slow: CancellationToken,
@@ -262,6 +272,9 @@ impl Connection {
     fn open(&mut self, opened: Opened) {
         let Some(sender) = self.sender.take() else { return };
         let claims = &opened.claims;
+        if let Some(seat) = &self.seat {
+            seat.known_as(&claims.sub);
+        }
         let cursors =
             opened.cursors.iter().map(|(id, seq)| Position { conversation_id: id.as_ref().to_owned(), seq: *seq });
         let session = Session {

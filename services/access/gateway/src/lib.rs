@@ -20,10 +20,12 @@ use std::{sync::Arc, time::Duration};
 
 use kith_kit::{
     admin::Readiness,
+    admission::Seats,
     auth::{KeyError, Verifier},
     config::{Config, Instance},
     http,
     login::Authenticator,
+    origins::Origins,
     route::RouteError,
     sessions::Sessions,
     shutdown::CancellationToken,
@@ -34,8 +36,14 @@ use tokio::{net::TcpListener, time::Instant};
 
 use crate::{accept::Gate, jobs::Worker, links::Links, machine::io::Settings, registry::Registry, typing::Typing};
 
-/// HTTP connections that are not upgraded yet.
-const CONNECTIONS: usize = 4_096;
+/// Connections of one address that have shown no token yet.
+const UNKNOWN_PER_ADDRESS: usize = 512;
+/// Connections of one user that count as known; `sessions` bounds how many may stay.
+const PER_USER: usize = 256;
+/// Connections beyond those of the Gateway's limit, which are told so in the WebSocket's own words.
+const REFUSED: usize = 1_024;
+/// A connection that is not upgraded has no reason to wait.
+const IDLE: Duration = Duration::from_secs(10);
 /// How long it goes on accepting after it was asked to end, so that load balancers notice first.
 const LAME_DUCK: Duration = Duration::from_millis(1_500);
 /// Requests that are not upgraded may take this long after that.
@@ -95,12 +103,17 @@ pub async fn run(
         heartbeat: Duration::from_millis(limits.heartbeat_ms.max(1_000).into()),
         frames_per_second: limits.frames_per_second,
     };
-    let gate = Gate::new(worker, settings, limits.max_connections);
+    let seats = Seats {
+        all: limits.max_connections as usize + REFUSED,
+        unknown_per_address: UNKNOWN_PER_ADDRESS,
+        per_caller: PER_USER,
+    };
+    let gate = Gate::new(worker, settings, Origins::new(&limits.websocket_origins), limits.max_connections);
     let stop = CancellationToken::new();
     let serving = http::serve(
         listener,
         accept::router(gate.clone()),
-        http::Bounds { connections: CONNECTIONS, grace: GRACE },
+        http::Bounds { seats, idle: IDLE, grace: GRACE },
         stop.clone(),
     );
     let draining = async {
