@@ -155,7 +155,9 @@ mod tests {
     async fn who_is_known_makes_room_for_others_behind_the_same_address() {
         let admission = admission();
         let known = [seat(&admission, "10.0.0.1").await.unwrap(), seat(&admission, "10.0.0.1").await.unwrap()];
-        known.iter().for_each(|seat| seat.known_as("alice"));
+        for seat in &known {
+            seat.known_as("alice");
+        }
         known[0].known_as("bob");
         let others = [seat(&admission, "10.0.0.1").await.unwrap(), seat(&admission, "10.0.0.1").await.unwrap()];
         others[0].known_as("alice");

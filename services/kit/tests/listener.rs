@@ -25,8 +25,8 @@ struct Server {
 
 /// A server whose handler knows its caller where the path is `/known`.
 async fn server(unknown_per_address: usize) -> Server {
-    let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
+    let listener = TcpListener::bind("0.0.0.0:0").await.expect("a port");
+    let port = listener.local_addr().expect("an address").port();
     let known = |Extension(seat): Extension<std::sync::Arc<Seat>>| async move {
         seat.known_as("alice");
         "hello alice"
@@ -41,9 +41,9 @@ async fn server(unknown_per_address: usize) -> Server {
 
 impl Server {
     async fn connect_from(&self, from: &str) -> TcpStream {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.bind(format!("{from}:0").parse().unwrap()).unwrap();
-        socket.connect(([127, 0, 0, 1], self.port).into()).await.unwrap()
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.bind(format!("{from}:0").parse().expect("an address")).expect("an address of this machine");
+        socket.connect(([127, 0, 0, 1], self.port).into()).await.expect("a connection")
     }
 }
 
@@ -53,7 +53,7 @@ async fn ask(socket: &mut TcpStream, request: &[u8]) -> usize {
     if socket.write_all(request).await.is_err() {
         return 0;
     }
-    tokio::time::timeout(SOON, socket.read(&mut answer)).await.unwrap().unwrap_or(0)
+    tokio::time::timeout(SOON, socket.read(&mut answer)).await.expect("an answer or an end").unwrap_or(0)
 }
 
 /// Waits for the server to end a connection.
