@@ -15,6 +15,8 @@ pub mod admission;
 mod append;
 #[cfg(feature = "grpc")]
 pub mod auth;
+#[cfg(any(feature = "grpc", feature = "kafka"))]
+pub mod backoff;
 #[cfg(feature = "grpc")]
 pub mod batch;
 #[cfg(feature = "grpc")]

@@ -12,7 +12,6 @@ mod core;
 mod engine;
 mod event;
 mod grpc;
-mod jitter;
 mod outbox;
 mod repair;
 mod tags;

@@ -12,11 +12,13 @@ use std::{
 };
 
 use kith_kit::{
+    backoff::Backoff,
     config::{Cluster, Kafka},
     kafka::{
-        admin::{Topic, ensure_topic},
-        producer::{ProduceError, Producer, Record},
+        admin::{Topic, ensured},
+        producer::{Delivery, ProduceError, Record},
         scan::Log,
+        supervised::Supervised,
     },
 };
 use tokio::sync::watch;
@@ -25,7 +27,6 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     engine::valkey::{Backlog, Claim, Hub, Partition, Pending},
     event,
-    jitter::jittered,
 };
 
 /// Records under way per partition before their acknowledgements are awaited.
@@ -47,7 +48,7 @@ const RETENTION: Duration = Duration::from_secs(7 * 86_400);
 /// The publisher of all partitions.
 pub(crate) struct Outbox {
     kafka: Kafka,
-    producer: Producer,
+    producer: Supervised,
     topic: String,
     source: String,
     event_partitions: u32,
@@ -68,9 +69,14 @@ impl Outbox {
         bound: u64,
         end: CancellationToken,
     ) -> Result<Self, ProduceError> {
-        let producer = Producer::new(kafka, "kith-storage")?;
+        let producer = Supervised::new(kafka, "kith-storage")?;
         let ready = watch::Sender::new(false);
-        let wanted = Topic { name: topic.clone(), partitions: cluster.event_partitions, retention: Some(RETENTION) };
+        let wanted = Topic {
+            name: topic.clone(),
+            partitions: cluster.event_partitions,
+            retention: Some(RETENTION),
+            settings: Vec::new(),
+        };
         tokio::spawn(prepare(kafka.clone(), wanted, ready.clone(), end.clone()));
         Ok(Self {
             kafka: kafka.clone(),
@@ -267,11 +273,7 @@ impl Outbox {
         (delivered, failure)
     }
 
-    fn hand_over(
-        &self,
-        partition: u32,
-        pending: &Pending,
-    ) -> Result<kith_kit::kafka::producer::Delivery, ProduceError> {
+    fn hand_over(&self, partition: u32, pending: &Pending) -> Result<Delivery, ProduceError> {
         let event = match event::read(&pending.body, pending.row.clone()) {
             Ok(event) => event,
             Err(problem) => {
@@ -337,7 +339,7 @@ impl Outbox {
 async fn publish(hub: Arc<Hub>, partition: Arc<Partition>, mut claim: Arc<Claim>) {
     let outbox = &hub.outbox;
     let mut ready = outbox.ready.subscribe();
-    let mut pause = MIN_PAUSE;
+    let mut backoff = Backoff::new(MIN_PAUSE, MAX_PAUSE);
     loop {
         if claim.is_over() {
             let mut backlog = partition.backlog.lock();
@@ -365,7 +367,7 @@ async fn publish(hub: Arc<Hub>, partition: Arc<Partition>, mut claim: Arc<Claim>
                 let (delivered, failure) = outbox.deliver(partition.number, events).await;
                 if let Some(ver) = delivered {
                     outbox.advance(&partition, &claim, ver);
-                    pause = MIN_PAUSE;
+                    backoff.reset();
                 }
                 failure.map(|f| f.to_string())
             }
@@ -374,29 +376,16 @@ async fn publish(hub: Arc<Hub>, partition: Arc<Partition>, mut claim: Arc<Claim>
         if let Some(problem) = problem {
             tracing::warn!(partition = partition.number, %problem, "publishing stopped; it is tried again in order");
             metrics::counter!("kith_storage_publish_failures_total").increment(1);
-            if outbox.end.run_until_cancelled(tokio::time::sleep(jittered(pause))).await.is_none() {
+            if outbox.end.run_until_cancelled(backoff.pause()).await.is_none() {
                 return;
             }
-            pause = (pause * 2).min(MAX_PAUSE);
         }
     }
 }
 
-/// Makes the topic; tries until it is there and right.
+/// Makes the topic; until it is there and right, events wait in the outbox.
 async fn prepare(kafka: Kafka, topic: Topic, ready: watch::Sender<bool>, end: CancellationToken) {
-    let mut pause = MIN_PAUSE;
-    loop {
-        match ensure_topic(&kafka, &topic).await {
-            Ok(()) => {
-                tracing::info!(topic = %topic.name, "the event log is there");
-                ready.send_replace(true);
-                return;
-            }
-            Err(error) => tracing::warn!(%error, "the event log is not there yet: events wait in the outbox"),
-        }
-        if end.run_until_cancelled(tokio::time::sleep(jittered(pause))).await.is_none() {
-            return;
-        }
-        pause = (pause * 2).min(MAX_PAUSE);
+    if ensured(&kafka, &topic, &end).await {
+        ready.send_replace(true);
     }
 }

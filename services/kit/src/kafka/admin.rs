@@ -1,6 +1,6 @@
 //! Topics: made once with a fixed number of partitions, and checked.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use rdkafka::{
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
@@ -10,10 +10,15 @@ use rdkafka::{
 
 use thiserror::Error;
 
+use tokio_util::sync::CancellationToken;
+
 use super::{KafkaConfigError, client_config};
-use crate::config::Kafka;
+use crate::{backoff::Backoff, config::Kafka};
 
 const DEADLINE: Duration = Duration::from_secs(10);
+/// Between two attempts at a topic.
+const MIN_PAUSE: Duration = Duration::from_millis(20);
+const MAX_PAUSE: Duration = Duration::from_secs(5);
 
 /// Why a topic could not be made or used.
 #[derive(Debug, Error)]
@@ -43,11 +48,48 @@ pub struct Topic {
     pub partitions: u32,
     /// How long records are kept; none: the broker's default.
     pub retention: Option<Duration>,
+    /// Settings besides these, by the broker's names.
+    pub settings: Vec<(&'static str, String)>,
 }
 
-/// Makes the topic if it is not there, and refuses one with another number of partitions. Idempotent.
+/// Makes the topic if it is not there, and refuses one with another number of partitions. Idempotent. A topic that is there is used
+/// without the right to make topics.
 pub async fn ensure_topic(kafka: &Kafka, topic: &Topic) -> Result<(), TopicError> {
-    let admin: AdminClient<DefaultClientContext> = client_config(kafka)?.create()?;
+    let admin: Admin = Arc::new(client_config(kafka)?.create()?);
+    let mut found = partitions_of(&admin, topic).await?;
+    if found == 0 {
+        make(&admin, kafka, topic).await?;
+        found = partitions_of(&admin, topic).await?;
+    }
+    if found == topic.partitions as usize {
+        Ok(())
+    } else {
+        let problem = format!("has {found} partitions, must have {}", topic.partitions);
+        Err(TopicError::Topic { topic: topic.name.clone(), problem })
+    }
+}
+
+/// The same, as often as it takes until it succeeds; false when `end` came first.
+pub async fn ensured(kafka: &Kafka, topic: &Topic, end: &CancellationToken) -> bool {
+    let mut backoff = Backoff::new(MIN_PAUSE, MAX_PAUSE);
+    loop {
+        match end.run_until_cancelled(ensure_topic(kafka, topic)).await {
+            None => return false,
+            Some(Ok(())) => {
+                tracing::info!(topic = %topic.name, "the topic is there");
+                return true;
+            }
+            Some(Err(error)) => tracing::warn!(topic = %topic.name, %error, "the topic is not there yet"),
+        }
+        if end.run_until_cancelled(backoff.pause()).await.is_none() {
+            return false;
+        }
+    }
+}
+
+type Admin = Arc<AdminClient<DefaultClientContext>>;
+
+async fn make(admin: &Admin, kafka: &Kafka, topic: &Topic) -> Result<(), TopicError> {
     let options = AdminOptions::new().operation_timeout(Some(DEADLINE)).request_timeout(Some(DEADLINE));
     let min_insync = kafka.min_insync.to_string();
     let retention = topic.retention.map(|r| r.as_millis().to_string());
@@ -57,26 +99,28 @@ pub async fn ensure_topic(kafka: &Kafka, topic: &Topic) -> Result<(), TopicError
     if let Some(retention) = &retention {
         new = new.set("retention.ms", retention);
     }
+    for (name, value) in &topic.settings {
+        new = new.set(name, value);
+    }
     for outcome in admin.create_topics([&new], &options).await? {
         match outcome {
             Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
             Err((name, code)) => return Err(TopicError::Topic { topic: name, problem: code.to_string() }),
         }
     }
+    Ok(())
+}
+
+/// How many partitions the topic has now; 0: it is not there.
+async fn partitions_of(admin: &Admin, topic: &Topic) -> Result<usize, TopicError> {
+    let (admin, name) = (admin.clone(), topic.name.clone());
     // The library's metadata call blocks.
-    let name = topic.name.clone();
     let found = tokio::task::spawn_blocking(move || {
         let metadata = admin.inner().fetch_metadata(Some(&name), DEADLINE)?;
         Ok::<_, rdkafka::error::KafkaError>(
             metadata.topics().iter().find(|t| t.name() == name).map_or(0, |t| t.partitions().len()),
         )
-    })
-    .await
-    .map_err(|e| TopicError::Topic { topic: topic.name.clone(), problem: e.to_string() })??;
-    if found == topic.partitions as usize {
-        Ok(())
-    } else {
-        let problem = format!("has {found} partitions, must have {}", topic.partitions);
-        Err(TopicError::Topic { topic: topic.name.clone(), problem })
-    }
+    });
+    let found = found.await.map_err(|e| TopicError::Topic { topic: topic.name.clone(), problem: e.to_string() })?;
+    Ok(found?)
 }

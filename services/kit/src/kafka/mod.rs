@@ -6,6 +6,7 @@ pub mod consumer;
 pub mod producer;
 pub mod scan;
 pub mod sequence;
+pub mod supervised;
 
 use rdkafka::ClientConfig;
 use thiserror::Error;

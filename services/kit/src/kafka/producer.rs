@@ -36,6 +36,9 @@ pub enum ProduceError {
     /// The library's own queue is full: the brokers do not keep up.
     #[error("Kafka: the producer's queue is full")]
     QueueFull,
+    /// The client has failed for good, and the next one is not made yet.
+    #[error("Kafka: the producer has failed and is being replaced: {0}")]
+    Replacing(String),
     /// A record was given up; the reason is the broker's or the library's.
     #[error("Kafka: a record was not delivered: {0}")]
     Undelivered(String),
@@ -98,9 +101,9 @@ impl Producer {
         }
     }
 
-    /// Whether the client has failed for good (it lost its idempotence): a new one must be made.
-    pub fn is_fatal(&self) -> bool {
-        self.0.client().fatal_error().is_some()
+    /// Why the client has failed for good (it lost its idempotence): a new one must be made. See [`super::supervised`].
+    pub(super) fn fatal_error(&self) -> Option<String> {
+        self.0.client().fatal_error().map(|(code, why)| format!("{code}: {why}"))
     }
 }
 

@@ -9,10 +9,12 @@ use std::{
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use kith_kit::{
-    config::{Config, Kafka},
+    backoff::Backoff,
+    config::Config,
     kafka::{
-        admin::{Topic, ensure_topic},
-        producer::{ProduceError, Producer, Record},
+        admin::{Topic, ensured},
+        producer::{Delivery, ProduceError, Record},
+        supervised::Supervised,
     },
 };
 use kith_proto::chat::v1::Platform;
@@ -30,7 +32,7 @@ const MAX_QUEUED: usize = 100_000;
 const MAX_INFLIGHT: usize = 1_000;
 /// Pauses after a failure.
 const MIN_PAUSE: Duration = Duration::from_millis(100);
-const MAX_PAUSE: Duration = Duration::from_secs(5);
+const MAX_PAUSE: Duration = Duration::from_secs(2);
 /// How long the end of the process waits for Kafka.
 const FLUSH: Duration = Duration::from_secs(3);
 
@@ -95,12 +97,7 @@ impl SessionEvent {
         })
     }
 
-    fn send(
-        &self,
-        producer: &Producer,
-        topic: &str,
-        source: &str,
-    ) -> Result<kith_kit::kafka::producer::Delivery, String> {
+    fn send(&self, producer: &Supervised, topic: &str, source: &str) -> Result<Delivery, String> {
         let data = self.data().map_err(|e| e.to_string())?;
         let kind = self.kind.name();
         let (id, kind) = (format!("{}.{kind}.{}", self.session.id, self.at), format!("dev.kith.session.{kind}.v1"));
@@ -205,10 +202,17 @@ impl Publisher {
         shutdown: CancellationToken,
     ) -> Result<(), PublishError> {
         let kafka = config.kafka.as_ref().ok_or(PublishError::NoKafka)?;
-        ensure(config, kafka, &shutdown).await;
-        let mut sender = Sender::new(config)?;
+        // Until it is there events wait in the queue.
+        let topic = Topic {
+            name: config.sessions_topic(),
+            partitions: config.cluster.event_partitions,
+            retention: None,
+            settings: Vec::new(),
+        };
+        ensured(kafka, &topic, &shutdown).await;
+        let sender = Sender::new(config)?;
         let mut inflight = FuturesUnordered::new();
-        let mut pause = MIN_PAUSE;
+        let mut backoff = Backoff::new(MIN_PAUSE, MAX_PAUSE);
         let mut deadline = None;
         loop {
             if shutdown.is_cancelled() {
@@ -237,17 +241,13 @@ impl Publisher {
                 () = wait_end => continue,
             };
             let Err((event, error)) = outcome else {
-                pause = MIN_PAUSE;
+                backoff.reset();
                 continue;
             };
             metrics::counter!("kith_sessions_events_failed_total").increment(1);
             tracing::warn!(%error, "a session event was not taken by Kafka: trying again");
             self.put_back(event);
-            if sender.producer.is_fatal() {
-                sender = Sender::new(config)?;
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(MAX_PAUSE);
+            backoff.pause().await;
         }
         let left = self.backlog() + inflight.len();
         if left > 0 {
@@ -259,7 +259,7 @@ impl Publisher {
 
 /// The Kafka client.
 struct Sender {
-    producer: Producer,
+    producer: Supervised,
     topic: String,
     source: String,
 }
@@ -268,7 +268,7 @@ impl Sender {
     fn new(config: &Config) -> Result<Self, PublishError> {
         let kafka = config.kafka.as_ref().ok_or(PublishError::NoKafka)?;
         let source = format!("/kith/{}/sessions", config.cluster.name);
-        Ok(Self { producer: Producer::new(kafka, "kith-sessions")?, topic: config.sessions_topic(), source })
+        Ok(Self { producer: Supervised::new(kafka, "kith-sessions")?, topic: config.sessions_topic(), source })
     }
 
     fn send(&self, event: SessionEvent) -> impl Future<Output = Result<(), (SessionEvent, String)>> + use<> {
@@ -279,21 +279,6 @@ impl Sender {
                 Err(error) => Err((event, error)),
             }
         }
-    }
-}
-
-/// Makes the topic, as often as it takes: until then events wait in the queue.
-async fn ensure(config: &Config, kafka: &Kafka, shutdown: &CancellationToken) {
-    let topic = Topic { name: config.sessions_topic(), partitions: config.cluster.event_partitions, retention: None };
-    let mut pause = MIN_PAUSE;
-    loop {
-        match shutdown.run_until_cancelled(ensure_topic(kafka, &topic)).await {
-            None | Some(Ok(())) => return,
-            Some(Err(error)) => tracing::warn!(%error, "the topic of session events is not there yet"),
-        }
-        // None means that the end was asked for, which the next attempt sees.
-        let _ = shutdown.run_until_cancelled(tokio::time::sleep(pause)).await;
-        pause = (pause * 2).min(MAX_PAUSE);
     }
 }
 

@@ -11,8 +11,8 @@ use moka::future::Cache;
 use tonic::Code;
 
 use crate::{
+    pauses,
     plan::{Audience, Member, Members, Needs},
-    retry::Backoff,
 };
 
 /// Member rows remembered, over all conversations: about 100 bytes each.
@@ -55,7 +55,7 @@ impl Audiences {
 
     /// The audience, asked for until storage answers; the caller drops the future when the work is no longer its own.
     pub async fn find(&self, needs: Needs) -> Audience {
-        let mut backoff = Backoff::default();
+        let mut backoff = pauses();
         loop {
             let found = match &needs {
                 Needs::Nobody => return Audience::Nobody,

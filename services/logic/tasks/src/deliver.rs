@@ -32,8 +32,8 @@ use tonic::Code;
 
 use crate::{
     lanes::{Lane, Lanes, Part},
+    pauses,
     plan::Planned,
-    retry::Backoff,
 };
 
 /// Of one Deliver call.
@@ -191,7 +191,7 @@ impl Inner {
     /// Delivers parts until all are taken, or nobody wants them any more.
     async fn deliver(&self, parts: Vec<Part<Arc<Job>>>) {
         let mut open: Vec<Vec<Arc<str>>> = parts.iter().map(|p| p.users.clone()).collect();
-        let (mut backoff, mut alone) = (Backoff::default(), false);
+        let (mut backoff, mut alone) = (pauses(), false);
         loop {
             for (part, users) in parts.iter().zip(&mut open) {
                 if part.job.ticket.is_stopped() {

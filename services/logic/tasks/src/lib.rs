@@ -16,12 +16,12 @@ pub mod events;
 pub mod lanes;
 pub mod login;
 pub mod plan;
-pub mod retry;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use kith_kit::{
     admin::Readiness,
+    backoff::Backoff,
     config::{Config, Instance},
     kafka::consumer::{self, ConsumerError, Subscription},
     route::RouteError,
@@ -32,6 +32,11 @@ use thiserror::Error;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{audience::Audiences, deliver::Deliverer, events::Online, login::Logins};
+
+/// The pauses of one series of attempts at `storage` or `sessions`.
+pub(crate) fn pauses() -> Backoff {
+    Backoff::new(Duration::from_millis(10), Duration::from_secs(1))
+}
 
 /// Why the service ended or did not start.
 #[derive(Debug, Error)]

@@ -28,7 +28,7 @@ use crate::{
     catchup::Batches,
     change::{self, Login},
     events::skip,
-    retry::Backoff,
+    pauses,
 };
 
 /// Catch-ups at once.
@@ -235,7 +235,7 @@ where
     Fut: Future<Output = Result<T, Error>>,
 {
     let end = tokio::time::Instant::now() + STEP_DEADLINE;
-    let mut backoff = Backoff::default();
+    let mut backoff = pauses();
     loop {
         if ticket.is_stopped() {
             return Err(End::Stopped);

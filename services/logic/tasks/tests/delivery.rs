@@ -102,7 +102,7 @@ impl World {
     async fn new() -> Self {
         let broker = KafkaBroker::start().await.unwrap();
         for name in ["demo.events", "demo.sessions"] {
-            let topic = Topic { name: name.to_owned(), partitions: 4, retention: None };
+            let topic = Topic { name: name.to_owned(), partitions: 4, retention: None, settings: Vec::new() };
             let made = async {
                 while ensure_topic(&broker.config(), &topic).await.is_err() {
                     tokio::time::sleep(Duration::from_millis(200)).await;

@@ -22,6 +22,7 @@ mod tests;
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use kith_kit::{
+    backoff::jittered,
     error::{Error, reason},
     kafka::{producer::ProduceError, scan::ScanError},
 };
@@ -31,12 +32,9 @@ use thiserror::Error as ThisError;
 use tokio::time::Instant;
 use tonic::Code;
 
-use crate::{
-    engine::{
-        EngineError,
-        valkey::{Held, Hub, Loss, Standing},
-    },
-    jitter::jittered,
+use crate::engine::{
+    EngineError,
+    valkey::{Held, Hub, Loss, Standing},
 };
 use restorer::{Flaw, Restorer};
 use survey::{Highest, InOrder, LogError, Survey, TOLD, Tally};

@@ -193,7 +193,7 @@ impl Running {
 /// Every record of the event log until `done` says that all are there: kind and data by partition and version.
 pub async fn events(platform: &Platform, limit: Duration, done: impl Fn(&Events) -> bool) -> Events {
     let consumer: StreamConsumer =
-        client_config(&platform.kafka.config()).unwrap().set("group.id", "test").create().unwrap();
+        client_config(platform.config.kafka.as_ref().unwrap()).unwrap().set("group.id", "test").create().unwrap();
     let mut list = TopicPartitionList::new();
     for partition in 0..EVENT_PARTITIONS {
         list.add_partition_offset("test.events", partition as i32, Offset::Beginning).unwrap();

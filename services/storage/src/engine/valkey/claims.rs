@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use kith_kit::admin::Readiness;
+use kith_kit::{admin::Readiness, backoff::jittered};
 use rand::RngExt;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -16,7 +16,7 @@ use super::{
     partition::{Claim, Loss, Partition, State},
     wire::{self, Call, Claimed, Emits},
 };
-use crate::{engine::EngineError, jitter::jittered};
+use crate::engine::EngineError;
 
 /// Pauses between attempts at one claim.
 const MIN_PAUSE: Duration = Duration::from_millis(20);

@@ -17,7 +17,10 @@ use std::{
 };
 
 use futures::{FutureExt, future::BoxFuture};
-use kith_kit::valkey::{Connection, Connector, ValkeyError};
+use kith_kit::{
+    backoff::jittered,
+    valkey::{Connection, Connector, ValkeyError},
+};
 use redis::{Pipeline, Value, cmd};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -30,7 +33,7 @@ use super::{
     topology::Primary,
     wire::{self, Emits, Verdict},
 };
-use crate::{engine::EngineError, jitter::jittered};
+use crate::engine::EngineError;
 
 /// Calls in one group, and the bytes at which a group is full.
 const GROUP: usize = 512;
