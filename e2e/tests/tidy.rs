@@ -171,3 +171,81 @@ fn no_source_holds_unfinished_code_or_a_path_of_one_machine() {
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
+
+/// Every test function of the sources, with the file that holds it.
+fn tests() -> Vec<(String, PathBuf)> {
+    let mut found = Vec::new();
+    for path in sources(&root(), &["rs"]) {
+        let text = fs::read_to_string(&path).expect("a source");
+        // Whether an attribute stands above that makes a test of the next function; what `proptest!` holds is marked like others.
+        let mut marked = false;
+        for line in text.lines().map(str::trim) {
+            if line.starts_with("#[test]") || line.starts_with("#[tokio::test") {
+                marked = true;
+            } else if let Some((_, rest)) = line.split_once("fn ")
+                && marked
+            {
+                let name = rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default();
+                found.push((name.to_owned(), path.clone()));
+                marked = false;
+            }
+        }
+    }
+    found
+}
+
+/// What the cells of the column "test" of a Markdown file's tables name, with the line.
+fn named_tests(text: &str) -> Vec<(usize, Vec<String>)> {
+    let mut named = Vec::new();
+    // Of the table that is being read, once its head is.
+    let mut column: Option<Option<usize>> = None;
+    for (number, line) in text.lines().enumerate() {
+        let Some(row) = line.trim().strip_prefix('|') else {
+            column = None;
+            continue;
+        };
+        let cells: Vec<&str> = row.trim_end().trim_end_matches('|').split(" | ").map(str::trim).collect();
+        let Some(at) = column else {
+            column = Some(cells.iter().position(|cell| *cell == "test"));
+            continue;
+        };
+        let Some(at) = at else { continue };
+        if cells.iter().all(|cell| cell.trim_matches('|').trim().chars().all(|c| "-: |".contains(c))) {
+            continue;
+        }
+        let names = cells.get(at).map(|cell| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect());
+        named.push((number + 1, names.unwrap_or_default()));
+    }
+    named
+}
+
+#[test]
+fn every_row_about_hostile_callers_names_tests_that_exist() {
+    let tests = tests();
+    // A function by its name, or a file or folder of the tree that holds tests.
+    let exists = |name: &str| {
+        let place = root().join(name);
+        let file = place.with_extension("rs");
+        tests.iter().any(|(function, path)| {
+            function == name || (name.contains('/') && (*path == file || path.starts_with(&place)))
+        })
+    };
+    let text = fs::read_to_string(root().join("docs/hostile.md")).expect("the document");
+    let rows = named_tests(&text);
+    assert!(rows.len() > 40, "the tables are not read any more: {} rows", rows.len());
+    let mut wrong = Vec::new();
+    for (line, names) in rows {
+        if names.is_empty() {
+            wrong.push(format!("docs/hostile.md:{line}: names no test"));
+        }
+        wrong.extend(names.iter().filter(|n| !exists(n)).map(|n| format!("docs/hostile.md:{line}: no test {n}")));
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn the_column_of_tests_is_found_wherever_it_stands() {
+    let text = "| a | test | b |\n| --- | --- | --- |\n| `x` | **live** `one`; `two` | `y` |\n\n| a | b |\n| - | - |\n| `z` | |";
+    assert_eq!(named_tests(text), [(3, vec!["one".to_owned(), "two".to_owned()])]);
+    assert!(tests().iter().any(|(name, _)| name == "the_column_of_tests_is_found_wherever_it_stands"));
+}

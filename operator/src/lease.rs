@@ -164,20 +164,10 @@ impl Election {
             let lease = self.record(None, 0);
             return self.written(asked, within(self.api.create(&PostParams::default(), &lease)).await);
         };
-        let spec = lease.spec.clone().unwrap_or_default();
-        let holder = spec.holder_identity.as_deref().unwrap_or_default();
-        let version = lease.metadata.resource_version.clone();
-        let unchanged_for = match seen {
-            Some((last, since)) if *last == version => since.elapsed(),
-            _ => {
-                *seen = Some((version, Instant::now()));
-                Duration::ZERO
-            }
-        };
-        if !holder.is_empty() && holder != self.identity && unchanged_for < LEASE {
+        if !is_free(&lease, &self.identity, seen, Instant::now()) {
             return Ok(false);
         }
-        let transitions = spec.lease_transitions.unwrap_or(0) + 1;
+        let transitions = lease.spec.as_ref().and_then(|s| s.lease_transitions).unwrap_or(0).saturating_add(1);
         let asked = Instant::now();
         let record = self.record(Some(&lease), transitions);
         self.written(asked, within(self.api.replace(&self.name, &PostParams::default(), &record)).await)
@@ -276,9 +266,47 @@ async fn within<T>(call: impl Future<Output = Result<T, kube::Error>>) -> Result
     }
 }
 
+/// Whether a candidate may take the lease: it has no other holder, or its record has not changed for as long as a lease lasts. `seen` is
+/// the version that this candidate saw last, and since when.
+fn is_free(lease: &Lease, identity: &str, seen: &mut Option<(Option<String>, Instant)>, now: Instant) -> bool {
+    let holder = lease.spec.as_ref().and_then(|s| s.holder_identity.as_deref()).unwrap_or_default();
+    let version = &lease.metadata.resource_version;
+    let unchanged_for = match seen {
+        Some((last, since)) if last == version => now.saturating_duration_since(*since),
+        _ => {
+            *seen = Some((version.clone(), now));
+            Duration::ZERO
+        }
+    };
+    holder.is_empty() || holder == identity || unchanged_for >= LEASE
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lease_is_judged_by_its_changes_and_never_by_its_timestamps() {
+        let held = |version: &str, renewed_s: i64| Lease {
+            metadata: ObjectMeta { resource_version: Some(version.to_owned()), ..ObjectMeta::default() },
+            spec: Some(LeaseSpec {
+                holder_identity: Some("other".to_owned()),
+                renew_time: Some(MicroTime(Timestamp::from_second(renewed_s).unwrap())),
+                ..LeaseSpec::default()
+            }),
+        };
+        let (now, start) = (Timestamp::now().as_second(), Instant::now());
+        // Clocks two minutes apart, in both directions.
+        for renewed in [now - 120, now + 120] {
+            let mut seen = None;
+            assert!(!is_free(&held("1", renewed), "me", &mut seen, start), "seen for the first time");
+            assert!(!is_free(&held("1", renewed), "me", &mut seen, start + LEASE / 2));
+            assert!(!is_free(&held("2", renewed), "me", &mut seen, start + LEASE), "it was renewed");
+            assert!(!is_free(&held("2", renewed), "me", &mut seen, start + LEASE + LEASE / 2));
+            assert!(is_free(&held("2", renewed), "me", &mut seen, start + LEASE * 2), "not renewed for a whole lease");
+        }
+        assert!(is_free(&held("1", now), "other", &mut None, start), "one's own");
+    }
 
     #[test]
     fn a_guard_without_a_lease_allows_nothing() {

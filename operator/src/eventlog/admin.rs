@@ -322,3 +322,54 @@ fn write_marker(target: &Target, words: &Words, config: &ClientConfig) -> Result
         }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::mocking::MockCluster;
+
+    use super::*;
+    use crate::eventlog::Security;
+
+    fn target(brokers: &MockCluster<'_, rdkafka::producer::DefaultProducerContext>, uid: &str) -> Target {
+        Target {
+            bootstrap: brokers.bootstrap_servers(),
+            security: Security::default(),
+            cluster_name: "demo".to_owned(),
+            uid: uid.to_owned(),
+            partitions: 4,
+            replication: 1,
+            min_insync: 1,
+            retention_ms: 1_000,
+        }
+    }
+
+    /// Brokers with these topics; the mock cannot make topics when it is asked to.
+    fn brokers(topics: &[(&str, i32)]) -> MockCluster<'static, rdkafka::producer::DefaultProducerContext> {
+        let brokers = MockCluster::new(1).unwrap();
+        for (name, partitions) in topics {
+            brokers.create_topic(name, *partitions, 1).unwrap();
+        }
+        brokers
+    }
+
+    #[test]
+    fn a_topic_with_other_partitions_than_at_creation_is_refused_in_words() {
+        let brokers = brokers(&[("demo.meta", 1), ("demo.events", 5), ("demo.sessions", 4)]);
+        let trouble = ensure(&target(&brokers, "uid-1")).unwrap_err();
+        assert_eq!(trouble.reason, reason::TOPIC_PARTITIONS_CHANGED);
+        assert!(trouble.message.contains("demo.events has 5 partitions, 4 were fixed"), "{}", trouble.message);
+    }
+
+    #[test]
+    fn topics_of_another_cluster_are_refused_in_words() {
+        let brokers = brokers(&[("demo.meta", 1), ("demo.events", 4), ("demo.sessions", 4)]);
+        let (first, second) = (target(&brokers, "uid-1"), target(&brokers, "uid-2"));
+        // Topics that nobody has marked may be anybody's.
+        assert_eq!(ensure(&first).unwrap_err().reason, reason::FOREIGN_TOPIC);
+        write_marker(&first, &Words::default(), &client_config(&first)).unwrap();
+        assert_eq!(ensure(&first), Ok(()));
+        let trouble = ensure(&second).unwrap_err();
+        assert_eq!(trouble.reason, reason::FOREIGN_TOPIC);
+        assert!(trouble.message.contains("uid-1"), "{}", trouble.message);
+    }
+}

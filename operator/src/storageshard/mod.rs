@@ -172,11 +172,8 @@ async fn leave(
     if !shard.finalizers().iter().any(|f| f == names::FINALIZER) {
         return Ok(Action::await_change());
     }
-    let going = cluster.is_none_or(|c| c.metadata.deletion_timestamp.is_some());
-    let name = shard.name_any();
-    let empty = facts.snapshot.as_ref().is_some_and(|s| s.empty.contains(&name));
-    let never_served = shard.status.as_ref().is_none_or(|s| s.slots == 0 && s.members.is_empty());
-    if going || empty || never_served {
+    let empty = facts.snapshot.as_ref().is_some_and(|s| s.empty.contains(&shard.name_any()));
+    if may_go(shard, cluster, empty) {
         let rest: Vec<String> = shard.finalizers().iter().filter(|f| *f != names::FINALIZER).cloned().collect();
         set_finalizers(shard, context, &rest).await?;
         return Ok(Action::await_change());
@@ -185,6 +182,13 @@ async fn leave(
     let wanted = status(shard, &facts, Timestamp::now());
     apply::status(&context.client, shard, shard.status.as_ref(), &wanted).await?;
     Ok(Action::requeue(DRAINING))
+}
+
+/// Whether a shard that is being deleted may vanish; `empty`: it was seen without slots and keys.
+fn may_go(shard: &StorageShard, cluster: Option<&ChatCluster>, empty: bool) -> bool {
+    let going = cluster.is_none_or(|c| c.metadata.deletion_timestamp.is_some());
+    let never_served = shard.status.as_ref().is_none_or(|s| s.slots == 0 && s.members.is_empty());
+    going || empty || never_served
 }
 
 /// Events: a change of the primary, and a change of Ready's reason.
@@ -210,3 +214,29 @@ async fn announce(context: &Context, shard: &StorageShard, status: &kith_crds::S
 pub type Pods = Live<Pod>;
 /// What the ChatCluster's passes saw.
 pub type Seen = Arc<Snapshot>;
+
+#[cfg(test)]
+mod tests {
+    use kith_crds::StorageShardStatus;
+
+    use super::*;
+
+    #[test]
+    fn a_deleted_shard_is_held_until_nothing_is_left_on_it() {
+        let object =
+            |name: &str| serde_json::json!({"metadata": {"name": name}, "spec": {"clusterRef": {"name": "demo"}}});
+        let mut shard: StorageShard = serde_json::from_value(object("demo-0")).unwrap();
+        let mut cluster = ChatCluster::new("demo", serde_json::from_value(serde_json::json!({})).unwrap());
+        assert!(may_go(&shard, Some(&cluster), false), "it has never served");
+
+        let member = Member { pod: "demo-0-valkey-0".to_owned(), ..Member::default() };
+        shard.status = Some(StorageShardStatus { slots: 5, members: vec![member], ..StorageShardStatus::default() });
+        assert!(!may_go(&shard, Some(&cluster), false), "it owns slots");
+        assert!(may_go(&shard, Some(&cluster), true), "it was emptied");
+
+        cluster.metadata.deletion_timestamp =
+            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::now()));
+        assert!(may_go(&shard, Some(&cluster), false), "its ChatCluster goes");
+        assert!(may_go(&shard, None, false), "its ChatCluster is gone");
+    }
+}

@@ -130,6 +130,20 @@ fn a_person_may_take_the_risk() {
 }
 
 #[test]
+fn a_person_cannot_force_a_pod_that_is_no_replica_of_the_dead_primary() {
+    for pod in ["demo-1-valkey-0", "demo-0-valkey-0", "demo-0-valkey-1", "nobody"] {
+        let mut stage = Stage::new();
+        stage.kill(0);
+        stage.kill(1);
+        stage.wish.shards[0].force_promote = Some(pod.to_owned());
+        let findings = stage.after(3_000);
+        assert!(findings.orders.is_empty(), "{pod}");
+        assert_eq!(findings.problems[0].reason, Reason::FailoverBlocked);
+        assert!(findings.problems[0].command.is_some(), "the command stays");
+    }
+}
+
+#[test]
 fn more_acknowledging_replicas_need_fewer_in_sight() {
     let mut stage = Stage::new();
     stage.wish.ack_replicas = 2;
