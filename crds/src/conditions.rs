@@ -27,6 +27,8 @@ pub const FAILOVER_BLOCKED: &str = "FailoverBlocked";
 pub const FOREIGN_DATA: &str = "ForeignData";
 /// The shard is being emptied; it is deleted when it owns no slot and holds no key.
 pub const DRAINING: &str = "Draining";
+/// A primary uses so much of its memory that writes will be refused soon.
+pub const MEMORY_PRESSURE: &str = "MemoryPressure";
 /// A proposal waits for a person's approval.
 pub const PROPOSAL_READY: &str = "ProposalReady";
 
@@ -98,6 +100,8 @@ pub mod reason {
     pub const LIBRARY_MISSING: &str = "LibraryMissing";
     /// A shard is not whole, so no slot may move.
     pub const SHARD_NOT_WHOLE: &str = "ShardNotWhole";
+    /// A primary uses 80 % of its memory or more.
+    pub const ENGINE_MEMORY_HIGH: &str = "EngineMemoryHigh";
     /// Another ShardRebalance of the same ChatCluster is active.
     pub const ANOTHER_ACTIVE: &str = "AnotherActive";
     /// The approved proposal is not the current one.

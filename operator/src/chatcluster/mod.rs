@@ -42,6 +42,7 @@ use thiserror::Error;
 use crate::{
     apply::{self, Applier, ApplyError},
     context::{Context, key},
+    dataplane::pressure,
     eventlog::Trouble,
     plan::Plan,
     runtime::RuntimeError,
@@ -206,8 +207,12 @@ async fn adopt(cluster: &ChatCluster, context: &Context, facts: &Facts) -> Resul
     Ok(())
 }
 
-/// An Event when Ready or its reason changes.
+/// An Event when Ready or its reason changes, and when memory runs out.
 async fn announce(context: &Context, cluster: &ChatCluster, status: &kith_crds::ChatClusterStatus) {
+    let conditions = cluster.status.as_ref().map_or(&[][..], |s| &s.conditions);
+    if let Some(now) = pressure::begun(conditions, &status.conditions) {
+        context.event(cluster, true, &now.reason, &now.message).await;
+    }
     let before = cluster.status.as_ref().and_then(|s| conditions::get(&s.conditions, conditions::READY));
     let Some(now) = conditions::get(&status.conditions, conditions::READY) else { return };
     if before.is_some_and(|b| b.status == now.status && b.reason == now.reason) {

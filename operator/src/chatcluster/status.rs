@@ -18,7 +18,7 @@ use crate::{
         meta::{self, Component},
         services::GRPC_PORT,
     },
-    dataplane::{readiness::Readiness, types::Problem},
+    dataplane::{pressure, readiness::Readiness, types::Problem},
     eventlog,
     plan::{KafkaPlan, Plan},
     workload::Rollout,
@@ -102,6 +102,8 @@ pub fn status(cluster: &ChatCluster, facts: &Facts, now: Timestamp) -> ChatClust
     }
     let mut findings = Vec::new();
     findings.extend(facts.storage.as_ref().map(|s| storage_ready(s, facts)));
+    let pressure = conditions::get(&status.conditions, conditions::MEMORY_PRESSURE);
+    findings.extend(facts.storage.as_ref().and_then(|s| pressure::finding(&s.readiness.shards, pressure)));
     findings.extend(facts.event_log.as_ref().map(|outcome| event_log_ready(outcome, facts)));
     findings.extend(logic_ready(facts));
     findings.extend(access_ready(facts));

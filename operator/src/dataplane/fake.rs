@@ -293,6 +293,7 @@ impl Fake {
             current_epoch: view.iter().map(|n| n.epoch).max().unwrap_or(0),
             keys: node.keys,
             memory: 1 << 20,
+            max_memory: 0,
             view,
             shards,
             library: if node.library { LibraryState::Present } else { LibraryState::Missing },

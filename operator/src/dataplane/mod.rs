@@ -20,6 +20,7 @@ pub mod outrank;
 pub mod ownership;
 pub mod parse;
 pub mod plan;
+pub mod pressure;
 pub mod prober;
 pub mod promote;
 pub mod readiness;

@@ -118,7 +118,9 @@ fn base(
         keys: parse::number(keys)
             .and_then(|n| u64::try_from(n).ok())
             .ok_or_else(|| malformed("DBSIZE", "the answer"))?,
-        memory: info.number("used_memory")?,
+        // Buffers towards replicas and the append-only file do not count against the bound.
+        memory: info.number("used_memory")?.saturating_sub(info.number("mem_not_counted_for_evict").unwrap_or(0)),
+        max_memory: info.number("maxmemory")?,
         view: parse::cluster_nodes(&text(view, "CLUSTER NODES")?)?,
         shards: parse::cluster_shards(shards)?,
         library: LibraryState::Present,

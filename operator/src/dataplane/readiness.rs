@@ -41,6 +41,8 @@ pub struct ShardHealth {
     pub keys: u64,
     /// Memory of its primary, bytes.
     pub memory: u64,
+    /// Its bound; 0: none.
+    pub max_memory: u64,
     /// Its members in order.
     pub members: Vec<MemberHealth>,
     /// A primary, every replica in step, the library everywhere.
@@ -149,6 +151,7 @@ fn shard_health(desired: &Desired, shard: &DesiredShard, ownership: &Ownership, 
         primary: primary.map(|(n, _)| n.pod.clone()),
         keys: primary.map_or(0, |(_, s)| s.keys),
         memory: primary.map_or(0, |(_, s)| s.memory),
+        max_memory: primary.map_or(0, |(_, s)| s.max_memory),
         whole: is_whole(desired, shard, primary_id.as_ref(), seen),
         primary_id,
         slots,

@@ -230,8 +230,10 @@ pub struct NodeState {
     pub current_epoch: u64,
     /// Number of keys.
     pub keys: u64,
-    /// Bytes of memory in use.
+    /// Bytes of memory in use, as far as they count against its bound.
     pub memory: u64,
+    /// Bytes at which it refuses writes; 0: no bound.
+    pub max_memory: u64,
     /// All nodes as it sees them, itself included (`CLUSTER NODES`).
     pub view: Vec<KnownNode>,
     /// Who owns what, as it tells clients (`CLUSTER SHARDS`): primary and its slots.

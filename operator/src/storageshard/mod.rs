@@ -32,6 +32,7 @@ use crate::{
     build::{meta, valkey},
     chatcluster::PassError,
     context::{Context, key},
+    dataplane::pressure,
     plan::Plan,
     runtime::Snapshot,
     volumes,
@@ -208,6 +209,9 @@ async fn announce(context: &Context, shard: &StorageShard, status: &kith_crds::S
         let warning = now.status != "True" && now.reason != reason::STARTING;
         context.event(shard, warning, &now.reason, &now.message).await;
     }
+    if let Some(now) = pressure::begun(&before.conditions, &status.conditions) {
+        context.event(shard, true, &now.reason, &now.message).await;
+    }
 }
 
 /// What a pass over a StorageShard reads of the ChatCluster's pods.
@@ -229,8 +233,7 @@ mod tests {
         let mut cluster = ChatCluster::new("demo", serde_json::from_value(serde_json::json!({})).unwrap());
         assert!(may_go(&shard, Some(&cluster), false), "it has never served");
 
-        let member = Member { pod: "demo-0-valkey-0".to_owned(), ..Member::default() };
-        shard.status = Some(StorageShardStatus { slots: 5, members: vec![member], ..StorageShardStatus::default() });
+        shard.status = Some(StorageShardStatus { slots: 5, ..StorageShardStatus::default() });
         assert!(!may_go(&shard, Some(&cluster), false), "it owns slots");
         assert!(may_go(&shard, Some(&cluster), true), "it was emptied");
 

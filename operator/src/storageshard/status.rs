@@ -14,7 +14,7 @@ use crate::{
     build::meta::Component,
     chatcluster::{gravest, storage_reason},
     dataplane::{
-        self,
+        self, pressure,
         readiness::{MemberHealth, ShardHealth},
         types::{Problem, Reason},
     },
@@ -128,6 +128,8 @@ fn findings(shard: &StorageShard, health: Option<&ShardHealth>, facts: &Facts) -
     if health.is_some() {
         findings.push(degraded(&problems));
     }
+    let before = shard.status.as_ref().and_then(|s| conditions::get(&s.conditions, conditions::MEMORY_PRESSURE));
+    findings.extend(pressure::finding(health, before));
     findings
 }
 

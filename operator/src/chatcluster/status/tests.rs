@@ -23,6 +23,7 @@ fn facts(problems: Vec<Problem>) -> Facts {
         slots: SlotSet::all(),
         keys: 0,
         memory: 0,
+        max_memory: 0,
         members: Vec::new(),
         whole,
     };
