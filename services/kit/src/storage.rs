@@ -11,8 +11,8 @@ use kith_proto::{
         CreateConversationRequest, CreateConversationResponse, DeleteDeviceRequest, DeleteDeviceResponse,
         DeleteFriendRequest, DeleteFriendResponse, DissolveRequest, DissolveResponse, EditRequest, EditResponse,
         GetConversationsRequest, GetReceiptsRequest, GetReceiptsResponse, GetRevocationRequest, GetRevocationResponse,
-        GetUsersRequest, ItemError, ListAfterRequest, ListBehindRequest, ListBehindResponse, ListBlocksRequest,
-        ListBlocksResponse, ListConversationsRequest, ListConversationsResponse, ListDevicesRequest,
+        GetUsersRequest, GetVersionRequest, ItemError, ListAfterRequest, ListBehindRequest, ListBehindResponse,
+        ListBlocksRequest, ListBlocksResponse, ListConversationsRequest, ListConversationsResponse, ListDevicesRequest,
         ListDevicesResponse, ListFriendRequestsRequest, ListFriendRequestsResponse, ListFriendsRequest,
         ListFriendsResponse, ListMembersRequest, ListMembersResponse, ListMessagesRequest, ListMessagesResponse,
         MarkReadRequest, MarkReadResponse, OpenDirectRequest, OpenDirectResponse, PutDeviceRequest, PutDeviceResponse,
@@ -104,6 +104,15 @@ impl Storage {
     pub fn new(config: &Config, shutdown: CancellationToken) -> Result<Self, RouteError> {
         let router = Router::new(config, "storage", &config.services.storage, shutdown)?;
         Ok(Self { router, appends: Appends::default(), partitions: config.cluster.partitions })
+    }
+
+    /// The version of a partition's newest committed event.
+    pub async fn get_version(&self, partition: u32) -> Result<u64, Error> {
+        let request = GetVersionRequest { partition };
+        let answer = self.router.call(u64::from(partition), DEADLINE, request, |transport, request| async move {
+            ConversationsClient::new(transport).max_decoding_message_size(MAX_MESSAGE_BYTES).get_version(request).await
+        });
+        Ok(answer.await?.ver)
     }
 
     /// The routing beneath.

@@ -16,6 +16,7 @@ use kith_kit::{
     config::{Cluster, Kafka},
     kafka::{
         admin::{Topic, ensured},
+        origin::{CLUSTER_HEADER, CORRUPT, Origin, REPAIR_MARKER},
         producer::{Delivery, ProduceError, Record},
         scan::Log,
         supervised::Supervised,
@@ -51,6 +52,8 @@ pub(crate) struct Outbox {
     producer: Supervised,
     topic: String,
     source: String,
+    uid: String,
+    origin: Origin,
     event_partitions: u32,
     bound: u64,
     backlog: AtomicU64,
@@ -82,7 +85,9 @@ impl Outbox {
             kafka: kafka.clone(),
             producer,
             topic,
-            source: format!("kith://{}", cluster.name),
+            source: Origin::source(cluster, "storage"),
+            uid: cluster.uid.clone(),
+            origin: Origin::counted(cluster),
             event_partitions: cluster.event_partitions,
             bound,
             backlog: AtomicU64::new(0),
@@ -99,7 +104,7 @@ impl Outbox {
 
     /// That part of the event log.
     pub(crate) fn log(&self, partition: u32) -> Log {
-        Log::new(&self.kafka, &self.topic, self.part(partition))
+        Log::new(&self.kafka, &self.topic, self.part(partition), &self.origin)
     }
 
     /// Writes a marker behind everything that this instance has handed over for a partition, and waits until it is on the log. Consumers
@@ -109,10 +114,11 @@ impl Outbox {
         let headers = [
             ("ce_specversion", "1.0"),
             ("ce_id", id),
-            ("ce_type", "dev.kith.repair.marker.v1"),
+            ("ce_type", REPAIR_MARKER),
             ("ce_source", self.source.as_str()),
             ("ce_time", time.as_str()),
             ("ce_partitionkey", key.as_str()),
+            (CLUSTER_HEADER, self.uid.as_str()),
             ("content-type", "application/json"),
         ];
         let payload = serde_json::json!({"repair_id": id, "partition": partition}).to_string();
@@ -286,6 +292,7 @@ impl Outbox {
         let (id, number, ver) =
             (format!("{partition}-{}", pending.ver), partition.to_string(), pending.ver.to_string());
         let (kind, time) = (format!("dev.kith.{}.v1", event.kind), event::rfc3339(event.at_ms));
+        debug_assert!(event.kind != "corrupt" || kind == CORRUPT);
         let headers = [
             ("ce_specversion", "1.0"),
             ("ce_id", id.as_str()),
@@ -293,6 +300,7 @@ impl Outbox {
             ("ce_source", self.source.as_str()),
             ("ce_time", time.as_str()),
             ("ce_partitionkey", event.key.as_str()),
+            (CLUSTER_HEADER, self.uid.as_str()),
             ("ce_kithpartition", number.as_str()),
             ("ce_kithver", ver.as_str()),
             ("content-type", "application/json"),

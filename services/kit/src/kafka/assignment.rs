@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -15,15 +15,19 @@ use rdkafka::{
     types::RDKafkaRespErr,
 };
 use tokio::{runtime::Handle, sync::mpsc};
-use tokio_util::sync::CancellationToken;
 
 use super::{
-    consumer::{ConsumerError, Decoded, Event, Handler, Subscription, Ticket, Work, decode, work},
-    sequence::{HighWater, Inflight, Sequencer, Verdict},
+    consumer::{ConsumerError, Event, Handler, Subscription, Ticket, Work, work},
+    doubts::{Doubtful, Doubts},
+    marks::{Marks, text},
+    origin::{Foreign, Stray},
+    sequence::{HighWater, Inflight, Place, Sequencer, Verdict},
 };
 
 /// Events that wait for a partition's worker; more pauses the partition.
 const INBOX: usize = 1_024;
+/// Bytes of a partition's unfinished records; more pauses the partition.
+const MAX_BYTES: usize = 16 << 20;
 /// Between two commits, and two looks at gaps.
 const COMMIT_EVERY: Duration = Duration::from_millis(500);
 /// What a revoked partition may take to finish what it has in hand: the whole group waits for it.
@@ -36,29 +40,48 @@ const COMMITTED_TRIES: u32 = 3;
 type GroupConsumer<H> = BaseConsumer<GroupContext<H>>;
 
 /// One assigned partition.
-struct Partition {
-    sequencer: Sequencer<Event>,
+struct Partition<T> {
+    sequencer: Sequencer<Event<T>>,
     work: Arc<Work>,
-    inbox: mpsc::Sender<Event>,
+    inbox: mpsc::Sender<Event<T>>,
     /// Released events that found the inbox full.
-    stash: VecDeque<Event>,
+    stash: VecDeque<Event<T>>,
+    doubts: Doubts<T>,
     paused: bool,
 }
 
+impl<T> Partition<T> {
+    /// Whether no more should come in for now.
+    fn is_full(&self) -> bool {
+        !self.stash.is_empty() || self.doubts.is_full() || self.is_heavy()
+    }
+
+    /// Whether unfinished records take as much memory as they may.
+    fn is_heavy(&self) -> bool {
+        self.work.inflight.lock().bytes() > MAX_BYTES
+    }
+
+    /// Whether they do and none of them will be finished before a gap is given up.
+    fn is_stuck(&self) -> bool {
+        self.is_heavy() && self.work.inflight.lock().open() <= self.sequencer.held()
+    }
+}
+
 /// All assigned partitions, used by the polling thread alone.
-pub(super) struct Assignments<H> {
+pub(super) struct Assignments<H: Handler> {
     subscription: Subscription,
     handler: Arc<H>,
+    marks: Arc<Marks>,
     runtime: Handle,
-    partitions: HashMap<i32, Partition>,
-    released: Vec<Event>,
+    partitions: HashMap<i32, Partition<H::Item>>,
+    released: Vec<Event<H::Item>>,
     kept: Instant,
 }
 
 impl<H: Handler> Assignments<H> {
-    pub(super) fn new(subscription: Subscription, handler: Arc<H>, runtime: Handle) -> Self {
+    pub(super) fn new(subscription: Subscription, handler: Arc<H>, marks: Arc<Marks>, runtime: Handle) -> Self {
         let (partitions, released, kept) = (HashMap::new(), Vec::new(), Instant::now());
-        Self { subscription, handler, runtime, partitions, released, kept }
+        Self { subscription, handler, marks, runtime, partitions, released, kept }
     }
 
     /// Takes in one record.
@@ -68,55 +91,119 @@ impl<H: Handler> Assignments<H> {
         message: &BorrowedMessage<'_>,
     ) -> Result<(), ConsumerError> {
         let (number, offset) = (message.partition(), message.offset());
-        let Some(partition) = self.partitions.get_mut(&number) else {
+        let Some(partition) = self.partitions.get(&number) else {
             tracing::warn!(partition = number, offset, "record of a partition that is not assigned: left to its owner");
             return Ok(());
         };
-        let decoded = decode(message);
-        let place = decoded.as_ref().ok().and_then(|d| d.place);
-        if !partition.work.inflight.lock().begin(offset, place.map(|p| (p.stream, p.ver))) {
+        if !partition.work.inflight.lock().begin(offset, message.payload_len() + message.key_len()) {
             return Ok(());
         }
         let ticket = Ticket::new(partition.work.clone(), offset);
-        let outcome = match decoded {
-            Err(poison) => {
-                tracing::error!(topic = self.subscription.topic, partition = number, offset, %poison, "record skipped: it can never be read");
+        let read = self.subscription.origin.verify(message).and_then(|record| {
+            let item = self.handler.read(&record).map_err(Foreign::Data)?;
+            Ok((record.place, item))
+        });
+        match read {
+            Err(why) => {
                 ticket.done();
-                "poison"
+                self.set_aside(Stray::of(message), &why);
             }
-            Ok(Decoded { kind, key, data, place, .. }) => {
+            Ok((place, item)) => {
                 let ver = place.map(|p| (p.stream, p.ver));
-                let event = Event { kind, key, data, partition: number, ver, ticket: ticket.clone() };
+                let event = Event { item, partition: number, ver, ticket };
                 match place {
                     None => {
+                        self.outcome("taken");
                         self.released.push(event);
-                        "taken"
                     }
-                    Some(place) => match partition.sequencer.offer(Instant::now(), place, event, &mut self.released) {
-                        Verdict::Taken => "taken",
-                        Verdict::Held => "held",
-                        Verdict::Duplicate => {
-                            ticket.done();
-                            "duplicate"
-                        }
-                        Verdict::WentBack => {
-                            tracing::error!(
-                                topic = self.subscription.topic,
-                                partition = number,
-                                offset,
-                                kith_partition = place.stream,
-                                ver = place.ver,
-                                "the count of a kith partition went back: acknowledged data may be lost; see `kith repair`"
-                            );
-                            ticket.done();
-                            "went_back"
-                        }
-                    },
+                    Some(place) => self.place(number, place, event, message),
                 }
             }
-        };
-        metrics::counter!("kith_consumer_records_total", "group" => self.subscription.group.clone(), "outcome" => outcome).increment(1);
+        }
         self.hand_over(consumer, number)
+    }
+
+    /// A record with a place in the order: offered, or asked about first.
+    fn place(&mut self, number: i32, place: Place, event: Event<H::Item>, message: &BorrowedMessage<'_>) {
+        let Some(partition) = self.partitions.get_mut(&number) else { return };
+        if partition.sequencer.is_plausible(place.stream, place.ver) {
+            self.offer(number, place, event, || Stray::of(message));
+            return;
+        }
+        let begins = partition.doubts.add(Doubtful { place, event, stray: Stray::of(message) });
+        self.outcome("doubted");
+        if begins {
+            self.ask(number, place.stream);
+        }
+    }
+
+    /// Asks storage how far a kith partition has come; the answer is found by [`Assignments::keep`].
+    fn ask(&self, number: i32, stream: u32) {
+        let Some(partition) = self.partitions.get(&number) else { return };
+        let (question, work) = (self.handler.newest(stream), partition.work.clone());
+        self.runtime.spawn(async move {
+            if let Some(newest) = work.stop.run_until_cancelled(question).await {
+                work.answers.lock().push((stream, newest));
+            }
+        });
+    }
+
+    /// Judges what storage has answered about.
+    fn settle(&mut self, number: i32) {
+        let Some(partition) = self.partitions.get_mut(&number) else { return };
+        let answers = std::mem::take(&mut *partition.work.answers.lock());
+        for (stream, newest) in answers {
+            let Some(partition) = self.partitions.get_mut(&number) else { return };
+            partition.sequencer.reached(stream, newest);
+            let settled = partition.doubts.answered(stream, newest);
+            if settled.again {
+                self.ask(number, stream);
+            }
+            for Doubtful { place, event, stray } in settled.believed {
+                self.offer(number, place, event, || stray);
+            }
+            for Doubtful { place, event, stray } in settled.foreign {
+                event.ticket.done();
+                self.set_aside(stray, &Foreign::Version { stream, ver: place.ver, newest });
+            }
+        }
+    }
+
+    fn offer(&mut self, number: i32, place: Place, event: Event<H::Item>, stray: impl FnOnce() -> Stray) {
+        let Some(partition) = self.partitions.get_mut(&number) else { return };
+        let ticket = event.ticket.clone();
+        partition.work.inflight.lock().mark(ticket.offset(), place.stream, place.ver);
+        let verdict = partition.sequencer.offer(Instant::now(), place, event, &mut self.released);
+        match verdict {
+            Verdict::Taken => self.outcome("taken"),
+            Verdict::Held => self.outcome("held"),
+            Verdict::Duplicate => {
+                ticket.done();
+                self.outcome("duplicate");
+            }
+            Verdict::WentBack => {
+                ticket.done();
+                self.outcome("went_back");
+                tracing::error!(
+                    topic = self.subscription.topic,
+                    partition = number,
+                    offset = ticket.offset(),
+                    kith_partition = place.stream,
+                    ver = place.ver,
+                    "a version is told in two ways: one of them is foreign, or the count went back and acknowledged data may be lost; see `kith repair`"
+                );
+                self.handler.set_aside(stray(), &Foreign::Retold { stream: place.stream, ver: place.ver });
+            }
+        }
+    }
+
+    fn set_aside(&self, stray: Stray, why: &Foreign) {
+        self.outcome("foreign");
+        self.handler.set_aside(stray, why);
+    }
+
+    fn outcome(&self, outcome: &'static str) {
+        metrics::counter!("kith_consumer_records_total", "group" => self.subscription.group.clone(), "outcome" => outcome).increment(1);
     }
 
     /// Gives released events to the partition's worker; what finds no room waits, and the partition pauses.
@@ -133,7 +220,7 @@ impl<H: Handler> Assignments<H> {
                 Err(mpsc::error::TrySendError::Closed(_)) => return Err(ConsumerError::Worker(number)),
             }
         }
-        let full = !partition.stash.is_empty();
+        let full = partition.is_full();
         if full != partition.paused {
             let mut list = TopicPartitionList::new();
             list.add_partition(&self.subscription.topic, number);
@@ -149,8 +236,11 @@ impl<H: Handler> Assignments<H> {
 
     /// Housekeeping after each round of polling: room for stashed events, and at intervals gaps and commits.
     pub(super) fn keep(&mut self, consumer: &GroupConsumer<H>) -> Result<(), ConsumerError> {
-        let waiting: Vec<i32> = self.partitions.iter().filter(|(_, p)| !p.stash.is_empty()).map(|(n, _)| *n).collect();
+        let answered = |p: &Partition<H::Item>| !p.work.answers.lock().is_empty();
+        let waiting: Vec<i32> =
+            self.partitions.iter().filter(|(_, p)| p.paused || answered(p)).map(|(n, _)| *n).collect();
         for number in waiting {
+            self.settle(number);
             self.hand_over(consumer, number)?;
         }
         let now = Instant::now();
@@ -164,7 +254,7 @@ impl<H: Handler> Assignments<H> {
         let (open, held) = self
             .partitions
             .values()
-            .fold((0, 0), |(open, held), p| (open + p.work.inflight.lock().len(), held + p.sequencer.held()));
+            .fold((0, 0), |(open, held), p| (open + p.work.inflight.lock().open(), held + p.sequencer.held()));
         metrics::gauge!("kith_consumer_open_events", "group" => self.subscription.group.clone()).set(open as f64);
         metrics::gauge!("kith_consumer_held_events", "group" => self.subscription.group.clone()).set(held as f64);
         Ok(())
@@ -174,7 +264,7 @@ impl<H: Handler> Assignments<H> {
         let held: Vec<i32> = self.partitions.iter().filter(|(_, p)| p.sequencer.held() > 0).map(|(n, _)| *n).collect();
         for number in held {
             let Some(partition) = self.partitions.get_mut(&number) else { continue };
-            for gap in partition.sequencer.expire(now, &mut self.released) {
+            for gap in partition.sequencer.expire(now, partition.is_stuck(), &mut self.released) {
                 metrics::counter!("kith_consumer_gaps_total", "group" => self.subscription.group.clone()).increment(1);
                 tracing::error!(
                     topic = self.subscription.topic,
@@ -197,7 +287,17 @@ impl<H: Handler> Assignments<H> {
             let Some(partition) = self.partitions.get(number) else { continue };
             let mut inflight = partition.work.inflight.lock();
             let Some((next, high_water)) = inflight.commit_point() else { continue };
-            let metadata = high_water.encode();
+            let checkpoint = partition.work.checkpoint.lock().clone();
+            let (next, metadata) = match (text(high_water, checkpoint.as_ref()), checkpoint) {
+                (Some(metadata), _) => (next, metadata),
+                (None, checkpoint) => {
+                    self.checkpoint(*number, &partition.work, next, high_water.clone());
+                    // Meanwhile what the one before it covers is committed, so that there is progress however much moves.
+                    let Some(checkpoint) = checkpoint else { continue };
+                    let Some(offset) = checkpoint.offset.filter(|offset| inflight.is_behind(*offset)) else { continue };
+                    (offset, checkpoint.text())
+                }
+            };
             let mut entry = list.add_partition(&self.subscription.topic, *number);
             if let Err(error) = entry.set_offset(Offset::Offset(next)) {
                 tracing::error!(partition = number, next, %error, "offset cannot be committed");
@@ -211,6 +311,20 @@ impl<H: Handler> Assignments<H> {
         {
             self.commit_failed(&list, &error);
         }
+    }
+
+    /// Begins to write a checkpoint; the next commits build on it.
+    fn checkpoint(&self, number: i32, work: &Arc<Work>, next: i64, high_water: HighWater) {
+        if work.checkpointing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (marks, work) = (self.marks.clone(), work.clone());
+        self.runtime.spawn(async move {
+            if let Some(written) = marks.write(number, next, high_water, &work.stop).await {
+                *work.checkpoint.lock() = Some(written);
+            }
+            work.checkpointing.store(false, Ordering::Release);
+        });
     }
 
     fn commit_failed(&self, list: &TopicPartitionList, error: &KafkaError) {
@@ -229,10 +343,11 @@ impl<H: Handler> Assignments<H> {
         let list = committed(consumer, list);
         for entry in list.elements() {
             self.handler.assigned(entry.partition());
-            let high_water = HighWater::decode(entry.metadata()).unwrap_or_default();
+            let (high_water, checkpoint) = self.marks.restore(entry.partition(), entry.metadata());
             let work_of = Arc::new(Work {
                 inflight: Mutex::new(Inflight::new(high_water.clone())),
-                stop: CancellationToken::new(),
+                checkpoint: Mutex::new(checkpoint),
+                ..Work::default()
             });
             let (inbox, events) = mpsc::channel(INBOX);
             self.runtime.spawn(work(self.handler.clone(), events, work_of.stop.clone()));
@@ -241,6 +356,7 @@ impl<H: Handler> Assignments<H> {
                 work: work_of,
                 inbox,
                 stash: VecDeque::new(),
+                doubts: Doubts::default(),
                 paused: false,
             };
             if let Some(before) = self.partitions.insert(entry.partition(), partition) {
@@ -274,13 +390,13 @@ impl<H: Handler> Assignments<H> {
         self.count();
     }
 
-    /// Waits until nothing of these partitions is open but what gaps hold, at most [`REVOKE_GRACE`].
+    /// Waits until nothing of these partitions is open but what gaps and doubts hold, at most [`REVOKE_GRACE`].
     fn finish(&self, numbers: &[i32]) {
         let end = Instant::now() + REVOKE_GRACE;
         let open = |number: &i32| {
             self.partitions
                 .get(number)
-                .is_some_and(|p| p.work.inflight.lock().len() > p.sequencer.held() + p.stash.len())
+                .is_some_and(|p| p.work.inflight.lock().open() > p.sequencer.held() + p.stash.len() + p.doubts.len())
         };
         while numbers.iter().any(open) && Instant::now() < end {
             std::thread::sleep(REVOKE_POLL);
@@ -293,7 +409,7 @@ impl<H: Handler> Assignments<H> {
     }
 }
 
-impl<H> Drop for Assignments<H> {
+impl<H: Handler> Drop for Assignments<H> {
     fn drop(&mut self) {
         for partition in self.partitions.values() {
             partition.work.stop.cancel();
@@ -318,7 +434,7 @@ fn committed<H: Handler>(consumer: &GroupConsumer<H>, list: &TopicPartitionList)
 }
 
 /// librdkafka's callbacks.
-pub(super) struct GroupContext<H> {
+pub(super) struct GroupContext<H: Handler> {
     assignments: Mutex<Assignments<H>>,
     group: String,
 }

@@ -14,23 +14,23 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use rdkafka::{
     consumer::{BaseConsumer, Consumer},
     error::KafkaError,
-    message::{BorrowedMessage, Headers, Message},
 };
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
-use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::{
     assignment::{Assignments, GroupContext},
-    sequence::{Inflight, Place},
+    marks::{Checkpoint, Marks},
+    origin::{Foreign, Origin, Stray, Verified},
+    sequence::Inflight,
 };
-use crate::{admin::Readiness, config::Kafka};
+use crate::{admin::Readiness, backoff::Backoff, config::Kafka};
 
 /// Events a handler gets at once, at most.
 pub const BATCH: usize = 256;
@@ -52,6 +52,8 @@ const HEALTHY: Duration = Duration::from_secs(60);
 pub struct Subscription {
     /// The topic.
     pub topic: String,
+    /// Whose records are taken; all others are set aside.
+    pub origin: Origin,
     /// The consumer group; its members share the partitions.
     pub group: String,
     /// The name of this part in `/readyz`.
@@ -60,13 +62,9 @@ pub struct Subscription {
 
 /// One record, in order.
 #[derive(Debug)]
-pub struct Event {
-    /// `ce_type`, for example `dev.kith.message.created.v1`.
-    pub kind: String,
-    /// The conversation or user that it is about.
-    pub key: String,
-    /// `data`, a JSON object.
-    pub data: Bytes,
+pub struct Event<T> {
+    /// What the handler read in it.
+    pub item: T,
     /// The Kafka partition.
     pub partition: i32,
     /// The kith partition and its `ver`; absent on topics that are not storage's.
@@ -83,10 +81,15 @@ pub struct Ticket {
 }
 
 /// What the workers of one assigned partition share with the polling thread.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Work {
     pub(super) inflight: Mutex<Inflight>,
     pub(super) stop: CancellationToken,
+    /// The newest checkpoint of the high-water that is on the brokers, and whether another is being written.
+    pub(super) checkpoint: Mutex<Option<Checkpoint>>,
+    pub(super) checkpointing: AtomicBool,
+    /// Kith partitions and the newest versions that storage has committed of them.
+    pub(super) answers: Mutex<Vec<(u32, u64)>>,
 }
 
 impl Ticket {
@@ -112,9 +115,25 @@ impl Ticket {
 
 /// What is done with the events of each partition.
 pub trait Handler: Send + Sync + 'static {
+    /// What a record says.
+    type Item: Send + 'static;
+
+    /// Reads a record before it takes its place in the order; the refusal says what is wrong with its data. Must not block.
+    fn read(&self, record: &Verified) -> Result<Self::Item, String>;
+
     /// Works on events of one partition, in order, all that are there up to [`BATCH`]. Returns when they are finished or handed over with
     /// their tickets; the next batch of the partition comes only then. Dropped at a revocation.
-    fn handle(&self, events: Vec<Event>) -> impl Future<Output = ()> + Send;
+    fn handle(&self, events: Vec<Event<Self::Item>>) -> impl Future<Output = ()> + Send;
+
+    /// The newest version that storage has committed of a kith partition, as soon as storage says it. Asked for a record that is ahead of
+    /// its turn, where versions count at all; without an answer it is never believed.
+    fn newest(&self, stream: u32) -> BoxFuture<'static, u64> {
+        let _ = stream;
+        Box::pin(std::future::pending())
+    }
+
+    /// A record was passed over. Must not block.
+    fn set_aside(&self, record: Stray, why: &Foreign);
 
     /// A partition came to this process; what is remembered of its entities may be out of date. Must not block.
     fn assigned(&self, partition: i32) {
@@ -151,7 +170,7 @@ pub async fn run<H: Handler>(
     shutdown: CancellationToken,
 ) -> Result<(), ConsumerError> {
     readiness.expect(subscription.part);
-    let mut pause = MIN_RESTART_PAUSE;
+    let mut backoff = Backoff::new(MIN_RESTART_PAUSE, MAX_RESTART_PAUSE);
     while !shutdown.is_cancelled() {
         let started = std::time::Instant::now();
         let consumer = group_consumer(kafka, &subscription, handler.clone())?;
@@ -163,9 +182,11 @@ pub async fn run<H: Handler>(
                 tracing::error!(topic = subscription.topic, group = subscription.group, %error, "consumer failed: starting anew");
             }
         }
-        pause = if started.elapsed() > HEALTHY { MIN_RESTART_PAUSE } else { (pause * 2).min(MAX_RESTART_PAUSE) };
+        if started.elapsed() > HEALTHY {
+            backoff.reset();
+        }
         // None means that the end was asked for, which the loop sees.
-        let _ = shutdown.run_until_cancelled(tokio::time::sleep(pause)).await;
+        let _ = shutdown.run_until_cancelled(backoff.pause()).await;
     }
     Ok(())
 }
@@ -199,7 +220,8 @@ fn group_consumer<H: Handler>(
         .set("fetch.message.max.bytes", "1048576")
         .set("socket.timeout.ms", "10000")
         .set("statistics.interval.ms", "5000");
-    let assignments = Assignments::new(subscription.clone(), handler, tokio::runtime::Handle::current());
+    let marks = Marks::new(kafka, &subscription.group);
+    let assignments = Assignments::new(subscription.clone(), handler, marks, tokio::runtime::Handle::current());
     Ok(config.create_with_context(GroupContext::new(assignments))?)
 }
 
@@ -286,66 +308,12 @@ fn topic_exists<H: Handler>(
     false
 }
 
-/// A record's parts before it has its place in the order.
-pub(super) struct Decoded {
-    pub(super) kind: String,
-    pub(super) key: String,
-    pub(super) data: Bytes,
-    pub(super) place: Option<Place>,
-    /// Of key, type and data: equal for a record that was sent twice.
-    pub(super) fingerprint: u64,
-}
-
-/// Why a record can never be worked on.
-#[derive(Debug, PartialEq, Eq, Error)]
-pub(super) enum Poison {
-    #[error("the key is not text")]
-    Key,
-    #[error("header {0} is missing or not what CloudEvents ask for")]
-    Header(&'static str),
-}
-
-/// Reads a CloudEvent in binary mode.
-pub(super) fn decode(message: &BorrowedMessage<'_>) -> Result<Decoded, Poison> {
-    let (mut kind, mut stream, mut ver) = (None, None, None);
-    if let Some(headers) = message.headers() {
-        for header in headers.iter() {
-            match header.key {
-                "ce_type" => kind = Some(text(header.value, "ce_type")?),
-                "ce_kithpartition" => stream = Some(number(header.value, "ce_kithpartition")?),
-                "ce_kithver" => ver = Some(number(header.value, "ce_kithver")?),
-                _ => {}
-            }
-        }
-    }
-    let kind = kind.ok_or(Poison::Header("ce_type"))?;
-    let key = std::str::from_utf8(message.key().unwrap_or_default()).map_err(|_| Poison::Key)?;
-    let data = message.payload().unwrap_or_default();
-    let seed = xxh3_64_with_seed(key.as_bytes(), xxh3_64_with_seed(kind.as_bytes(), 0));
-    let fingerprint = xxh3_64_with_seed(data, seed);
-    let place = match (stream, ver) {
-        (None, None) => None,
-        (Some(stream), Some(ver)) => {
-            let stream = u32::try_from(stream).map_err(|_| Poison::Header("ce_kithpartition"))?;
-            Some(Place { stream, ver, fingerprint })
-        }
-        (None, Some(_)) => return Err(Poison::Header("ce_kithpartition")),
-        (Some(_), None) => return Err(Poison::Header("ce_kithver")),
-    };
-    let (kind, key) = (kind.to_owned(), key.to_owned());
-    Ok(Decoded { kind, key, data: Bytes::copy_from_slice(data), place, fingerprint })
-}
-
-fn text<'a>(value: Option<&'a [u8]>, name: &'static str) -> Result<&'a str, Poison> {
-    value.and_then(|v| std::str::from_utf8(v).ok()).ok_or(Poison::Header(name))
-}
-
-fn number(value: Option<&[u8]>, name: &'static str) -> Result<u64, Poison> {
-    text(value, name)?.parse().map_err(|_| Poison::Header(name))
-}
-
 /// Takes what a partition's inbox holds, batch by batch, until it is stopped.
-pub(super) async fn work<H: Handler>(handler: Arc<H>, mut inbox: mpsc::Receiver<Event>, stop: CancellationToken) {
+pub(super) async fn work<H: Handler>(
+    handler: Arc<H>,
+    mut inbox: mpsc::Receiver<Event<H::Item>>,
+    stop: CancellationToken,
+) {
     let mut batch = Vec::with_capacity(BATCH);
     loop {
         match stop.run_until_cancelled(inbox.recv_many(&mut batch, BATCH)).await {

@@ -3,6 +3,10 @@
 pub mod admin;
 mod assignment;
 pub mod consumer;
+mod doubts;
+pub mod highwater;
+mod marks;
+pub mod origin;
 pub mod producer;
 pub mod scan;
 pub mod sequence;

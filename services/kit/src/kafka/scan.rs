@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 
 use super::{
     KafkaConfigError, client_config,
-    consumer::{Decoded, decode},
+    origin::{Origin, Verified},
 };
 use crate::config::Kafka;
 
@@ -81,7 +81,7 @@ pub struct Record {
 /// What stands at an offset.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
-    /// A CloudEvent.
+    /// An event of this ChatCluster.
     Record(Record),
     /// Something else.
     Unreadable {
@@ -98,13 +98,14 @@ pub struct Log {
     kafka: Kafka,
     topic: String,
     partition: i32,
+    origin: Origin,
 }
 
 impl Log {
-    /// Partition `partition` of `topic`.
-    pub fn new(kafka: &Kafka, topic: &str, partition: u32) -> Self {
+    /// Partition `partition` of `topic`, whose own records are of `origin`.
+    pub fn new(kafka: &Kafka, topic: &str, partition: u32, origin: &Origin) -> Self {
         let partition = i32::try_from(partition).unwrap_or(i32::MAX);
-        Self { kafka: kafka.clone(), topic: topic.to_owned(), partition }
+        Self { kafka: kafka.clone(), topic: topic.to_owned(), partition, origin: origin.clone() }
     }
 
     /// The first offset that is kept, and the one that the next record will get.
@@ -183,9 +184,9 @@ impl Log {
                         return Ok(());
                     }
                     let offset = message.offset();
-                    let record = match decode(&message) {
-                        Err(poison) => Found::Unreadable { offset, why: poison.to_string() },
-                        Ok(Decoded { kind, key, data, place, fingerprint }) => {
+                    let record = match self.origin.verify(&message) {
+                        Err(foreign) => Found::Unreadable { offset, why: foreign.to_string() },
+                        Ok(Verified { kind, key, data, place, fingerprint }) => {
                             let place = place.map(|p| (p.stream, p.ver));
                             Found::Record(Record { offset, kind, key, data, place, fingerprint })
                         }

@@ -7,9 +7,10 @@
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque, btree_map::Entry},
-    fmt::Write,
     time::{Duration, Instant},
 };
+
+pub use super::highwater::HighWater;
 
 /// A gap that lasts longer is given up with an alarm: delivery goes on, a person looks.
 pub const GAP_DEADLINE: Duration = Duration::from_secs(30);
@@ -17,61 +18,6 @@ pub const GAP_DEADLINE: Duration = Duration::from_secs(30);
 pub const MAX_HELD: usize = 10_000;
 /// Fingerprints kept of each stream, to tell a record sent twice from a count that went back.
 const REMEMBERED: usize = 64;
-/// Kafka's own bound is 4,096 bytes by default (`offset.metadata.max.bytes`).
-const MAX_METADATA_BYTES: usize = 4_000;
-
-/// The newest `ver` of each kith partition that needs no more work.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct HighWater(BTreeMap<u32, u64>);
-
-impl HighWater {
-    /// The newest finished `ver` of a kith partition.
-    pub fn get(&self, stream: u32) -> Option<u64> {
-        self.0.get(&stream).copied()
-    }
-
-    /// Raises a kith partition's mark; never lowers it.
-    pub fn raise(&mut self, stream: u32, ver: u64) {
-        let mark = self.0.entry(stream).or_default();
-        *mark = (*mark).max(ver);
-    }
-
-    /// As text for the offset's metadata: `1;` and, in ascending order, `<distance to the previous>.<ver>` in hexadecimal, the distance
-    /// left out when it repeats. What does not fit is left out: such a stream is taken from its next record on.
-    pub fn encode(&self) -> String {
-        let mut text = String::from("1;");
-        let (mut previous, mut distance) = (0, u32::MAX);
-        for (stream, ver) in &self.0 {
-            let before = text.len();
-            let step = stream - previous;
-            // Writing to a String cannot fail.
-            let written = if step == distance { write!(text, ".{ver:x},") } else { write!(text, "{step:x}.{ver:x},") };
-            debug_assert!(written.is_ok());
-            if text.len() > MAX_METADATA_BYTES {
-                text.truncate(before);
-                break;
-            }
-            (previous, distance) = (*stream, step);
-        }
-        text
-    }
-
-    /// Reads what [`HighWater::encode`] wrote; none for anything else, the empty text of a first commit included.
-    pub fn decode(text: &str) -> Option<Self> {
-        let mut marks = BTreeMap::new();
-        let (mut stream, mut distance) = (0_u32, None);
-        for entry in text.strip_prefix("1;")?.split_terminator(',') {
-            let (step, ver) = entry.split_once('.')?;
-            if !step.is_empty() {
-                distance = Some(u32::from_str_radix(step, 16).ok()?);
-            }
-            stream = stream.checked_add(distance?)?;
-            marks.insert(stream, u64::from_str_radix(ver, 16).ok()?);
-        }
-        Some(Self(marks))
-    }
-}
-
 /// Where a record stands in its kith partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
@@ -112,6 +58,8 @@ pub struct Gap {
 pub struct Sequencer<T> {
     streams: HashMap<u32, Stream<T>>,
     held: usize,
+    /// How far each kith partition had come when storage was last asked.
+    reached: HashMap<u32, u64>,
 }
 
 #[derive(Debug)]
@@ -169,10 +117,24 @@ impl<T> Stream<T> {
 impl<T> Sequencer<T> {
     /// Starts after `high_water`. A kith partition that it does not name is taken from its first record on.
     pub fn new(high_water: &HighWater) -> Self {
-        Self { streams: high_water.0.iter().map(|(stream, ver)| (*stream, Stream::at(*ver))).collect(), held: 0 }
+        let streams = high_water.marks().map(|(stream, ver)| (stream, Stream::at(ver))).collect();
+        Self { streams, held: 0, reached: HashMap::new() }
     }
 
-    /// Decides about a record; what may be worked on now is added to `out`, in order.
+    /// Whether a version may be offered: it is the next one or an older one, or storage has come so far. Any other would open a gap, or
+    /// decide where a kith partition begins, on nothing but the word of whoever wrote the record.
+    pub fn is_plausible(&self, stream: u32, ver: u64) -> bool {
+        let next = self.streams.get(&stream).map_or(1, |s| s.high.saturating_add(1));
+        ver <= next || self.reached.get(&stream).is_some_and(|reached| ver <= *reached)
+    }
+
+    /// Storage has committed `ver` of a kith partition.
+    pub fn reached(&mut self, stream: u32, ver: u64) {
+        let reached = self.reached.entry(stream).or_default();
+        *reached = (*reached).max(ver);
+    }
+
+    /// Decides about a record that [`Sequencer::is_plausible`]; what may be worked on now is added to `out`, in order.
     pub fn offer(&mut self, now: Instant, place: Place, item: T, out: &mut Vec<T>) -> Verdict {
         let stream = self.streams.entry(place.stream).or_insert_with(|| Stream::at(place.ver.saturating_sub(1)));
         if place.ver <= stream.high {
@@ -199,8 +161,9 @@ impl<T> Sequencer<T> {
         }
     }
 
-    /// Gives up gaps older than [`GAP_DEADLINE`], and the oldest ones while more than [`MAX_HELD`] records are held.
-    pub fn expire(&mut self, now: Instant, out: &mut Vec<T>) -> Vec<Gap> {
+    /// Gives up gaps older than [`GAP_DEADLINE`], and the oldest ones while more than [`MAX_HELD`] records are held. Where what is held takes
+    /// too much memory (`pressed`), all of them are given up.
+    pub fn expire(&mut self, now: Instant, pressed: bool, out: &mut Vec<T>) -> Vec<Gap> {
         let mut gaps = Vec::new();
         if self.held == 0 {
             return gaps;
@@ -208,7 +171,7 @@ impl<T> Sequencer<T> {
         let mut waiting: Vec<_> = self.streams.iter().filter_map(|(id, s)| Some((s.waiting_since?, *id))).collect();
         waiting.sort_unstable();
         for (since, id) in waiting {
-            if now.saturating_duration_since(since) < GAP_DEADLINE && self.held <= MAX_HELD {
+            if now.saturating_duration_since(since) < GAP_DEADLINE && self.held <= MAX_HELD && !pressed {
                 break;
             }
             if let Some(stream) = self.streams.get_mut(&id)
@@ -237,11 +200,16 @@ pub struct Inflight {
     next: Option<i64>,
     committed: Option<i64>,
     high_water: HighWater,
+    /// Records that are not finished, and their bytes.
+    open: usize,
+    bytes: usize,
 }
 
 #[derive(Debug)]
 struct Work {
     offset: i64,
+    bytes: usize,
+    /// What the high-water becomes when the work is finished.
     mark: Option<(u32, u64)>,
     done: bool,
 }
@@ -253,19 +221,32 @@ impl Inflight {
     }
 
     /// A record came in. Offsets rise; one that does not is ignored (a fetch repeated after a pause).
-    pub fn begin(&mut self, offset: i64, mark: Option<(u32, u64)>) -> bool {
+    pub fn begin(&mut self, offset: i64, bytes: usize) -> bool {
         let newest = self.entries.back().map(|w| w.offset).or_else(|| self.next.map(|n| n - 1));
         if newest.is_some_and(|n| offset <= n) {
             return false;
         }
-        self.entries.push_back(Work { offset, mark, done: false });
+        self.entries.push_back(Work { offset, bytes, mark: None, done: false });
+        self.open += 1;
+        self.bytes += bytes;
         true
+    }
+
+    /// The record has this place in the order: once it is finished, the high-water stands there. One that was set aside has none.
+    pub fn mark(&mut self, offset: i64, stream: u32, ver: u64) {
+        if let Ok(at) = self.entries.binary_search_by_key(&offset, |w| w.offset) {
+            self.entries[at].mark = Some((stream, ver));
+        }
     }
 
     /// The work on a record is finished.
     pub fn done(&mut self, offset: i64) {
         if let Ok(at) = self.entries.binary_search_by_key(&offset, |w| w.offset) {
-            self.entries[at].done = true;
+            let work = &mut self.entries[at];
+            if !std::mem::replace(&mut work.done, true) {
+                self.open -= 1;
+                self.bytes -= work.bytes;
+            }
         }
         while self.entries.front().is_some_and(|w| w.done) {
             if let Some(work) = self.entries.pop_front() {
@@ -278,13 +259,13 @@ impl Inflight {
     }
 
     /// How many records are not finished, held ones included.
-    pub fn len(&self) -> usize {
-        self.entries.len()
+    pub fn open(&self) -> usize {
+        self.open
     }
 
-    /// Whether all work is finished.
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+    /// The bytes of records that are not finished, held ones included.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// The offset to commit and its high-water; none when nothing has changed since the last [`Inflight::committed`].
@@ -293,6 +274,11 @@ impl Inflight {
             Some(next) if self.committed != Some(next) => Some((next, &self.high_water)),
             _ => None,
         }
+    }
+
+    /// Whether `offset` is further than what was committed.
+    pub fn is_behind(&self, offset: i64) -> bool {
+        self.committed.is_none_or(|committed| committed < offset) && self.next.is_some_and(|next| offset <= next)
     }
 
     /// A commit of `offset` was handed over.

@@ -37,11 +37,29 @@ fn a_gap_is_given_up_after_its_deadline_and_not_before() {
     let (mut sequencer, mut out, start) = (Sequencer::new(&HighWater::default()), Vec::new(), Instant::now());
     sequencer.offer(start, place(1, 1), 1, &mut out);
     sequencer.offer(start, place(1, 4), 4, &mut out);
-    assert!(sequencer.expire(start + GAP_DEADLINE / 2, &mut out).is_empty());
-    let gaps = sequencer.expire(start + GAP_DEADLINE, &mut out);
+    assert!(sequencer.expire(start + GAP_DEADLINE / 2, false, &mut out).is_empty());
+    let gaps = sequencer.expire(start + GAP_DEADLINE, false, &mut out);
     assert_eq!(gaps, [Gap { stream: 1, missing: 2, resumed: 4 }]);
     assert_eq!(out, [1, 4]);
     assert_eq!(sequencer.offer(start, place(1, 5), 5, &mut out), Verdict::Taken);
+}
+
+#[test]
+fn held_records_that_take_too_much_memory_end_their_gaps_at_once() {
+    let (mut sequencer, mut out, now) = (Sequencer::new(&HighWater::default()), Vec::new(), Instant::now());
+    for stream in [1, 2] {
+        sequencer.offer(now, place(stream, 1), 1, &mut out);
+        sequencer.offer(now, place(stream, 3), 3, &mut out);
+    }
+    assert_eq!(sequencer.expire(now, true, &mut out).len(), 2);
+    assert_eq!((sequencer.held(), out.len()), (0, 4));
+
+    let mut inflight = Inflight::default();
+    inflight.begin(1, 100);
+    inflight.begin(2, 10);
+    inflight.done(2);
+    inflight.done(2);
+    assert_eq!((inflight.open(), inflight.bytes()), (1, 100));
 }
 
 #[test]
@@ -51,7 +69,7 @@ fn too_many_held_records_end_the_oldest_gap_at_once() {
     for ver in 0..=MAX_HELD as u64 {
         sequencer.offer(now, place(1, ver + 3), ver, &mut out);
     }
-    assert_eq!(sequencer.expire(now, &mut out).len(), 1);
+    assert_eq!(sequencer.expire(now, false, &mut out).len(), 1);
     assert_eq!(sequencer.held(), 0);
 }
 
@@ -59,9 +77,10 @@ fn too_many_held_records_end_the_oldest_gap_at_once() {
 fn a_commit_never_passes_open_work_and_neither_does_its_high_water() {
     let mut inflight = Inflight::new(HighWater::default());
     for offset in 10..14 {
-        assert!(inflight.begin(offset, Some((0, offset as u64))));
+        assert!(inflight.begin(offset, 1));
+        inflight.mark(offset, 0, offset as u64);
     }
-    assert!(!inflight.begin(12, None));
+    assert!(!inflight.begin(12, 1));
     inflight.done(12);
     inflight.done(11);
     assert!(inflight.commit_point().is_none());
@@ -70,42 +89,38 @@ fn a_commit_never_passes_open_work_and_neither_does_its_high_water() {
     assert_eq!((next, high.get(0)), (13, Some(12)));
     inflight.committed(next);
     assert!(inflight.commit_point().is_none());
-    assert_eq!(inflight.len(), 1);
+    assert_eq!(inflight.open(), 1);
 }
 
 #[test]
-fn foreign_metadata_is_not_taken_for_a_high_water() {
-    for foreign in ["", "1", "2;1.1,", "1;.5,", "1;zz.1,", "1;1.1,ffffffff.1,", "hello"] {
-        assert_eq!(HighWater::decode(foreign), None, "{foreign}");
+fn only_what_storage_has_reached_may_open_a_gap_or_begin_a_stream() {
+    let mut sequencer = Sequencer::<u64>::new(&[(1, 10)].into_iter().collect());
+    for ver in [1, 9, 10, 11] {
+        assert!(sequencer.is_plausible(1, ver), "{ver}");
     }
-    assert_eq!(HighWater::decode("1;"), Some(HighWater::default()));
+    for ver in [12, 1 << 63, u64::MAX] {
+        assert!(!sequencer.is_plausible(1, ver), "{ver}");
+    }
+    // One that was never heard of begins with its first version.
+    assert!(sequencer.is_plausible(2, 1) && !sequencer.is_plausible(2, 2));
+    sequencer.reached(1, 20);
+    sequencer.reached(1, 15);
+    assert!(sequencer.is_plausible(1, 20) && !sequencer.is_plausible(1, 21) && !sequencer.is_plausible(2, 20));
 }
 
 #[test]
-fn a_high_water_of_too_many_streams_keeps_what_fits() {
-    let mut high = HighWater::default();
-    for stream in 0..16_384 {
-        high.raise(stream, u64::MAX - u64::from(stream));
-    }
-    let text = high.encode();
-    assert!(text.len() <= MAX_METADATA_BYTES);
-    let kept = HighWater::decode(&text).unwrap();
-    assert_eq!(kept.get(0), Some(u64::MAX));
-    assert!(kept.0.len() > 200 && kept.0.iter().all(|(s, v)| high.get(*s) == Some(*v)));
+fn what_was_set_aside_raises_no_high_water() {
+    let mut inflight = Inflight::default();
+    inflight.begin(1, 1);
+    inflight.mark(1, 0, 5);
+    inflight.begin(2, 1);
+    inflight.done(1);
+    inflight.done(2);
+    let (next, high) = inflight.commit_point().unwrap();
+    assert_eq!((next, high.get(0)), (3, Some(5)));
 }
 
 proptest! {
-    #[test]
-    fn a_high_water_survives_its_text(marks in proptest::collection::btree_map(any::<u32>(), any::<u64>(), 0..100)) {
-        let high = HighWater(marks);
-        prop_assert_eq!(HighWater::decode(&high.encode()), Some(high));
-    }
-
-    #[test]
-    fn any_text_decodes_or_is_refused(text in ".{0,200}") {
-        let _ = HighWater::decode(&text);
-    }
-
     /// Shuffled within a window and repeated at will, each stream still comes out as 1, 2, 3 … once each.
     #[test]
     fn each_record_comes_out_once_in_order(
@@ -139,7 +154,8 @@ proptest! {
     fn a_restart_repeats_all_unfinished_work(finished in proptest::collection::vec(0_i64..50, 0..50)) {
         let mut inflight = Inflight::new(HighWater::default());
         for offset in 0..50 {
-            inflight.begin(offset, Some((0, offset as u64 + 1)));
+            inflight.begin(offset, 1);
+            inflight.mark(offset, 0, offset as u64 + 1);
         }
         for offset in &finished {
             inflight.done(*offset);

@@ -13,6 +13,7 @@ use kith_kit::{
     config::Config,
     kafka::{
         admin::{Topic, ensured},
+        origin::{CLUSTER_HEADER, Origin},
         producer::{Delivery, ProduceError, Record},
         supervised::Supervised,
     },
@@ -97,7 +98,9 @@ impl SessionEvent {
         })
     }
 
-    fn send(&self, producer: &Supervised, topic: &str, source: &str) -> Result<Delivery, String> {
+    fn send(&self, sender: &Sender) -> Result<Delivery, String> {
+        let Sender { producer, topic, source, uid } = sender;
+
         let data = self.data().map_err(|e| e.to_string())?;
         let kind = self.kind.name();
         let (id, kind) = (format!("{}.{kind}.{}", self.session.id, self.at), format!("dev.kith.session.{kind}.v1"));
@@ -106,9 +109,10 @@ impl SessionEvent {
             ("ce_specversion", "1.0"),
             ("ce_id", &id),
             ("ce_type", &kind),
-            ("ce_source", source),
+            ("ce_source", source.as_str()),
             ("ce_time", &time),
             ("ce_partitionkey", &self.session.user),
+            (CLUSTER_HEADER, uid),
             ("content-type", "application/json"),
         ];
         let record = Record { topic, partition: None, key: &self.session.user, headers: &headers, payload: &data };
@@ -262,17 +266,22 @@ struct Sender {
     producer: Supervised,
     topic: String,
     source: String,
+    uid: String,
 }
 
 impl Sender {
     fn new(config: &Config) -> Result<Self, PublishError> {
         let kafka = config.kafka.as_ref().ok_or(PublishError::NoKafka)?;
-        let source = format!("/kith/{}/sessions", config.cluster.name);
-        Ok(Self { producer: Supervised::new(kafka, "kith-sessions")?, topic: config.sessions_topic(), source })
+        Ok(Self {
+            producer: Supervised::new(kafka, "kith-sessions")?,
+            topic: config.sessions_topic(),
+            source: Origin::source(&config.cluster, "sessions"),
+            uid: config.cluster.uid.clone(),
+        })
     }
 
     fn send(&self, event: SessionEvent) -> impl Future<Output = Result<(), (SessionEvent, String)>> + use<> {
-        let delivery = event.send(&self.producer, &self.topic, &self.source);
+        let delivery = event.send(self);
         async move {
             match delivery {
                 Ok(delivery) => delivery.await.map_err(|error| (event, error.to_string())),

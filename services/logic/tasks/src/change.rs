@@ -63,6 +63,9 @@ pub enum Unreadable {
     /// Not the JSON that its type promises.
     #[error("data: {0}")]
     Data(#[from] serde_json::Error),
+    /// The key is another entity than the one that the data are about.
+    #[error("data.{0}: the record's key is another one")]
+    Key(&'static str),
     /// A message of a type that is not known.
     #[error("data.type: {0:?} is no message type")]
     MessageType(String),
@@ -72,7 +75,9 @@ pub enum Unreadable {
 pub fn read(kind: &str, key: &str, data: &Bytes) -> Result<Change, Unreadable> {
     let name = kind.strip_prefix("dev.kith.").and_then(|k| k.strip_suffix(".v1")).unwrap_or_default();
     if name == "message.created" {
-        return Ok(Change::Message(Box::new(message(data)?)));
+        let message = message(data)?;
+        same(Some(&message.conversation_id), key, "conversation_id")?;
+        return Ok(Change::Message(Box::new(message)));
     }
     let (event, members_changed, small_only) = match name {
         "message.recalled" => ("recalled", false, false),
@@ -83,6 +88,7 @@ pub fn read(kind: &str, key: &str, data: &Bytes) -> Result<Change, Unreadable> {
         "group.dissolved" | "member.added" | "member.removed" | "member.updated" => ("group", true, false),
         "profile.updated" => {
             let who: Who<'_> = serde_json::from_slice(data)?;
+            same(who.user_id.as_deref(), key, "user_id")?;
             let user = who.user_id.map_or_else(|| key.to_owned(), Cow::into_owned);
             return Ok(Change::Profile { user, data: data.clone() });
         }
@@ -93,6 +99,7 @@ pub fn read(kind: &str, key: &str, data: &Bytes) -> Result<Change, Unreadable> {
         _ => return Ok(Change::Ignored),
     };
     let who: Who<'_> = serde_json::from_slice(data)?;
+    same(who.conversation_id.as_deref(), key, "conversation_id")?;
     let conversation = who.conversation_id.map_or_else(|| key.to_owned(), Cow::into_owned);
     let mut others: Vec<String> = who.user_ids.into_iter().map(Cow::into_owned).collect();
     let subject = who.user_id.map(Cow::into_owned);
@@ -112,11 +119,17 @@ pub fn read(kind: &str, key: &str, data: &Bytes) -> Result<Change, Unreadable> {
     }))
 }
 
+/// What an event says about its entity is true: the key decided about its place, and the rest of the events of that entity are there.
+fn same(named: Option<&str>, key: &str, field: &'static str) -> Result<(), Unreadable> {
+    if named.is_none_or(|named| named == key) { Ok(()) } else { Err(Unreadable::Key(field)) }
+}
+
 /// Events that name all whom they concern: those between two users are told on each side under that user's key.
 fn users(name: &str, key: &str, data: &Bytes) -> Result<Change, Unreadable> {
     let (event, users) = match name {
         "conversation.created" => {
             let who: Who<'_> = serde_json::from_slice(data)?;
+            same(who.conversation_id.as_deref(), key, "conversation_id")?;
             ("conversation", who.member_ids.into_iter().map(Cow::into_owned).collect())
         }
         "friend.requested" => ("friend_request", vec![key.to_owned()]),
@@ -271,13 +284,14 @@ struct LoginData {
 }
 
 /// Reads an event of `<cluster>.sessions`; none when it asks for nothing.
-pub fn login(kind: &str, data: &Bytes) -> Result<Option<Login>, Unreadable> {
+pub fn login(kind: &str, key: &str, data: &Bytes) -> Result<Option<Login>, Unreadable> {
     let fresh = match kind {
         "dev.kith.session.opened.v1" => true,
         "dev.kith.session.resumed.v1" => false,
         _ => return Ok(None),
     };
     let read: LoginData = serde_json::from_slice(data)?;
+    same(Some(&read.user_id), key, "user_id")?;
     Ok(Some(Login {
         user: read.user_id,
         device: read.device_id,

@@ -104,11 +104,12 @@ fn a_login_carries_its_cursors_and_a_logout_asks_for_nothing() {
     let json = data(serde_json::json!({
         "user_id": "bob", "device_id": "d1", "session_id": "s1", "platform": "ios", "line": "l", "gateway": "g", "cursors": {"d:alice:bob": "41"}
     }));
-    let opened = login("dev.kith.session.opened.v1", &json).unwrap().unwrap();
+    let opened = login("dev.kith.session.opened.v1", "bob", &json).unwrap().unwrap();
     assert!(opened.fresh);
     assert_eq!(opened.cursors, [("d:alice:bob".to_owned(), 41)]);
-    assert!(!login("dev.kith.session.resumed.v1", &json).unwrap().unwrap().fresh);
-    assert_eq!(login("dev.kith.session.closed.v1", &json).unwrap(), None);
+    assert!(!login("dev.kith.session.resumed.v1", "bob", &json).unwrap().unwrap().fresh);
+    assert_eq!(login("dev.kith.session.closed.v1", "bob", &json).unwrap(), None);
+    assert!(matches!(login("dev.kith.session.opened.v1", "eve", &json), Err(Unreadable::Key("user_id"))));
 }
 
 #[test]
@@ -126,6 +127,6 @@ proptest! {
         let kinds = [CREATED, "dev.kith.member.added.v1", "dev.kith.receipt.read.v1", "dev.kith.profile.updated.v1", "dev.kith.friend.added.v1", "x"];
         let bytes = Bytes::from(bytes);
         let _ = read(kinds[kind], "k", &bytes);
-        let _ = login("dev.kith.session.opened.v1", &bytes);
+        let _ = login("dev.kith.session.opened.v1", "bob", &bytes);
     }
 }

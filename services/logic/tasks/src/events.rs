@@ -1,12 +1,20 @@
 //! The handler of `<cluster>.events`: reads, looks up, plans, and hands over in order.
 
-use futures::{StreamExt, stream};
-use kith_kit::kafka::consumer::{Event, Handler, Ticket};
+use futures::{StreamExt, future::BoxFuture, stream};
+use kith_kit::{
+    kafka::{
+        consumer::{Event, Handler, Ticket},
+        origin::{Foreign, Stray, Verified},
+    },
+    storage::Storage,
+};
 
 use crate::{
+    aside::Aside,
     audience::Audiences,
     change::{self, Change},
     deliver::Deliverer,
+    pauses,
     plan::{self, Needs},
 };
 
@@ -15,14 +23,16 @@ const LOOKUPS: usize = 16;
 
 /// Delivers what happens to those who are online.
 pub struct Online {
+    storage: Storage,
     audiences: Audiences,
     deliverer: Deliverer,
+    aside: Aside,
 }
 
 impl Online {
-    /// Looks up with `audiences`, delivers with `deliverer`.
-    pub fn new(audiences: Audiences, deliverer: Deliverer) -> Self {
-        Self { audiences, deliverer }
+    /// Asks `storage`, delivers with `deliverer`.
+    pub fn new(storage: Storage, deliverer: Deliverer, aside: Aside) -> Self {
+        Self { audiences: Audiences::new(storage.clone()), storage, deliverer, aside }
     }
 
     /// Asks for the audiences of a batch side by side, before it is worked off one by one. Those that change within the batch are asked
@@ -54,13 +64,26 @@ impl Online {
 }
 
 impl Handler for Online {
-    async fn handle(&self, events: Vec<Event>) {
+    type Item = Change;
+
+    fn read(&self, record: &Verified) -> Result<Change, String> {
+        change::read(&record.kind, &record.key, &record.data).map_err(|e| e.to_string())
+    }
+
+    fn newest(&self, stream: u32) -> BoxFuture<'static, u64> {
+        Box::pin(newest(self.storage.clone(), stream))
+    }
+
+    fn set_aside(&self, record: Stray, why: &Foreign) {
+        self.aside.put(record, why);
+    }
+
+    async fn handle(&self, events: Vec<Event<Change>>) {
         let mut changes = Vec::with_capacity(events.len());
-        for event in events {
-            match change::read(&event.kind, &event.key, &event.data) {
-                Ok(Change::Ignored) => event.ticket.done(),
-                Ok(change) => changes.push((change, event.ticket)),
-                Err(error) => skip(&event, &error),
+        for Event { item, ticket, .. } in events {
+            match item {
+                Change::Ignored => ticket.done(),
+                change => changes.push((change, ticket)),
             }
         }
         self.prefetch(&changes).await;
@@ -83,12 +106,18 @@ impl Handler for Online {
     }
 }
 
-/// An event that no attempt can read: counted, told and passed over.
-pub(crate) fn skip(event: &Event, error: &change::Unreadable) {
-    metrics::counter!("kith_tasks_events_skipped_total", "reason" => "unreadable").increment(1);
-    tracing::error!(
-        kind = event.kind, key = event.key, partition = event.partition, offset = event.ticket.offset(), %error,
-        "event skipped: it can never be read"
-    );
-    event.ticket.done();
+/// Asks until storage answers. Without an answer nothing that is ahead of its turn is believed, so there is no end to it but the
+/// caller's.
+async fn newest(storage: Storage, partition: u32) -> u64 {
+    let mut backoff = pauses();
+    loop {
+        match storage.get_version(partition).await {
+            Ok(ver) => return ver,
+            Err(error) => {
+                metrics::counter!("kith_tasks_retries_total", "step" => "version").increment(1);
+                tracing::warn!(partition, %error, "storage has not said how far a partition has come: asking again");
+            }
+        }
+        backoff.pause().await;
+    }
 }

@@ -8,6 +8,7 @@
 //! handlers; [`deliver`] calls `sessions`. The sender's own sessions get the message too, the sending one included: an event does not
 //! name the device it came from.
 
+pub mod aside;
 pub mod audience;
 pub mod catchup;
 pub mod change;
@@ -23,7 +24,10 @@ use kith_kit::{
     admin::Readiness,
     backoff::Backoff,
     config::{Config, Instance},
-    kafka::consumer::{self, ConsumerError, Subscription},
+    kafka::{
+        consumer::{self, ConsumerError, Subscription},
+        origin::Origin,
+    },
     route::RouteError,
     sessions::Sessions,
     storage::Storage,
@@ -31,7 +35,7 @@ use kith_kit::{
 use thiserror::Error;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{audience::Audiences, deliver::Deliverer, events::Online, login::Logins};
+use crate::{aside::Aside, deliver::Deliverer, events::Online, login::Logins};
 
 /// The pauses of one series of attempts at `storage` or `sessions`.
 pub(crate) fn pauses() -> Backoff {
@@ -68,11 +72,22 @@ pub async fn run(
     let tracker = TaskTracker::new();
 
     let deliverer = Deliverer::new(sessions.router().clone(), working.clone());
-    let online = Arc::new(Online::new(Audiences::new(storage.clone()), deliverer.clone()));
-    let logins = Arc::new(Logins::start(&storage, &sessions, &tracker, &working));
+    let aside = Aside::start(&kafka, format!("{}.dlq", config.events_topic()), &tracker, &working);
+    let online = Arc::new(Online::new(storage.clone(), deliverer.clone(), aside.clone()));
+    let logins = Arc::new(Logins::start(&storage, &sessions, aside, &tracker, &working));
     let name = &config.cluster.name;
-    let events = Subscription { topic: config.events_topic(), group: format!("{name}.tasks"), part: "events" };
-    let opened = Subscription { topic: config.sessions_topic(), group: format!("{name}.tasks-login"), part: "logins" };
+    let events = Subscription {
+        topic: config.events_topic(),
+        origin: Origin::counted(&config.cluster),
+        group: format!("{name}.tasks"),
+        part: "events",
+    };
+    let opened = Subscription {
+        topic: config.sessions_topic(),
+        origin: Origin::uncounted(&config.cluster),
+        group: format!("{name}.tasks-login"),
+        part: "logins",
+    };
     tracing::info!(instance = %instance.advertise, "tasks start");
 
     let consuming = shutdown.child_token();

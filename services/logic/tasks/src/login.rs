@@ -6,7 +6,10 @@ use std::time::Duration;
 use kith_kit::{
     client::MAX_MESSAGE_BYTES,
     error::Error,
-    kafka::consumer::{Event, Handler, Ticket},
+    kafka::{
+        consumer::{Event, Handler, Ticket},
+        origin::{Foreign, Stray, Verified},
+    },
     sessions::{Sessions, key},
     storage::Storage,
 };
@@ -25,9 +28,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::Code;
 
 use crate::{
+    aside::Aside,
     catchup::Batches,
     change::{self, Login},
-    events::skip,
     pauses,
 };
 
@@ -51,6 +54,7 @@ const DELIVER_DEADLINE: Duration = Duration::from_secs(6);
 /// Catches sessions up.
 pub struct Logins {
     workers: Vec<mpsc::Sender<(Login, Ticket)>>,
+    aside: Aside,
 }
 
 /// Why a catch-up ended early.
@@ -65,7 +69,13 @@ enum End {
 
 impl Logins {
     /// Starts the workers; they end with `shutdown`.
-    pub fn start(storage: &Storage, sessions: &Sessions, tracker: &TaskTracker, shutdown: &CancellationToken) -> Self {
+    pub fn start(
+        storage: &Storage,
+        sessions: &Sessions,
+        aside: Aside,
+        tracker: &TaskTracker,
+        shutdown: &CancellationToken,
+    ) -> Self {
         let workers = (0..WORKERS).map(|_| {
             let (sender, mut logins) = mpsc::channel::<(Login, Ticket)>(WAITING);
             let worker = Worker { storage: storage.clone(), sessions: sessions.clone() };
@@ -79,21 +89,31 @@ impl Logins {
             }));
             sender
         });
-        Self { workers: workers.collect() }
+        Self { workers: workers.collect(), aside }
     }
 }
 
 impl Handler for Logins {
-    async fn handle(&self, events: Vec<Event>) {
-        for event in events {
-            match change::login(&event.kind, &event.data) {
-                Ok(None) => event.ticket.done(),
-                Ok(Some(login)) => {
+    /// None: it asks for nothing.
+    type Item = Option<Login>;
+
+    fn read(&self, record: &Verified) -> Result<Option<Login>, String> {
+        change::login(&record.kind, &record.key, &record.data).map_err(|e| e.to_string())
+    }
+
+    fn set_aside(&self, record: Stray, why: &Foreign) {
+        self.aside.put(record, why);
+    }
+
+    async fn handle(&self, events: Vec<Event<Option<Login>>>) {
+        for Event { item, ticket, .. } in events {
+            match item {
+                None => ticket.done(),
+                Some(login) => {
                     let worker = key(&login.user) as usize % self.workers.len();
                     // Refused only when the workers have ended with the process: the login comes again from the log.
-                    drop(self.workers[worker].send((login, event.ticket)).await);
+                    drop(self.workers[worker].send((login, ticket)).await);
                 }
-                Err(error) => skip(&event, &error),
             }
         }
     }

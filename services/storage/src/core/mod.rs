@@ -32,6 +32,7 @@ use kith_kit::{
     ids,
     route::Router,
 };
+use kith_proto::storage::v1::{GetVersionRequest, GetVersionResponse};
 use rand::RngExt;
 use tokio::time::Instant;
 
@@ -126,6 +127,14 @@ impl Core {
 
     fn now() -> i64 {
         clock::now_ms()
+    }
+
+    /// How far the event log of a partition goes.
+    pub(crate) async fn get_version(&self, request: GetVersionRequest) -> Result<GetVersionResponse, Error> {
+        if request.partition >= self.0.partitions {
+            return Err(Error::invalid(format!("partition: {} are there", self.0.partitions)));
+        }
+        Ok(GetVersionResponse { ver: self.engine().version(request.partition, Self::end()).await? })
     }
 
     /// Reads fields, lets `decide` make a plan of them, and carries it out if none of them has changed meanwhile; else again.

@@ -384,6 +384,10 @@ impl Engine for MemoryEngine {
         false
     }
 
+    async fn version(&self, partition: u32, _: Instant) -> Result<u64, EngineError> {
+        Ok(self.partitions.lock().get(&partition).map_or(0, |data| data.ver))
+    }
+
     async fn append(&self, partition: u32, append: Append, _: Instant) -> Result<Appended, EngineError> {
         self.write(partition, |data| data.append(append)).await
     }

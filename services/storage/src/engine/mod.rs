@@ -369,6 +369,8 @@ pub(crate) trait Engine: Send + Sync + 'static {
     /// Whether calls to these partitions, made one after the other, take effect in that order while none of them changes hands. A refusal
     /// is one of its call alone.
     fn in_order(&self, partitions: &[u32]) -> bool;
+    /// The version of the partition's newest committed event.
+    async fn version(&self, partition: u32, end: Instant) -> Result<u64, EngineError>;
     async fn append(&self, partition: u32, append: Append, end: Instant) -> Result<Appended, EngineError>;
     async fn cursor(&self, partition: u32, cursor: Cursor, end: Instant) -> Result<Moved, EngineError>;
     /// Raises activity hints of entries that the list holds; says whether it holds all of them.

@@ -3,11 +3,11 @@
 use kith_proto::storage::v1::{
     AckRequest, AckResponse, AddMembersRequest, AddMembersResponse, ClearRequest, ClearResponse,
     CreateConversationRequest, CreateConversationResponse, DissolveRequest, DissolveResponse, GetConversationsRequest,
-    GetConversationsResponse, GetReceiptsRequest, GetReceiptsResponse, ListBehindRequest, ListBehindResponse,
-    ListConversationsRequest, ListConversationsResponse, ListMembersRequest, ListMembersResponse, MarkReadRequest,
-    MarkReadResponse, OpenDirectRequest, OpenDirectResponse, RemoveMembersRequest, RemoveMembersResponse,
-    SetListEntryRequest, SetListEntryResponse, UpdateConversationRequest, UpdateConversationResponse,
-    UpdateMemberRequest, UpdateMemberResponse, conversations_server::Conversations,
+    GetConversationsResponse, GetReceiptsRequest, GetReceiptsResponse, GetVersionRequest, GetVersionResponse,
+    ListBehindRequest, ListBehindResponse, ListConversationsRequest, ListConversationsResponse, ListMembersRequest,
+    ListMembersResponse, MarkReadRequest, MarkReadResponse, OpenDirectRequest, OpenDirectResponse,
+    RemoveMembersRequest, RemoveMembersResponse, SetListEntryRequest, SetListEntryResponse, UpdateConversationRequest,
+    UpdateConversationResponse, UpdateMemberRequest, UpdateMemberResponse, conversations_server::Conversations,
 };
 
 use super::service;
@@ -32,5 +32,6 @@ service! {
     add_members(AddMembersRequest) -> AddMembersResponse { |r| r }
     remove_members(RemoveMembersRequest) -> RemoveMembersResponse { |r| r }
     update_member(UpdateMemberRequest) -> UpdateMemberResponse { |m| UpdateMemberResponse { member: Some(m) } }
+    get_version(GetVersionRequest) -> GetVersionResponse { |r| r }
     list_members(ListMembersRequest) -> ListMembersResponse { |r| r }
 }

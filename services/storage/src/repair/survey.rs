@@ -26,6 +26,8 @@ const REMEMBERED: usize = 65_536;
 /// Events held in memory because one before them stands further on in the log.
 const MOST_HELD: usize = 10_000;
 const MOST_HELD_BYTES: usize = 64 << 20;
+/// Versions rise by one; one that lies further above all before it than events can be missing was not written by storage.
+const LEAP: u64 = 1 << 20;
 /// How long a look at the highest versions serves others.
 const FRESH: Duration = Duration::from_secs(60);
 /// Items of each kind that are told one by one; the rest is counted.
@@ -107,6 +109,16 @@ impl Fingerprints {
     }
 }
 
+/// Raises `highest` to the version of the next record on the log, unless that leaps; one that falls back as far shows that what stood
+/// above it was foreign. Whether the record is believed.
+fn follow(highest: &mut u64, ver: u64) -> bool {
+    let believed = *highest == 0 || ver <= highest.saturating_add(LEAP);
+    if believed {
+        *highest = if highest.saturating_sub(ver) > LEAP { ver } else { ver.max(*highest) };
+    }
+    believed
+}
+
 fn ver_of(record: &Record, partition: u32) -> Option<u64> {
     record.place.filter(|(stream, _)| *stream == partition).map(|(_, ver)| ver)
 }
@@ -177,8 +189,7 @@ async fn highest(log: &Log, range: Range<i64>, mut known: HashMap<u32, u64>) -> 
     let mut reading = log.read(range)?;
     while let Some(found) = reading.next().await? {
         if let Found::Record(Record { place: Some((partition, ver)), .. }) = found {
-            let highest = known.entry(partition).or_insert(0);
-            *highest = ver.max(*highest);
+            follow(known.entry(partition).or_insert(0), ver);
         }
     }
     Ok(known)
@@ -188,6 +199,8 @@ async fn highest(log: &Log, range: Range<i64>, mut known: HashMap<u32, u64>) -> 
 pub(super) async fn survey(log: &Log, partition: u32, stored: u64) -> Result<Survey, LogError> {
     let range = stretch(log, partition, stored.saturating_add(1)).await?;
     let mut survey = Survey { range: range.clone(), ..Survey::default() };
+    // Where nothing is stored the log decides where it begins.
+    let mut last = stored;
     let (mut reading, mut fingerprints) = (log.read(range)?, Fingerprints::default());
     while let Some(found) = reading.next().await? {
         let record = match found {
@@ -198,6 +211,10 @@ pub(super) async fn survey(log: &Log, partition: u32, stored: u64) -> Result<Sur
             Found::Record(record) => record,
         };
         let Some(ver) = ver_of(&record, partition) else { continue };
+        if !follow(&mut last, ver) {
+            survey.unreadable.add((record.offset, format!("version {ver} lies far above all before it")));
+            continue;
+        }
         survey.highest = survey.highest.max(ver);
         if fingerprints.conflicts(ver, record.fingerprint) {
             survey.conflicts.add(ver);
@@ -238,7 +255,8 @@ impl InOrder {
             let Some(found) = self.reading.next().await? else { return Ok(None) };
             let Found::Record(record) = found else { continue };
             let Some(ver) = ver_of(&record, self.partition) else { continue };
-            if ver < next || self.held.contains_key(&ver) {
+            // What the survey did not believe is not waited for.
+            if ver < next || self.present.from(ver) != Some(ver) || self.held.contains_key(&ver) {
                 continue;
             }
             let name = record.kind.strip_prefix("dev.kith.").and_then(|k| k.strip_suffix(".v1"));
@@ -272,6 +290,20 @@ mod tests {
         assert!(!fingerprints.conflicts(1, 7) && !fingerprints.conflicts(2, 8));
         assert!(!fingerprints.conflicts(1, 7));
         assert!(fingerprints.conflicts(2, 9));
+    }
+
+    #[test]
+    fn a_version_that_leaps_is_not_followed_and_does_not_hide_the_true_ones() {
+        let mut highest = 0;
+        let believed: Vec<u64> =
+            [5, 6, u64::MAX, 7, 1 << 63, 8, 8 + LEAP].into_iter().filter(|ver| follow(&mut highest, *ver)).collect();
+        assert_eq!((believed, highest), (vec![5, 6, 7, 8, 8 + LEAP], 8 + LEAP));
+        // A foreign record stands first.
+        let mut highest = 0;
+        for ver in [1 << 63, 100, 101] {
+            follow(&mut highest, ver);
+        }
+        assert_eq!(highest, 101);
     }
 
     #[test]

@@ -353,6 +353,14 @@ impl Engine for ValkeyEngine {
         claims.all(|claim| claim.is_some_and(|c| Arc::ptr_eq(&c.node, &first.node)))
     }
 
+    async fn version(&self, partition: u32, end: Instant) -> Result<u64, EngineError> {
+        let claim = self.claim(partition, end).await?;
+        let held = &self.hub.partitions[partition as usize];
+        let (values, doubt) = self.hub.read(held, &claim, "k1_get", |call| call, end).await?;
+        let ver = values.first().and_then(wire::number).ok_or_else(|| unreadable("a version"))?;
+        Ok(if doubt.is_some() { ver.min(claim.committed()) } else { ver })
+    }
+
     async fn append(&self, partition: u32, append: Append, end: Instant) -> Result<Appended, EngineError> {
         let build = |call| {
             let call = wire::append(call, &append);
