@@ -13,6 +13,7 @@ use kith_proto::{
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
 
 use crate::{
     client::{Dialer, MAX_MESSAGE_BYTES, Transport},
@@ -78,8 +79,9 @@ impl Appends {
     }
 }
 
+/// The stream is over; its instance may live all the same.
 fn lost() -> Error {
-    Error::unanswered("the stream to storage ended before the answer")
+    Error::unavailable("the stream to storage ended before the answer")
 }
 
 /// Carries orders over one stream until it ends; then everything that waits is told so, and the next append opens another.
@@ -87,6 +89,8 @@ async fn carry(transport: Transport, mut orders: mpsc::Receiver<Order>) {
     let mut waiting = Waiting::default();
     let error = match run(transport, &mut orders, &mut waiting).await {
         Ok(()) => return,
+        // The fault of the stream, not of what was under way on it: each is asked for again.
+        Err(error) if matches!(error.code, Code::Internal | Code::Unknown | Code::DeadlineExceeded) => lost(),
         Err(error) => error,
     };
     orders.close();
@@ -171,7 +175,6 @@ impl Waiting {
 #[cfg(test)]
 mod tests {
     use kith_proto::{chat::v1::Draft, storage::v1::ItemError};
-    use tonic::Code;
 
     use super::*;
 

@@ -49,8 +49,8 @@ pub struct Error {
     pub metadata: HashMap<String, String>,
     /// When a retry makes sense.
     pub retry_after: Option<Duration>,
-    /// Whether the instance that was called did not answer at all. Its own refusals, UNAVAILABLE among them, say that it lives. It does not
-    /// cross a hop: who passes such an error on has answered.
+    /// Whether the connection to the instance that was called could not be made or broke. Its own refusals, UNAVAILABLE among them, say
+    /// that it lives, and so does a stream that it reset. It does not cross a hop: who passes such an error on has answered.
     pub unanswered: bool,
 }
 
@@ -82,7 +82,7 @@ impl Error {
         Self::new(Code::Unavailable, detail)
     }
 
-    /// The same, since nothing came back from the instance that was called.
+    /// The same, since there is no connection to the instance that was called.
     pub fn unanswered(detail: impl Into<Cow<'static, str>>) -> Self {
         Self { unanswered: true, ..Self::unavailable(detail) }
     }
@@ -211,7 +211,8 @@ impl From<Status> for Error {
         let details = status.get_error_details();
         let info = details.error_info().filter(|i| i.domain == DOMAIN);
         // A transport's own failures carry text about addresses and sockets, which is for the log and not for users.
-        let transport = std::error::Error::source(&status).is_some();
+        let source = std::error::Error::source(&status);
+        let transport = source.is_some();
         let detail =
             if transport { "a part of the platform did not answer".to_owned() } else { status.message().to_owned() };
         let code = match status.code() {
@@ -227,7 +228,20 @@ impl From<Status> for Error {
             reason: info.map(|i| i.reason.clone().into()),
             metadata: info.map(|i| i.metadata.clone()).unwrap_or_default(),
             retry_after: details.retry_info().and_then(|r| r.retry_delay),
-            unanswered: transport,
+            unanswered: source.is_some_and(|source| !is_of_one_stream(source)),
+        }
+    }
+}
+
+/// Whether a transport's failure is that of one stream: the connection below it goes on, and the instance lives.
+fn is_of_one_stream(mut source: &(dyn std::error::Error + 'static)) -> bool {
+    loop {
+        if let Some(error) = source.downcast_ref::<h2::Error>() {
+            return error.is_reset();
+        }
+        match source.source() {
+            Some(next) => source = next,
+            None => return false,
         }
     }
 }
@@ -253,6 +267,23 @@ mod tests {
         assert!(!Error::from(Status::from(error)).unanswered);
         let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
         assert!(Error::from(Status::from_error(Box::new(refused))).unanswered);
+    }
+
+    #[test]
+    fn a_reset_stream_is_tried_again_and_says_nothing_against_its_instance() {
+        for reason in [h2::Reason::INTERNAL_ERROR, h2::Reason::CANCEL, h2::Reason::REFUSED_STREAM] {
+            let error = Error::from(Status::from_error(Box::new(h2::Error::from(reason))));
+            assert_eq!(error.code, Code::Unavailable, "{reason}");
+        }
+    }
+
+    #[test]
+    fn only_what_may_succeed_later_is_tried_again() {
+        let all = (0..17).map(Code::from_i32);
+        let again: Vec<_> = all.filter(|code| Error::new(*code, "x").is_retryable()).collect();
+        assert_eq!(again, [Code::Aborted, Code::Unavailable]);
+        assert!(Error::wrong_holder(None).is_retryable());
+        assert!(!Error::new(Code::FailedPrecondition, "x").with_reason(reason::DATA_LOSS).is_retryable());
     }
 
     #[test]

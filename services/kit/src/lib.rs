@@ -20,6 +20,8 @@ pub mod backoff;
 #[cfg(feature = "grpc")]
 pub mod batch;
 #[cfg(feature = "grpc")]
+pub mod callers;
+#[cfg(feature = "grpc")]
 pub mod client;
 #[cfg(feature = "grpc")]
 pub mod cursor;
@@ -27,6 +29,8 @@ pub mod cursor;
 pub mod discovery;
 #[cfg(feature = "grpc")]
 pub mod error;
+#[cfg(feature = "grpc")]
+mod guard;
 #[cfg(feature = "grpc")]
 pub mod http;
 #[cfg(feature = "kafka")]

@@ -1,7 +1,6 @@
 //! gRPC servers: mTLS with who may call, health, reflection, request ids, deadlines, graceful end.
 
 use std::{
-    collections::HashSet,
     net::SocketAddr,
     pin::Pin,
     sync::Arc,
@@ -9,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use futures::{Stream, StreamExt, future::BoxFuture};
+use futures::{Stream, StreamExt};
 use prost::Message;
 use prost_types::FileDescriptorSet;
 use tokio::{
@@ -20,23 +19,19 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tonic::{
-    Status,
-    body::Body,
-    codegen::http,
     service::Routes,
     transport::{Server, server::Connected},
 };
-use tower::{Layer, Service};
-use tracing::Instrument;
 
 use crate::{
     admission::{Admission, Seat, Seats},
     config::Config,
-    error::{Error, reason},
+    guard::Guard,
     progress::Progress,
-    request,
     tls::{self, ClientCerts, Reloading},
 };
+
+pub use crate::guard::panicked;
 
 /// A TLS handshake that takes longer is dropped, and so is a connection whose HTTP/2 preface does not follow as soon.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
@@ -47,12 +42,11 @@ const SEATS: Seats = Seats { all: 8_192, unknown_per_address: 64, per_caller: 4_
 /// How long open calls may go on after the end was asked for.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// The package that business lines call, and the path of every reflection call.
+/// The package that business lines call.
 const LINES: &str = "kith.business.v1";
-const REFLECTION: &str = "/grpc.reflection.";
 
 /// Who is at the other end of a connection.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub enum Identity {
     /// No client certificate, or no TLS at all.
     #[default]
@@ -93,10 +87,10 @@ pub enum ServeError {
 }
 
 /// Who may call a server.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Allow {
-    /// These components of the same ChatCluster; without TLS (processes on one machine) everyone.
-    Services(&'static [&'static str]),
+    /// The components of the same ChatCluster, each what [`crate::callers`] says; without TLS (processes on one machine) everyone.
+    Platform,
     /// Everyone: the handlers ask which business line calls. Reflection shows their package alone, and asks for a line's certificate too.
     Lines,
 }
@@ -118,21 +112,17 @@ pub async fn serve(
             Ok(config)
         })?)),
     };
-    let allowed = match (&allow, &config.tls) {
-        (Allow::Services(names), Some(_)) => Some(names.iter().map(|n| (*n).to_owned()).collect::<HashSet<_>>()),
-        _ => None,
-    };
     let incoming = accept(listener, acceptor, config.cluster.uid.clone(), shutdown.clone());
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_service_status("", tonic_health::ServingStatus::Serving).await;
     let reflection = tonic_reflection::server::Builder::configure();
     let reflection = match allow {
-        Allow::Services(_) => reflection.register_encoded_file_descriptor_set(kith_proto::DESCRIPTORS),
+        Allow::Platform => reflection.register_encoded_file_descriptor_set(kith_proto::DESCRIPTORS),
         Allow::Lines => reflection.register_file_descriptor_set(package(LINES)?),
     };
     let reflection = reflection.build_v1()?;
     let server = Server::builder()
-        .layer(Guard { allowed: allowed.map(Arc::new), lines: matches!(allow, Allow::Lines) && config.tls.is_some() })
+        .layer(Guard::new(config.tls.is_some().then_some(allow)))
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
         .initial_stream_window_size(1 << 20)
@@ -355,68 +345,6 @@ impl Stream2 {
             Self::Plain(s) => s.is_write_vectored(),
             Self::Tls(s) => s.is_write_vectored(),
         }
-    }
-}
-
-/// Refuses callers that are not allowed, and runs the rest under their request id.
-#[derive(Clone)]
-struct Guard {
-    allowed: Option<Arc<HashSet<String>>>,
-    /// Reflection is for business lines alone.
-    lines: bool,
-}
-
-impl<S> Layer<S> for Guard {
-    type Service = Guarded<S>;
-    fn layer(&self, inner: S) -> Self::Service {
-        Guarded { inner, allowed: self.allowed.clone(), lines: self.lines }
-    }
-}
-
-#[derive(Clone)]
-struct Guarded<S> {
-    inner: S,
-    allowed: Option<Arc<HashSet<String>>>,
-    lines: bool,
-}
-
-impl<S, B> Service<http::Request<B>> for Guarded<S>
-where
-    S: Service<http::Request<B>, Response = http::Response<Body>> + Clone + Send + 'static,
-    S::Future: Send,
-    B: Send + 'static,
-{
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = BoxFuture<'static, Result<S::Response, S::Error>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        if let Some(allowed) = &self.allowed {
-            let peer = request.extensions().get::<Peer>();
-            let known = peer.is_some_and(|p| matches!(&p.identity, Identity::Service(name) if allowed.contains(name)));
-            if !known {
-                let refused = Error::denied(reason::NOT_ALLOWED, "this certificate may not call this service");
-                tracing::warn!(peer = ?peer, path = request.uri().path(), "call refused: not an allowed component");
-                return Box::pin(async move { Ok(Status::from(refused).into_http()) });
-            }
-        }
-        if self.lines && request.uri().path().starts_with(REFLECTION) {
-            let line = request.extensions().get::<Peer>().is_some_and(|p| matches!(p.identity, Identity::Line(_)));
-            if !line {
-                let refused = Error::unauthenticated("show the client certificate of a business line");
-                return Box::pin(async move { Ok(Status::from(refused).into_http()) });
-            }
-        }
-        let id = request::accept(request.headers().get(request::HEADER).and_then(|v| v.to_str().ok()));
-        let span = tracing::debug_span!("rpc", path = request.uri().path(), request_id = %id);
-        // `clone` and swap: the instance that was polled ready is the one to call.
-        let clone = self.inner.clone();
-        let mut inner = std::mem::replace(&mut self.inner, clone);
-        Box::pin(async move { request::scope(Some(&id), inner.call(request)).instrument(span).await })
     }
 }
 

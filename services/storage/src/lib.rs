@@ -42,20 +42,6 @@ use crate::{
 /// The function library that the engine's primaries must have loaded.
 pub const LIBRARY: &str = include_str!("../lua/kith1.lua");
 
-/// Who may call storage: the layers above, the operator, and storage itself.
-const CALLERS: &[&str] = &[
-    "storage",
-    "sessions",
-    "tasks",
-    "api",
-    "gateway",
-    "business",
-    "groups",
-    "profile-sync",
-    "push",
-    "antispam",
-    "operator",
-];
 /// How long peers may take to hear that this instance leaves.
 const LEAVE_DEADLINE: Duration = Duration::from_secs(1);
 /// How long peers may take to claim what this instance holds.
@@ -119,7 +105,7 @@ pub async fn run(
         hand_over(&hub, &view, &router).await;
         stop.cancel();
     };
-    let serve = server::serve(&config, listener, routes, Allow::Services(CALLERS), stop.clone());
+    let serve = server::serve(&config, listener, routes, Allow::Platform, stop.clone());
     let (served, ()) = tokio::join!(
         async {
             let served = serve.await;

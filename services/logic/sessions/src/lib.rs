@@ -37,8 +37,6 @@ use tonic::service::Routes;
 
 use crate::{hub::Hub, publish::PublishError, service::Service};
 
-/// Who may call.
-const CALLERS: &[&str] = &["api", "gateway", "business", "tasks"];
 /// Between two looks at sessions whose time is over.
 const TICK: Duration = Duration::from_millis(250);
 /// An ending instance serves on until the others have stopped seeing it, at most this long.
@@ -100,7 +98,7 @@ pub async fn run(
     let service = Service { hub: hub.clone(), me: me.into(), ending: serving.clone() };
     let server = SessionsServer::new(service).max_decoding_message_size(MAX_MESSAGE_BYTES);
     readiness.ready("sessions");
-    let served = server::serve(&config, listener, Routes::new(server), Allow::Services(CALLERS), serving.clone()).await;
+    let served = server::serve(&config, listener, Routes::new(server), Allow::Platform, serving.clone()).await;
 
     serving.cancel();
     writing.cancel();

@@ -1,9 +1,9 @@
 //! `kith.storage.v1.Messages`.
 
-use std::{pin::Pin, task::Poll, time::Duration};
+use std::{panic::AssertUnwindSafe, pin::Pin, task::Poll, time::Duration};
 
 use futures::{FutureExt, Stream, StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use kith_kit::error::Error;
+use kith_kit::{error::Error, server::panicked};
 use kith_proto::storage::v1::{
     AppendItem, AppendRequest, AppendResponse, AppendResult, AppendStreamRequest, AppendStreamResponse, EditRequest,
     EditResponse, ListAfterRequest, ListAfterResponse, ListMessagesRequest, ListMessagesResponse, ReactRequest,
@@ -106,8 +106,11 @@ async fn one(core: Core, item: AppendItem) -> AppendResult {
     let append = item.append.unwrap_or_default();
     let span = tracing::debug_span!("append", request_id = %item.request_id);
     let started = std::time::Instant::now();
-    let outcome = match tokio::time::timeout(limit, core.append(append).instrument(span)).await {
-        Ok(outcome) => outcome,
+    // A panic is this item's alone: the others share the stream.
+    let append = AssertUnwindSafe(core.append(append).instrument(span)).catch_unwind();
+    let outcome = match tokio::time::timeout(limit, append).await {
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(panic)) => Err(panicked("append", &*panic)),
         Err(_) => {
             Err(Error::new(Code::DeadlineExceeded, "not stored in time, or not known to be: retry with the same ids"))
         }
