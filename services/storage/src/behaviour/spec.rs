@@ -30,7 +30,7 @@ pub(super) enum Act {
         id: u8,
         text: u8,
     },
-    /// An append that opens its conversation: [`Act::opens`], then stores.
+    /// An append that opens its conversation, in one.
     First {
         talk: u8,
         by: u8,
@@ -95,13 +95,6 @@ pub(super) enum Act {
     },
 }
 
-impl Act {
-    /// What it opens before it does what it says, whatever comes of that.
-    pub(super) fn opens(&self) -> Option<Self> {
-        if let Self::First { talk, .. } = *self { Some(Self::Open { talk }) } else { None }
-    }
-}
-
 /// What a caller saw.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Seen {
@@ -164,7 +157,6 @@ struct Member {
     admin: bool,
     blocked: bool,
     read: u64,
-    own: u64,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -199,9 +191,8 @@ impl Spec {
     pub(super) fn apply(&mut self, act: &Act) -> Seen {
         match *act {
             Act::Open { talk } => self.open(talk),
-            Act::Append { talk, by, id, text } | Act::First { talk, by, id, text } => {
-                self.talks[usize::from(talk)].append(by, id, text)
-            }
+            Act::Append { talk, by, id, text } => self.talks[usize::from(talk)].append(by, id, text),
+            Act::First { talk, by, id, text } => self.first(talk, by, id, text),
             Act::History { talk, by, part, limit } => self.talks[usize::from(talk)].history(by, part, limit),
             Act::Recall { talk, seq, by } => self.talks[usize::from(talk)].recall(seq, by),
             Act::Edit { talk, seq, by, text } => self.talks[usize::from(talk)].edit(seq, by, text),
@@ -223,6 +214,18 @@ impl Spec {
             talk.members.entry(user).or_default();
         }
         Seen::Changed(!std::mem::replace(&mut talk.open, true))
+    }
+
+    /// Refused, it opens nothing.
+    fn first(&mut self, talk: u8, by: u8, id: u8, text: u8) -> Seen {
+        let found = &self.talks[usize::from(talk)];
+        if !found.open && found.members.get(&by).is_some_and(|m| m.blocked) {
+            return refused("PERMISSION_DENIED BLOCKED");
+        }
+        if !found.open {
+            self.open(talk);
+        }
+        self.talks[usize::from(talk)].append(by, id, text)
     }
 
     fn join(&mut self, user: u8) -> Seen {
@@ -278,7 +281,7 @@ impl Talk {
         match self.members.get_mut(&by) {
             None => return refused("NOT_FOUND"),
             Some(member) if member.blocked => return refused("PERMISSION_DENIED BLOCKED"),
-            Some(member) => member.own = seq,
+            Some(member) => member.read = seq,
         }
         self.messages.push(Message { by, id, text, edited: None, recalled: false, reactions: BTreeMap::new() });
         Seen::Stored { seq, duplicate: false }
@@ -350,6 +353,7 @@ impl Talk {
     }
 
     fn edit(&mut self, seq: u8, by: u8, text: u8) -> Seen {
+        let blocked = self.viewer(by).is_some_and(|m| m.blocked);
         let Some(message) = self.visible(seq, by) else { return refused("NOT_FOUND") };
         if message.by != by {
             return refused("PERMISSION_DENIED NOT_ALLOWED");
@@ -357,11 +361,15 @@ impl Talk {
         if message.recalled {
             return refused("NOT_FOUND");
         }
+        if blocked {
+            return refused("PERMISSION_DENIED BLOCKED");
+        }
         message.edited = Some(text);
         Seen::Done
     }
 
     fn react(&mut self, seq: u8, by: u8, emoji: u8, add: bool) -> Seen {
+        let blocked = self.viewer(by).is_some_and(|m| m.blocked);
         let Some(message) = self.visible(seq, by) else { return refused("NOT_FOUND") };
         if message.recalled {
             return refused("NOT_FOUND");
@@ -370,8 +378,11 @@ impl Talk {
         let before = users.len();
         if !add {
             users.retain(|u| *u != by);
-        } else if !users.contains(&by) {
+        } else if !users.contains(&by) && !blocked {
             users.push(by);
+        } else if !users.contains(&by) {
+            message.reactions.retain(|_, users| !users.is_empty());
+            return refused("PERMISSION_DENIED BLOCKED");
         }
         let changed = users.len() != before;
         message.reactions.retain(|_, users| !users.is_empty());
@@ -415,7 +426,7 @@ impl Talk {
         Some(HeadView {
             seq,
             read: member.read,
-            unread: seq.saturating_sub(member.behind().max(member.read).max(member.own)),
+            unread: seq.saturating_sub(member.behind().max(member.read)),
             members: self.members.len() as u64,
             last: (seq > member.behind()).then_some(seq),
         })

@@ -24,7 +24,7 @@ pub(super) const CHUNK: usize = 500;
 /// Users who are looked for among the members in one call.
 const AMONG: usize = 100;
 
-fn leave(user_id: &str, conversation_id: &str) -> Step {
+pub(super) fn leave(user_id: &str, conversation_id: &str) -> Step {
     let entry = LeaveList { conversation_id: conversation_id.to_owned() };
     Step { id: user_id.to_owned(), step: Some(step::Step::LeaveList(entry)) }
 }
@@ -192,7 +192,7 @@ impl Core {
         });
         ops.push(Op::Emit(event::body("member.removed", id, now, &data)));
         let conditions = vec![condition(Field::new(c, "mv"), Some(head.member_version.to_string().into()))];
-        self.engine().swap(self.partition(id), Swap { conditions, ops }, Self::end()).await?;
+        self.engine().free(self.partition(id), Swap { conditions, ops }, Self::end()).await?;
         Ok(RemoveMembersResponse { removed, member_version: version })
     }
 

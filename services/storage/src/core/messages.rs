@@ -7,7 +7,7 @@ use kith_kit::{
     text,
 };
 use kith_proto::{
-    chat::v1::{Message, MessageType, Receipt},
+    chat::v1::{Draft, Message, MessageType, Receipt},
     storage::v1::{
         AppendRequest, ConversationMessages, EditRequest, EditResponse, ListAfterRequest, ListAfterResponse,
         ListMessagesRequest, ListMessagesResponse, ReactRequest, ReactResponse, RecallRequest, RecallResponse,
@@ -16,12 +16,13 @@ use kith_proto::{
 use rand::RngExt;
 use serde::Serialize;
 use serde_json::json;
+use tonic::Code;
 use ulid::Ulid;
 
 use super::{
     Core, Plan, check,
     model::{self, Overlay, Seen, key},
-    no_conversation,
+    no_conversation, same,
 };
 use crate::{
     codec,
@@ -56,10 +57,11 @@ impl Core {
             now_ms,
             privileged,
             hot_limit: self.0.limits.messages_per_conversation,
+            opening: Vec::new(),
         };
         let may_open = peers.first().filter(|_| !self.0.hints.knows(&conversation_id));
         let Appended { seq, earlier } = match may_open {
-            Some(peer) => Box::pin(self.append_or_open(&conversation_id, &draft.sender_id, peer, &message)).await?,
+            Some(peer) => Box::pin(self.append_or_open(&conversation_id, &draft, peer, &message)).await?,
             None => self.engine().append(self.partition(&conversation_id), message(), Self::end()).await?,
         };
         let duplicate = earlier.is_some();
@@ -69,8 +71,7 @@ impl Core {
                 (id, now_ms)
             }
             Some(row) => {
-                let row = codec::unpack(row)
-                    .map_err(|e| model::corrupt(&format!("m:{conversation_id} {seq}"), &e.to_string()))?;
+                let row = same_message(&conversation_id, seq, row, &draft)?;
                 (row.id, row.sent_at())
             }
         };
@@ -131,7 +132,7 @@ impl Core {
             .collect::<Result<_, _>>()?;
         let has_more = match window {
             Window::After(after) => messages.last().map_or(after.max(hidden), |m| m.seq) < seq && !messages.is_empty(),
-            _ => messages.first().is_some_and(|m| m.seq > hidden + 1),
+            _ => messages.first().is_some_and(|m| m.seq.saturating_sub(1) > hidden),
         };
         Ok(ListMessagesResponse { messages, has_more, seq })
     }
@@ -184,11 +185,13 @@ impl Core {
         Field::new(key::overlays(id), seq.to_string())
     }
 
-    /// Changes a message's overlay and emits an event; `change` says false when nothing is to be changed.
+    /// Changes a message's overlay and emits an event; `change` says false when nothing is to be changed. What a `writer` adds needs the right to
+    /// write in that moment; without one the change takes something away.
     async fn change_overlay(
         &self,
         id: &str,
         seq: u64,
+        writer: Option<&str>,
         event: impl Fn() -> Bytes + Send + Sync,
         change: impl Fn(&mut Overlay) -> Result<bool, Error> + Send + Sync,
     ) -> Result<bool, Error> {
@@ -201,7 +204,11 @@ impl Core {
                 return Ok(Plan::nothing(false));
             }
             let packed = serde_json::to_vec(&overlay).map_err(|e| Error::internal(e.to_string()))?;
-            Ok(Plan::new(vec![Op::Set(field.clone(), packed.into()), Op::Emit(event())], true))
+            let ops = vec![Op::Set(field.clone(), packed.into()), Op::Emit(event())];
+            Ok(match writer {
+                Some(user_id) => Plan::new(ops, true).by_writer(id, user_id, Self::now()),
+                None => Plan::freeing(ops, true),
+            })
         })
         .await
     }
@@ -222,7 +229,7 @@ impl Core {
                     "only the sender or a group's admin may recall a message",
                 ));
             }
-            if limit_ms > 0 && now - message.sent_at > limit_ms {
+            if limit_ms > 0 && now.saturating_sub(message.sent_at) > limit_ms {
                 return Err(Error::denied(reason::NOT_ALLOWED, "too late: the time for recalling is over"));
             }
         }
@@ -231,6 +238,7 @@ impl Core {
             .change_overlay(
                 &id,
                 seq,
+                None,
                 || event::body("message.recalled", &id, now, &data),
                 |overlay| {
                     let fresh = overlay.recalled_at == 0;
@@ -259,7 +267,7 @@ impl Core {
             ));
         }
         let now = Self::now();
-        if limit_ms > 0 && now - message.sent_at > limit_ms {
+        if limit_ms > 0 && now.saturating_sub(message.sent_at) > limit_ms {
             return Err(Error::denied(reason::NOT_ALLOWED, "too late: the time for editing is over"));
         }
         let text = String::from_utf8_lossy(&content).into_owned();
@@ -275,6 +283,7 @@ impl Core {
         self.change_overlay(
             &id,
             seq,
+            Some(&user_id),
             || body.clone(),
             |overlay| {
                 if overlay.recalled_at != 0 {
@@ -300,6 +309,8 @@ impl Core {
             .change_overlay(
                 &id,
                 seq,
+                // Taking one's own away is left to those who may not write any more.
+                add.then_some(user_id.as_str()),
                 || event::body("message.reaction", &id, now, &data),
                 |overlay| {
                     if overlay.recalled_at != 0 {
@@ -310,6 +321,16 @@ impl Core {
             )
             .await?;
         Ok(ReactResponse { changed })
+    }
+}
+
+/// The stored row that a retry of `draft` has found; ALREADY_EXISTS if it says something else.
+pub(super) fn same_message(id: &str, seq: u64, row: Bytes, draft: &Draft) -> Result<codec::Row, Error> {
+    let row = codec::unpack(row).map_err(|e| model::corrupt(&format!("m:{id} {seq}"), &e.to_string()))?;
+    if same::message(&row, draft) {
+        Ok(row)
+    } else {
+        Err(Error::new(Code::AlreadyExists, "client_msg_id: used for another message within the last 24 hours"))
     }
 }
 
