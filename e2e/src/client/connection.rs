@@ -14,7 +14,7 @@ use tokio_tungstenite::{
         client::IntoClientRequest,
         handshake::client::{Request, Response},
         http::HeaderValue,
-        protocol::WebSocketConfig,
+        protocol::{CloseFrame, WebSocketConfig, frame::coding::CloseCode},
     },
 };
 
@@ -229,6 +229,12 @@ impl Writer {
             Ok(Err(error)) => Err(Closed::broken(&error)),
             Err(_) => Err(Closed::broken("the socket takes nothing")),
         }
+    }
+
+    /// Says goodbye; the reader hears the answer.
+    pub async fn say_goodbye(&mut self) -> Result<(), Closed> {
+        let goodbye = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+        self.0.send(Raw::Close(Some(goodbye))).await.map_err(|error| Closed::broken(&error))
     }
 
     /// Writes several texts with one flush, for load clients.

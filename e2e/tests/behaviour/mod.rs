@@ -5,6 +5,7 @@ pub mod bad_input;
 pub mod catch_up;
 pub mod content;
 pub mod conversations;
+pub mod devices;
 pub mod history;
 pub mod identity;
 pub mod lists;
@@ -111,8 +112,14 @@ macro_rules! every_behaviour {
         every_behaviour!($with, message_socket: behaviour::socket, [
             a_ping_is_answered,
             a_broken_frame_closes_with_the_protocol_code,
+            a_clients_close_frame_is_answered,
             a_refused_send_names_the_frame_and_keeps_the_connection,
             an_acknowledgement_on_the_socket_moves_the_cursor,
+        ]);
+        every_behaviour!($with, message_devices: behaviour::devices, [
+            a_device_that_was_sent_away_is_out_at_once_and_not_listed_again,
+            sending_made_up_devices_away_keeps_nobody_out,
+            a_cursor_above_the_end_hides_no_live_message,
         ]);
         every_behaviour!($with, message_log: behaviour::log, [
             the_event_log_replays_to_the_same_conversation,

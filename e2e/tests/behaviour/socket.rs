@@ -1,7 +1,7 @@
 //! Frames.
 
 use kith_e2e::{
-    client::{DeviceOptions, Draft, Position, connection::TokenIn, frame::close},
+    client::{Connection, DeviceOptions, Draft, Position, connection::TokenIn, frame::close},
     target::Target,
 };
 
@@ -59,5 +59,23 @@ pub async fn an_acknowledgement_on_the_socket_moves_the_cursor(target: &Target) 
         if seqs == [4] { Ok(()) } else { Err(format!("pushed {seqs:?}")) }
     })
     .await?;
+    Ok(())
+}
+
+pub async fn a_clients_close_frame_is_answered(target: &Target) -> Proof {
+    let (alice, _) = two(target).await?;
+    for _ in 0..5 {
+        let mut open = Connection::open(&target.ws, alice.api.token(), TokenIn::Frame, None).await?;
+        open.writer.say_goodbye().await?;
+        let closed = tokio::time::timeout(SOON, async {
+            loop {
+                if let Err(closed) = open.reader.next().await {
+                    return closed;
+                }
+            }
+        });
+        let closed = closed.await?;
+        assert_eq!(closed.code, Some(1000), "the close is answered with its own code: {closed}");
+    }
     Ok(())
 }

@@ -15,6 +15,7 @@ use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    clock,
     error::{Error, reason},
     ids,
 };
@@ -23,8 +24,8 @@ use crate::{
 const MAX_TOKEN_BYTES: usize = 4_096;
 /// Between two looks at the key files.
 const RELOAD_CHECK: Duration = Duration::from_secs(10);
-/// The audience of client tokens is the issuer itself, so a clock may be this far off.
-const LEEWAY_S: u64 = 5;
+/// The longest life of a token, from its issue: the most that `spec.auth.tokenTtl` may be. Revocations of older tokens can be forgotten.
+pub const MAX_TOKEN_LIFE: Duration = Duration::from_secs(8_760 * 3_600);
 
 /// What a client token says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +49,25 @@ pub struct Claims {
     pub iat_ms: i64,
     /// Expires at, Unix seconds.
     pub exp: u64,
+}
+
+impl Claims {
+    /// When the token was issued, Unix ms. Tokens of other issuers may not carry milliseconds.
+    pub fn issued_at_ms(&self) -> i64 {
+        if self.iat_ms > 0 { self.iat_ms } else { i64::try_from(self.iat).unwrap_or(i64::MAX).saturating_mul(1_000) }
+    }
+
+    /// When the token ends, Unix ms: as it says, and never later than [`MAX_TOKEN_LIFE`] after its issue.
+    pub fn ends_at_ms(&self) -> i64 {
+        let said = i64::try_from(self.exp).unwrap_or(i64::MAX).saturating_mul(1_000);
+        let life = i64::try_from(MAX_TOKEN_LIFE.as_millis()).unwrap_or(i64::MAX);
+        said.min(self.issued_at_ms().saturating_add(life))
+    }
+}
+
+/// The refusal of a token whose time is over.
+pub fn expired() -> Error {
+    Error::unauthenticated("the token has expired: get a new one").with_reason(reason::EXPIRED)
 }
 
 /// Platforms of the contract.
@@ -127,19 +147,21 @@ impl Verifier {
         let (algorithm, key) =
             state.keys.get(&kid).ok_or_else(|| Error::unauthenticated("the token was signed with an unknown key"))?;
         let mut validation = Validation::new(*algorithm);
-        validation.leeway = LEEWAY_S;
+        // A token ends when it says so; see also the check below, which is the one that counts the last second.
+        validation.leeway = 0;
         validation.set_issuer(&[&self.issuer]);
         validation.set_required_spec_claims(&["exp", "iss", "sub"]);
         validation.validate_aud = false;
         let claims = jsonwebtoken::decode::<Claims>(token, key, &validation)
             .map_err(|e| match e.kind() {
-                ErrorKind::ExpiredSignature => {
-                    Error::unauthenticated("the token has expired: get a new one").with_reason(reason::EXPIRED)
-                }
+                ErrorKind::ExpiredSignature => expired(),
                 ErrorKind::InvalidIssuer => Error::unauthenticated("the token is of another cluster"),
                 _ => malformed(),
             })?
             .claims;
+        if claims.ends_at_ms() <= clock::now_ms() {
+            return Err(expired());
+        }
         ids::check_id("sub", &claims.sub)?;
         ids::check_id("dev", &claims.dev)?;
         if !PLATFORMS.contains(&claims.plt.as_str()) {
@@ -226,7 +248,7 @@ impl Signer {
                 Err(error) => tracing::error!(%error, "signing key does not load; keeping the old one"),
             }
         }
-        let iat_ms = crate::clock::now_ms();
+        let iat_ms = clock::now_ms();
         let iat = iat_ms.unsigned_abs() / 1_000;
         let claims = Claims {
             sub: sub.to_owned(),
@@ -237,7 +259,7 @@ impl Signer {
             jti: ulid::Ulid::generate().to_string(),
             iat,
             iat_ms,
-            exp: iat + ttl.as_secs(),
+            exp: iat.saturating_add(ttl.min(MAX_TOKEN_LIFE).as_secs()),
         };
         let state = self.state.read();
         let mut header = Header::new(Algorithm::EdDSA);

@@ -8,6 +8,8 @@ use std::{net::SocketAddr, path::PathBuf};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::auth;
+
 /// Where a pod finds its certificate files.
 pub const TLS_DIR: &str = "/etc/kith/tls";
 
@@ -317,6 +319,9 @@ impl Config {
         }
         if self.cluster.event_partitions == 0 || self.cluster.event_partitions > 4_096 {
             return bad("cluster.eventPartitions", "1 to 4,096");
+        }
+        if !(60..=auth::MAX_TOKEN_LIFE.as_secs()).contains(&self.auth.token_ttl_s.into()) {
+            return bad("auth.tokenTtlS", "60 to 31,536,000 seconds");
         }
         if self.valkey.as_ref().is_some_and(|v| v.seeds.is_empty()) {
             return bad("valkey.seeds", "name at least one node");

@@ -1,24 +1,36 @@
 //! The typed client of `sessions`: a user belongs to one instance, found by rendezvous hashing of the user's id.
 
-use std::time::Duration;
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
 
+use futures::{StreamExt, stream::FuturesUnordered};
 use kith_proto::sessions::v1::{
     KickRequest, KickResponse, Presence, QueryPresenceRequest, SessionAckRequest, SessionAckResponse,
     sessions_client::SessionsClient,
 };
+use rand::RngExt;
 use tokio_util::sync::CancellationToken;
+use tonic::Request;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
     batch::{Settled, settled, timed},
+    clock,
     config::Config,
-    error::Error,
+    error::{Error, reason},
     route::{RouteError, Router},
     storage::Storage,
 };
 
 /// How long a call may take, retries included: shorter than storage's, since nothing is lost with it.
 pub const DEADLINE: Duration = Duration::from_secs(3);
+
+/// One attempt to tell an instance of a kick, and the pauses between two.
+const KICK_ATTEMPT: Duration = Duration::from_secs(1);
+const MIN_PAUSE: Duration = Duration::from_millis(20);
+const MAX_PAUSE: Duration = Duration::from_millis(250);
 
 /// The routing key of a user.
 pub fn key(user_id: &str) -> u64 {
@@ -77,14 +89,68 @@ impl Sessions {
             .collect())
     }
 
-    /// Closes a user's sessions.
-    pub async fn kick(&self, request: KickRequest) -> Result<KickResponse, Error> {
-        let key = key(&request.user_id);
-        self.router
-            .call(key, DEADLINE, request, |transport, request| async move {
-                SessionsClient::new(transport).kick(request).await
-            })
-            .await
+    /// Closes a user's sessions, wherever they are: every instance is asked, also those that appear meanwhile. A session may be on its way
+    /// from one owner to the next, and an instance that was told closes it when it arrives. An error means that some instance may not
+    /// know; asking again is safe.
+    pub async fn kick(&self, mut request: KickRequest) -> Result<KickResponse, Error> {
+        if request.issued_at_or_before == 0 {
+            request.issued_at_or_before = clock::now_ms();
+        }
+        let end = Instant::now() + DEADLINE;
+        let mut pause = MIN_PAUSE;
+        let mut told: HashSet<String> = HashSet::new();
+        let mut response = KickResponse::default();
+        loop {
+            let instances = self.router.discovery().current();
+            let mut asked = FuturesUnordered::new();
+            for address in instances.iter().filter(|address| !told.contains(*address)) {
+                asked.push(self.kick_at(address.clone(), request.clone(), end));
+            }
+            let nobody = instances.is_empty();
+            let mut last = nobody.then(|| Error::unavailable("no sessions instance is ready"));
+            while let Some((address, answer)) = asked.next().await {
+                match answer {
+                    Ok(sessions) => {
+                        told.insert(address);
+                        response.sessions = response.sessions.saturating_add(sessions);
+                    }
+                    Err(error) => last = Some(error),
+                }
+            }
+            let Some(error) = last else {
+                // Who appeared while the others were asked is asked, too.
+                if self.router.discovery().current().iter().all(|address| told.contains(address)) {
+                    return Ok(response);
+                }
+                continue;
+            };
+            if Instant::now() >= end {
+                tracing::warn!(%error, "an instance of sessions could not be told of a kick");
+                return Err(Error::unavailable("a part of the platform could not be told of the kick: try again"));
+            }
+            self.router.discovery().look_again();
+            let jittered = pause.mul_f64(rand::rng().random_range(0.5..1.5));
+            tokio::time::sleep(jittered).await;
+            pause = (pause * 2).min(MAX_PAUSE);
+        }
+    }
+
+    /// One attempt at one instance.
+    async fn kick_at(&self, address: String, request: KickRequest, end: Instant) -> (String, Result<u32, Error>) {
+        let limit = end.saturating_duration_since(Instant::now()).clamp(Duration::from_millis(1), KICK_ATTEMPT);
+        let mut call = Request::new(request);
+        call.set_timeout(limit);
+        let mut client = SessionsClient::new(self.router.dialer().channel(&address));
+        let outcome = match tokio::time::timeout(limit, client.kick(call)).await {
+            Ok(Ok(answer)) => Ok(answer.into_inner().sessions),
+            Ok(Err(status)) => match Error::from(status) {
+                // The version before leaves it to the owner, which is asked as well.
+                error if error.reason.as_deref() == Some(reason::WRONG_HOLDER) => Ok(0),
+                error => Err(error),
+            },
+            Err(_) => Err(Error::unavailable("sessions did not answer in time")),
+        };
+        (address, outcome)
     }
 
     /// Moves delivered cursors; coalesced there and stored within seconds.

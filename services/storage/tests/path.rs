@@ -241,7 +241,10 @@ async fn groups_blocks_recalls_and_settings_do_what_they_say() {
     let revoke =
         RevokeTokensRequest { user_id: "alice".to_owned(), device_id: "d1".to_owned(), issued_at_or_before: 7 };
     client.revoke_tokens(revoke).await.unwrap();
-    let revoked = client.get_revocation(GetRevocationRequest { user_id: "alice".to_owned() }).await.unwrap();
+    let revoked = client
+        .get_revocation(GetRevocationRequest { user_id: "alice".to_owned(), device_id: "d1".to_owned() })
+        .await
+        .unwrap();
     assert_eq!(revoked.device_issued_at_or_before["d1"], 7);
     one.stop().await;
     two.stop().await;

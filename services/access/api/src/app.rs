@@ -22,6 +22,10 @@ use crate::{
 /// The largest request body: content of 64 KiB, escaped, and the fields around it.
 pub(crate) const MAX_BODY_BYTES: usize = 512 << 10;
 
+/// Items that a user may name for each request per second that is allowed: on average, and at once.
+const ITEMS_PER_REQUEST: u32 = 5;
+const ITEMS_AT_ONCE: u32 = 50;
+
 /// What every handler may use.
 pub(crate) struct App {
     pub(crate) storage: Storage,
@@ -32,6 +36,8 @@ pub(crate) struct App {
     pub(crate) authenticator: Authenticator,
     /// Requests per user.
     pub(crate) requests: Limiter,
+    /// Items of calls that take many: each costs as much as a small call.
+    pub(crate) items: Limiter,
     /// Sends per user.
     pub(crate) sends: Limiter,
     /// Bytes under way.
@@ -55,6 +61,10 @@ impl App {
             sessions,
             authenticator,
             requests: Limiter::new(gateway.requests_per_second),
+            items: Limiter::with_burst(
+                gateway.requests_per_second.saturating_mul(ITEMS_PER_REQUEST),
+                gateway.requests_per_second.saturating_mul(ITEMS_AT_ONCE),
+            ),
             sends: Limiter::new(config.limits.sends_per_second),
             budget: Budget::default(),
             origins: Origins::new(&gateway.api_origins),

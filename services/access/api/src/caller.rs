@@ -9,7 +9,7 @@ use axum::{
 use kith_kit::{admission::Seat, auth::Claims, error::Error};
 
 use crate::{
-    app::Shared,
+    app::{App, Shared},
     budget::{self, Slot},
 };
 
@@ -26,6 +26,13 @@ impl Caller {
     /// The device's id.
     pub(crate) fn device(&self) -> &str {
         &self.0.dev
+    }
+
+    /// Counts the items of a call one by one, beside the call itself; refuses more than the user's share.
+    pub(crate) fn charge(&self, app: &App, items: usize) -> Result<(), Error> {
+        app.items
+            .check_n(&self.0.sub, items)
+            .map_err(|wait| Error::exhausted("too many items in the requests of this user: slow down", wait))
     }
 
     /// All that the token says.

@@ -24,7 +24,7 @@ use crate::{
         Machine,
         io::{Input, Job, Opened, Output, Settings},
     },
-    registry::{Command, Handle, QUEUE},
+    registry::{Command, Cut, Handle, QUEUE},
 };
 
 /// A client that takes no bytes for this long is too slow a reader.
@@ -49,8 +49,8 @@ const MAX_REASON_BYTES: usize = 123;
 enum End {
     /// The client went away, or the close frame was sent.
     Over,
-    /// The client does not read.
-    TooSlow,
+    /// The client does not read, or the session was kicked.
+    Cut,
 }
 
 /// What a connection came with.
@@ -81,7 +81,7 @@ pub(crate) async fn serve(
         worker,
         seat,
         sender: Some(sender),
-        slow: CancellationToken::new(),
+        cut: Arc::default(),
         end,
         jobs: FuturesUnordered::new(),
         waiting: VecDeque::new(),
@@ -103,7 +103,7 @@ struct Connection {
     seat: Option<Arc<Seat>>,
     /// Goes into the handle when the session opens.
     sender: Option<mpsc::Sender<Command>>,
-    slow: CancellationToken,
+    cut: Arc<Cut>,
     end: CancellationToken,
     jobs: FuturesUnordered<BoxFuture<'static, Option<Input>>>,
     waiting: VecDeque<Job>,
@@ -131,9 +131,14 @@ impl Connection {
     async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
         loop {
             if let Err(end) = self.perform().await {
-                if matches!(end, End::TooSlow) {
-                    self.close(close::TOO_SLOW, "the reader is too slow: reconnect and sync").await;
+                if matches!(end, End::Cut) {
+                    self.close_cut().await;
                 }
+                break;
+            }
+            if self.cut.is_cut() {
+                // Before anything else that the client has sent is read.
+                self.close_cut().await;
                 break;
             }
             let next = self.machine.next_tick();
@@ -143,7 +148,10 @@ impl Connection {
                 message = receive(&mut self.socket, &mut self.ended), if !paused => match message {
                     Some(Ok(message)) => match self.input_of(message) {
                         Some(input) => input,
-                        None => break,
+                        None => {
+                            self.answer_close().await;
+                            break;
+                        }
                     },
                     Some(Err(error)) => {
                         self.broken(&error).await;
@@ -157,8 +165,8 @@ impl Connection {
                     None => continue,
                 },
                 () = tokio::time::sleep_until(next.into()) => Input::Tick,
-                () = self.slow.cancelled() => {
-                    self.close(close::TOO_SLOW, "the reader is too slow: reconnect and sync").await;
+                () = self.cut.cut() => {
+                    self.close_cut().await;
                     break;
                 }
                 () = self.end.cancelled() => Input::Drain { after_ms: 1_000 },
@@ -238,6 +246,12 @@ impl Connection {
         for output in outputs {
             match output {
                 Output::Opened(opened) => self.open(opened),
+                Output::Renewed(claims) => {
+                    if let Some(handle) = &self.handle {
+                        handle.renewed(claims.issued_at_ms());
+                        self.worker.links.renewed(handle);
+                    }
+                }
                 Output::Job(job) => self.waiting.push_back(job),
                 _ if written.is_err() => {}
                 Output::Frame(text) => {
@@ -254,7 +268,7 @@ impl Connection {
         }
         let wrote = written?;
         if self.waiting.len() > MAX_WAITING_JOBS {
-            return Err(End::TooSlow);
+            return Err(End::Cut);
         }
         self.start_jobs();
         if wrote { self.flush().await } else { Ok(()) }
@@ -286,20 +300,21 @@ impl Connection {
             opened_at: opened.opened_at,
             cursors: cursors.collect(),
             fresh: false,
+            token_issued_at: claims.issued_at_ms(),
         };
         tracing::debug!(session_id = %opened.session_id, user_id = %claims.sub, "session opened");
-        let handle = Arc::new(Handle::new(session, sender, self.slow.clone()));
+        let handle = Arc::new(Handle::new(session, sender, self.cut.clone()));
         self.worker.links.open(handle.clone());
         self.handle = Some(handle);
         self.opened = Some(opened);
     }
 
     async fn write(&mut self, message: Message) -> Result<(), End> {
-        written(&self.slow, self.socket.feed(message)).await
+        written(&self.cut, self.socket.feed(message)).await
     }
 
     async fn flush(&mut self) -> Result<(), End> {
-        written(&self.slow, self.socket.flush()).await
+        written(&self.cut, self.socket.flush()).await
     }
 
     fn input_of(&self, message: Message) -> Option<Input> {
@@ -309,6 +324,25 @@ impl Connection {
             Message::Binary(_) => Some(Input::Binary),
             Message::Ping(_) | Message::Pong(_) => Some(Input::Control),
             Message::Close(_) => None,
+        }
+    }
+
+    /// The client has said goodbye: the answer to its close frame is written while the socket is read to its end.
+    async fn answer_close(&mut self) {
+        let goodbye = async { while let Some(Ok(_)) = self.socket.recv().await {} };
+        // The client may be gone already.
+        drop(tokio::time::timeout(CLOSE_DEADLINE, goodbye).await);
+    }
+
+    /// The connection was ended from outside. What a kicked client has sent before is not worked off.
+    async fn close_cut(&mut self) {
+        match self.cut.kick().cloned() {
+            Some(kick) => {
+                metrics::counter!("kith_gateway_closes_total", "code" => kick.code.to_string()).increment(1);
+                self.waiting.clear();
+                self.close(kick.code, &kick.reason).await;
+            }
+            None => self.close(close::TOO_SLOW, "the reader is too slow: reconnect and sync").await,
         }
     }
 
@@ -332,15 +366,18 @@ impl Connection {
 }
 
 /// Waits for a write, which mostly is done at once: then there is nothing to time or to call off.
-async fn written(slow: &CancellationToken, writing: impl Future<Output = Result<(), axum::Error>>) -> Result<(), End> {
+async fn written(cut: &Cut, writing: impl Future<Output = Result<(), axum::Error>>) -> Result<(), End> {
     let mut writing = pin!(writing);
     if let Some(done) = writing.as_mut().now_or_never() {
         return done.map_err(|_| End::Over);
     }
-    match slow.run_until_cancelled(tokio::time::timeout(WRITE_DEADLINE, writing)).await {
-        Some(Ok(Ok(()))) => Ok(()),
-        Some(Ok(Err(_))) => Err(End::Over),
-        Some(Err(_)) | None => Err(End::TooSlow),
+    tokio::select! {
+        done = tokio::time::timeout(WRITE_DEADLINE, writing) => match done {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(End::Over),
+            Err(_) => Err(End::Cut),
+        },
+        () = cut.cut() => Err(End::Cut),
     }
 }
 
@@ -348,7 +385,7 @@ fn input_of_command(command: Command) -> Input {
     match command {
         Command::Deliver(delivery) => Input::Delivery(delivery),
         Command::Suspect => Input::Suspect,
-        Command::Kick { code, reason } => Input::Kick { code, reason },
+        Command::Recheck => Input::Recheck,
         Command::Drain { after_ms } => Input::Drain { after_ms },
     }
 }

@@ -11,7 +11,7 @@ use kith_send::json::message_json;
 use crate::{
     frame,
     machine::{io::Delivery, order::Item},
-    registry::{Command, Registry},
+    registry::{Command, Kick, Registry},
 };
 
 /// Hands a frame to the connections that it names.
@@ -21,7 +21,7 @@ pub(crate) fn handle(registry: &Registry, frame: attach_response::Frame) {
         attach_response::Frame::Kick(kick) => {
             if let Some(handle) = registry.get(&kick.session_id) {
                 let code = u16::try_from(kick.code).unwrap_or(frame::close::KICKED);
-                handle.tell(Command::Kick { code, reason: kick.reason });
+                handle.kick(Kick { code, reason: kick.reason });
             }
         }
         attach_response::Frame::Delivery(delivery) => {
@@ -46,6 +46,7 @@ fn show(payload: delivery::Payload) -> Option<Delivery> {
             more: messages.has_more.into_iter().map(Arc::from).collect(),
             catch_up: messages.catch_up,
             done: messages.catch_up_done,
+            failed: messages.catch_up_failed,
         }),
         delivery::Payload::Event(event) => match frame::event(&event.event, &event.data) {
             Some(text) => Some(Delivery::Event(text.into())),

@@ -2,11 +2,11 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use kith_kit::{error::Error, login::Authenticator, storage::Storage};
+use kith_kit::{auth::Claims, error::Error, login::Authenticator, storage::Storage};
 use kith_proto::{
     chat::v1::Position,
     sessions::v1::SessionAckRequest,
-    storage::v1::{ConversationMessages, ListBehindRequest},
+    storage::v1::{Behind, ConversationMessages, ListBehindRequest},
 };
 use kith_send::{Doorway, Limiter};
 use tokio::sync::Semaphore;
@@ -16,13 +16,17 @@ use crate::{
     inbound::items,
     links::Links,
     machine::{
-        io::{CatchUpPage, Input, Job, Opened, Pulled},
+        io::{CatchUpPage, Compared, Input, Job, Opened, Pulled},
         order::Need,
         sends::Send,
     },
     typing::Typing,
 };
 
+/// Logins and fresh tokens of a user: a second on average, and at once. All devices of a user may come back together.
+const LOGINS: (u32, u32) = (1, 50);
+/// Cursors and acknowledged positions of a user: a second on average, and at once. A login may bring a thousand.
+const POSITIONS: (u32, u32) = (300, 5_000);
 /// Reads of all connections at once: after a change of owners they all read.
 const MAX_READS: usize = 128;
 /// Messages of one read.
@@ -40,6 +44,10 @@ pub(crate) struct Worker {
     pub(crate) links: Links,
     pub(crate) typing: Typing,
     pub(crate) sends: Limiter,
+    /// Tokens that a user may have verified.
+    logins: Limiter,
+    /// Cursors and positions that a user may name: what they cost is counted one by one.
+    positions: Limiter,
     reads: Semaphore,
 }
 
@@ -52,21 +60,30 @@ impl Worker {
         sends: Limiter,
     ) -> Self {
         let doorway = Doorway::new(storage.clone());
-        Self { storage, doorway, authenticator, links, typing, sends, reads: Semaphore::new(MAX_READS) }
+        let logins = Limiter::with_burst(LOGINS.0, LOGINS.1);
+        let positions = Limiter::with_burst(POSITIONS.0, POSITIONS.1);
+        let reads = Semaphore::new(MAX_READS);
+        Self { storage, doorway, authenticator, links, typing, sends, logins, positions, reads }
     }
 
     /// Does a job of the session `opened`, if it is one that needs a session. All but sends are boxed: they are rare, and larger.
     pub(crate) async fn run(&self, job: Job, opened: Option<Opened>) -> Option<Input> {
         if let Job::Authenticate(token) = &job {
-            return Some(Input::Authenticated(Box::pin(self.authenticator.authenticate(token)).await));
+            return Some(Input::Authenticated(Box::pin(self.authenticate(token)).await));
         }
         let opened = opened?;
         let user = &opened.claims.sub;
         match job {
             Job::Authenticate(_) => None,
-            Job::Recheck => Some(Input::Rechecked(Box::pin(self.authenticator.check_revoked(&opened.claims)).await)),
+            Job::Recheck(claims) => {
+                let result = Box::pin(self.authenticator.check_revoked_now(&claims)).await;
+                Some(Input::Rechecked(claims, result))
+            }
             Job::Send { key, send } => Some(self.send(user, key, send).await),
             Job::Ack(acks) => {
+                if let Err(error) = self.take_positions(user, acks.len()) {
+                    return Some(Input::Exhausted(error));
+                }
                 Box::pin(self.ack(&opened, acks)).await;
                 None
             }
@@ -87,6 +104,21 @@ impl Worker {
             }
             Job::Compare(cursors) => Some(Input::Compared(Box::pin(self.compare(user, cursors)).await)),
         }
+    }
+
+    /// The claims of a token, as far as its user may log in as often.
+    async fn authenticate(&self, token: &str) -> Result<Arc<Claims>, Error> {
+        let claims = self.authenticator.authenticate_now(token).await?;
+        self.logins
+            .check(&claims.sub)
+            .map_err(|wait| Error::exhausted("too many logins of this user: reconnect with back-off", wait))?;
+        Ok(claims)
+    }
+
+    fn take_positions(&self, user: &str, count: usize) -> Result<(), Error> {
+        self.positions
+            .check_n(user, count)
+            .map_err(|wait| Error::exhausted("too many cursors or acknowledgements of this user: slow down", wait))
     }
 
     async fn send(&self, user: &str, key: String, send: Send) -> Input {
@@ -159,8 +191,12 @@ impl Worker {
         };
         let mut page =
             CatchUpPage { next: Some(behind.next_cursor).filter(|c| !c.is_empty()), ..CatchUpPage::default() };
+        let (unread, behind): (Vec<_>, Vec<_>) = behind.behind.into_iter().partition(|b| b.error.is_some());
+        for Behind { conversation_id, error, .. } in unread {
+            failed(&conversation_id, &error.unwrap_or_default().into());
+            page.more.push(conversation_id.into());
+        }
         let after: Vec<_> = behind
-            .behind
             .into_iter()
             .map(|b| {
                 let seen = known.get(b.conversation_id.as_str()).copied().unwrap_or(b.delivered_seq);
@@ -172,31 +208,55 @@ impl Worker {
         if after.is_empty() {
             return Ok(page);
         }
-        fill(&mut page, self.list_after(user, after).await?)?;
+        fill(&mut page, self.list_after(user, after).await?);
         Ok(page)
     }
 
-    async fn compare(&self, user: &str, cursors: Vec<(Arc<str>, u64)>) -> Result<CatchUpPage, Error> {
-        let after = cursors.into_iter().map(|(id, seq)| (id.as_ref().to_owned(), seq)).collect();
-        let mut page = CatchUpPage::default();
-        fill(&mut page, self.list_after(user, after).await?)?;
-        Ok(page)
+    /// What is behind the client's cursors; a client that names too many waits.
+    async fn compare(&self, user: &str, cursors: Vec<(Arc<str>, u64)>) -> Result<Vec<(Arc<str>, Compared)>, Error> {
+        self.take_positions(user, cursors.len())?;
+        let after = cursors.iter().map(|(id, seq)| (id.as_ref().to_owned(), *seq)).collect();
+        let found = self.list_after(user, after).await?;
+        Ok(cursors.into_iter().zip(found).map(|((id, _), found)| (id, compared(found))).collect())
     }
 }
 
-/// Puts what was found into a page. A conversation that the user may no longer see is none of theirs; another failure lets the whole
-/// page be tried again.
-fn fill(page: &mut CatchUpPage, found: Vec<ConversationMessages>) -> Result<(), Error> {
-    for found in found {
-        match found.error.map(Error::from) {
-            Some(error) if matches!(error.code, Code::NotFound | Code::PermissionDenied) => continue,
-            Some(error) => return Err(error),
-            None => {}
-        }
-        page.items.extend(items(&found.messages));
-        if found.has_more {
-            page.more.push(found.conversation_id.into());
+fn compared(found: ConversationMessages) -> Compared {
+    match found.error.map(Error::from) {
+        None => Compared::Found { items: items(&found.messages), has_more: found.has_more, end: found.seq },
+        Some(error) if is_hidden(&error) => Compared::Invisible,
+        Some(error) => {
+            failed(&found.conversation_id, &error);
+            Compared::Failed
         }
     }
-    Ok(())
+}
+
+/// Puts what was found into a page. A conversation that the user may no longer see is none of theirs; of one that cannot be read the
+/// client is told that there is more, and the others go on.
+fn fill(page: &mut CatchUpPage, found: Vec<ConversationMessages>) {
+    for found in found {
+        match found.error.map(Error::from) {
+            Some(error) if is_hidden(&error) => {}
+            Some(error) => {
+                failed(&found.conversation_id, &error);
+                page.more.push(found.conversation_id.into());
+            }
+            None => {
+                page.items.extend(items(&found.messages));
+                if found.has_more {
+                    page.more.push(found.conversation_id.into());
+                }
+            }
+        }
+    }
+}
+
+fn is_hidden(error: &Error) -> bool {
+    matches!(error.code, Code::NotFound | Code::PermissionDenied)
+}
+
+fn failed(conversation_id: &str, error: &Error) {
+    metrics::counter!("kith_gateway_catch_up_conversations_failed_total").increment(1);
+    tracing::warn!(conversation = conversation_id, %error, "a conversation could not be read in a catch-up: the client is told");
 }

@@ -37,6 +37,8 @@ const MAX_PAUSE: Duration = Duration::from_secs(2);
 const WELCOME_DEADLINE: Duration = Duration::from_secs(5);
 /// A stream that takes no frame for this long is broken.
 const WIRE_DEADLINE: Duration = Duration::from_secs(5);
+/// After a session was reported to another owner, a kick may have missed it on its way: an owner that has just started remembers none.
+const RECHECK_WITHIN: Duration = Duration::from_millis(1_500);
 /// After a session was reported to another owner, deliveries may still have missed it for a moment.
 const SUSPECT_AFTER: Duration = Duration::from_secs(1);
 
@@ -44,6 +46,7 @@ const SUSPECT_AFTER: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 enum Change {
     Opened(Arc<Handle>),
+    Renewed(Arc<Handle>),
     Closed(String),
     Ack(SessionAckRequest),
 }
@@ -87,6 +90,11 @@ impl Links {
         self.0.registry.insert(handle.clone());
         let user_id = handle.session.user_id.clone();
         self.tell(&user_id, Change::Opened(handle));
+    }
+
+    /// The client of a session has given a newer token.
+    pub(crate) fn renewed(&self, handle: &Arc<Handle>) {
+        self.tell(&handle.session.user_id, Change::Renewed(handle.clone()));
     }
 
     /// A session has ended.
@@ -253,6 +261,11 @@ impl Stream {
                             self.open(wire, &mut reported, &handle).await?;
                         }
                     }
+                    Some(Change::Renewed(handle)) => {
+                        if reported.contains_key(&handle.session.session_id) {
+                            send(wire, attach_request::Frame::Open(handle.report(false))).await?;
+                        }
+                    }
                     Some(Change::Closed(session_id)) => {
                         if let Some(user_id) = reported.remove(&session_id) {
                             close(wire, session_id, user_id, false).await?;
@@ -280,8 +293,9 @@ impl Stream {
             return Ok(());
         }
         let fresh = handle.is_fresh();
-        send(wire, attach_request::Frame::Open(kith_proto::sessions::v1::Session { fresh, ..session.clone() })).await?;
+        send(wire, attach_request::Frame::Open(handle.report(fresh))).await?;
         if !fresh {
+            recheck_soon(handle.clone());
             suspect_later(handle.clone());
         }
         Ok(())
@@ -311,6 +325,15 @@ impl Stream {
         }
         send(wire, attach_request::Frame::Synced(attach_request::Synced {})).await
     }
+}
+
+/// Lets a connection see whether its token has been revoked while its owner changed. Jittered, as below.
+fn recheck_soon(handle: Arc<Handle>) {
+    let pause = RECHECK_WITHIN.mul_f64(rand::rng().random_range(0.1..1.0));
+    tokio::spawn(async move {
+        tokio::time::sleep(pause).await;
+        handle.tell(Command::Recheck);
+    });
 }
 
 /// Lets a connection read from storage what may have missed it while its owner changed. Jittered: many sessions move at once.

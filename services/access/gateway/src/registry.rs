@@ -3,8 +3,8 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
 };
 
@@ -25,35 +25,88 @@ pub(crate) enum Command {
     Deliver(Delivery),
     /// Something may have been lost.
     Suspect,
-    /// Close.
-    Kick { code: u16, reason: String },
+    /// A kick may have been missed.
+    Recheck,
     /// Tell the client to come back later, and close.
     Drain { after_ms: u64 },
+}
+
+/// How a connection is ended from outside, whatever it is doing: it may be waiting for a client that does not read.
+#[derive(Debug, Default)]
+pub(crate) struct Cut {
+    token: CancellationToken,
+    kick: OnceLock<Kick>,
+}
+
+/// `sessions` ends the session.
+#[derive(Debug, Clone)]
+pub(crate) struct Kick {
+    /// A close code of API.md.
+    pub(crate) code: u16,
+    /// In words.
+    pub(crate) reason: String,
+}
+
+impl Cut {
+    /// Resolves when the connection is to end.
+    pub(crate) async fn cut(&self) {
+        self.token.cancelled().await;
+    }
+
+    /// Whether it is.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.token.is_cancelled()
+    }
+
+    /// Why, when it is a kick; else the reader was too slow.
+    pub(crate) fn kick(&self) -> Option<&Kick> {
+        self.kick.get()
+    }
 }
 
 /// A session and the way to its connection.
 #[derive(Debug)]
 pub(crate) struct Handle {
-    /// As it is reported, but for `fresh`.
+    /// As it is reported, but for `fresh` and the token.
     pub(crate) session: Session,
+    /// When the newest token was issued, Unix ms.
+    token_issued_at: AtomicI64,
     commands: mpsc::Sender<Command>,
-    /// Cancelled when the queue was full: a delivery is lost to this connection.
-    slow: CancellationToken,
+    cut: Arc<Cut>,
     /// Whether an owner has been told of it.
     reported: AtomicBool,
 }
 
 impl Handle {
-    pub(crate) fn new(session: Session, commands: mpsc::Sender<Command>, slow: CancellationToken) -> Self {
-        Self { session, commands, slow, reported: AtomicBool::new(false) }
+    pub(crate) fn new(session: Session, commands: mpsc::Sender<Command>, cut: Arc<Cut>) -> Self {
+        let token_issued_at = AtomicI64::new(session.token_issued_at);
+        Self { session, token_issued_at, commands, cut, reported: AtomicBool::new(false) }
     }
 
-    /// Hands a command over; one that finds no room ends the connection.
+    /// Hands a command over; one that finds no room ends the connection: a delivery is lost to it.
     pub(crate) fn tell(&self, command: Command) {
         if let Err(mpsc::error::TrySendError::Full(_)) = self.commands.try_send(command) {
             metrics::counter!("kith_gateway_overflows_total").increment(1);
-            self.slow.cancel();
+            self.cut.token.cancel();
         }
+    }
+
+    /// Ends the connection, ahead of everything else.
+    pub(crate) fn kick(&self, kick: Kick) {
+        // The first one stands.
+        drop(self.cut.kick.set(kick));
+        self.cut.token.cancel();
+    }
+
+    /// The client has given a newer token.
+    pub(crate) fn renewed(&self, issued_at: i64) {
+        self.token_issued_at.fetch_max(issued_at, Ordering::Relaxed);
+    }
+
+    /// The session as an owner is told of it now.
+    pub(crate) fn report(&self, fresh: bool) -> Session {
+        let token_issued_at = self.token_issued_at.load(Ordering::Relaxed);
+        Session { fresh, token_issued_at, ..self.session.clone() }
     }
 
     /// True once: the first report of a session is its login.

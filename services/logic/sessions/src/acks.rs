@@ -11,13 +11,16 @@ use std::{
 
 /// Cursors kept for the next flush. At the bound new ones are refused; clients acknowledge again with their next message.
 pub const MAX_CURSORS: usize = 200_000;
+/// Of these, what one user may have while more than half of the room is free, and after that: nobody takes the room of the others.
+const SHARE: usize = 5_000;
+const SMALL_SHARE: usize = 200;
 /// Cursors of one call to storage.
 pub const MAX_PER_CALL: usize = 100;
 
 /// Whose cursors.
 pub type Device = (Arc<str>, Arc<str>);
 
-/// The bound was reached.
+/// The bound, or the user's share of it, was reached.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Full;
 
@@ -25,6 +28,8 @@ pub struct Full;
 #[derive(Debug, Default)]
 pub struct Acks {
     devices: HashMap<Device, HashMap<String, u64>>,
+    /// Cursors by user.
+    users: HashMap<Arc<str>, usize>,
     /// When each of them is due, the earliest first.
     due: BinaryHeap<Reverse<(Instant, Device)>>,
     cursors: usize,
@@ -48,25 +53,27 @@ impl Acks {
         cursors: impl IntoIterator<Item = (String, u64)>,
         due: Instant,
     ) -> Result<(), Full> {
-        let of_device = match self.devices.entry((user.into(), device.into())) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(free) => {
-                self.due.push(Reverse((due, free.key().clone())));
-                free.insert(HashMap::new())
-            }
-        };
+        let share = if self.cursors < MAX_CURSORS / 2 { SHARE } else { SMALL_SHARE };
+        let device: Device = (user.into(), device.into());
         for (conversation, seq) in cursors {
-            match of_device.entry(conversation) {
-                Entry::Occupied(mut known) => {
-                    let seq = seq.max(*known.get());
-                    known.insert(seq);
-                }
-                Entry::Vacant(_) if self.cursors >= MAX_CURSORS => return Err(Full),
-                Entry::Vacant(free) => {
-                    free.insert(seq);
-                    self.cursors += 1;
-                }
+            if let Some(known) = self.devices.get_mut(&device).and_then(|of_device| of_device.get_mut(&conversation)) {
+                *known = seq.max(*known);
+                continue;
             }
+            let of_user = self.users.get(&device.0).copied().unwrap_or(0);
+            if self.cursors >= MAX_CURSORS || of_user >= share {
+                return Err(Full);
+            }
+            let of_device = match self.devices.entry(device.clone()) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(free) => {
+                    self.due.push(Reverse((due, device.clone())));
+                    free.insert(HashMap::new())
+                }
+            };
+            of_device.insert(conversation, seq);
+            *self.users.entry(device.0.clone()).or_default() += 1;
+            self.cursors += 1;
         }
         Ok(())
     }
@@ -79,6 +86,12 @@ impl Acks {
         {
             let mut cursors: Vec<_> = self.devices.remove(&device).into_iter().flatten().collect();
             self.cursors -= cursors.len();
+            if let Entry::Occupied(mut of_user) = self.users.entry(device.0.clone()) {
+                *of_user.get_mut() -= cursors.len();
+                if *of_user.get() == 0 {
+                    of_user.remove();
+                }
+            }
             while !cursors.is_empty() {
                 let rest = cursors.split_off(cursors.len().min(MAX_PER_CALL));
                 batches.push(Batch { device: device.clone(), cursors });
@@ -117,6 +130,25 @@ mod tests {
         assert_eq!(acks.add("u0", "d", [("c0".to_owned(), 2)], now), Ok(()));
         assert_eq!(acks.take(now).iter().map(|b| b.cursors.len()).sum::<usize>(), MAX_CURSORS);
         assert!(acks.is_empty() && acks.take(now).is_empty());
+    }
+
+    #[test]
+    fn one_user_takes_a_share_of_the_room_and_no_more() {
+        let (mut acks, now) = (Acks::default(), Instant::now());
+        let many = |from: usize, count: usize| (from..from + count).map(|c| (format!("c{c}"), 1));
+        assert_eq!(acks.add("greedy", "d1", many(0, SHARE), now), Ok(()));
+        for device in ["d1", "d2"] {
+            assert_eq!(acks.add("greedy", device, many(SHARE, 1), now), Err(Full));
+        }
+        assert_eq!(acks.add("bob", "d1", many(0, 100), now), Ok(()), "the others have theirs");
+        for n in 1..MAX_CURSORS / 2 / SHARE {
+            acks.add(&format!("crowd{n}"), "d", many(0, SHARE), now).unwrap();
+        }
+        assert_eq!(acks.add("crowd-more", "d", many(0, SMALL_SHARE + 1), now), Err(Full));
+        assert_eq!(acks.add("carol", "d1", many(0, SMALL_SHARE), now), Ok(()), "the rest is for many");
+        acks.take(now);
+        assert!(acks.users.is_empty() && acks.is_empty());
+        assert_eq!(acks.add("greedy", "d2", many(SHARE, 1), now), Ok(()));
     }
 
     #[test]

@@ -136,9 +136,9 @@ impl Hub {
         metrics::gauge!("kith_sessions_event_backlog").set(self.publisher.backlog() as f64);
     }
 
-    pub(crate) fn kick(&self, user: &str, device: Option<&str>) -> u32 {
+    pub(crate) fn kick(&self, user: &str, device: Option<&str>, at: i64) -> u32 {
         let mut state = self.state.lock();
-        let (count, effects) = state.registry.kick(user, device, Instant::now());
+        let (count, effects) = state.registry.kick(user, device, at, Instant::now());
         self.carry_out(&mut state, effects);
         count
     }
@@ -160,6 +160,7 @@ impl Hub {
             session: session.clone(),
             gateway: gateway.clone(),
             at: clock::now_ms(),
+            ver: 0,
         })
     }
 
@@ -260,7 +261,7 @@ impl Hub {
         if kind != Kind::Resumed {
             self.pending.seen(&session, at);
         }
-        self.publisher.push(SessionEvent { kind, session, gateway, at });
+        self.publisher.push(SessionEvent { kind, session, gateway, at, ver: 0 });
     }
 }
 

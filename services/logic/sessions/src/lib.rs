@@ -5,11 +5,12 @@
 //! report again, and for a moment ([`registry::SETTLE`]) an absent user is not called offline. A session that arrives from another owner
 //! is announced as `session.resumed`, from which `tasks` sends what may have slipped through on the way.
 //!
-//! Rooms: [`registry`] and [`owners`] decide (pure), `hub` joins them with the queues, `service` translates gRPC, [`publish`] tells
+//! Rooms: [`registry`], [`kicks`] and [`owners`] decide (pure), `hub` joins them with the queues, `service` translates gRPC, [`publish`] tells
 //! Kafka, [`store`] tells storage.
 
 pub mod acks;
 mod hub;
+pub mod kicks;
 mod outlet;
 pub mod owners;
 pub mod publish;

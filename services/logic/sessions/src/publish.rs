@@ -10,7 +10,8 @@ use std::{
 use futures::{StreamExt, stream::FuturesUnordered};
 use kith_kit::{
     backoff::Backoff,
-    config::Config,
+    config::{Cluster, Config},
+    ids,
     kafka::{
         admin::{Topic, ensured},
         origin::{CLUSTER_HEADER, Origin},
@@ -59,6 +60,8 @@ pub struct SessionEvent {
     pub gateway: Arc<str>,
     /// Unix ms.
     pub at: i64,
+    /// Rises with every event of this instance; by the clock, so that the next owner of a user goes on above it. Given by the queue.
+    pub ver: u64,
 }
 
 #[derive(Serialize)]
@@ -99,12 +102,15 @@ impl SessionEvent {
     }
 
     fn send(&self, sender: &Sender) -> Result<Delivery, String> {
-        let Sender { producer, topic, source, uid } = sender;
-
+        let Sender { producer, topic, source, cluster } = sender;
         let data = self.data().map_err(|e| e.to_string())?;
         let kind = self.kind.name();
         let (id, kind) = (format!("{}.{kind}.{}", self.session.id, self.at), format!("dev.kith.session.{kind}.v1"));
         let time = jiff::Timestamp::from_millisecond(self.at).unwrap_or_default().to_string();
+        let stream = ids::partition_of(&self.session.user, cluster.partitions);
+        // Where a consumer looks for it: it checks that a record stands in its key's partition.
+        let place = stream % cluster.event_partitions;
+        let (partition, ver) = (stream.to_string(), self.ver.to_string());
         let headers = [
             ("ce_specversion", "1.0"),
             ("ce_id", &id),
@@ -112,10 +118,12 @@ impl SessionEvent {
             ("ce_source", source.as_str()),
             ("ce_time", &time),
             ("ce_partitionkey", &self.session.user),
-            (CLUSTER_HEADER, uid),
+            (CLUSTER_HEADER, &cluster.uid),
+            ("ce_kithpartition", &partition),
+            ("ce_kithver", &ver),
             ("content-type", "application/json"),
         ];
-        let record = Record { topic, partition: None, key: &self.session.user, headers: &headers, payload: &data };
+        let record = Record { topic, partition: Some(place), key: &self.session.user, headers: &headers, payload: &data };
         producer.send(&record).map_err(|e| e.to_string())
     }
 }
@@ -147,6 +155,8 @@ struct Queue {
     events: VecDeque<SessionEvent>,
     /// Sessions whose opening found no room.
     overdue: HashSet<Arc<str>>,
+    /// The `ver` that was given last.
+    ver: u64,
 }
 
 /// The queue of events.
@@ -158,8 +168,11 @@ pub struct Publisher {
 
 impl Publisher {
     /// Queues an event. Never waits.
-    pub fn push(&self, event: SessionEvent) {
+    pub fn push(&self, mut event: SessionEvent) {
         let mut queue = self.queue.lock();
+        let micros = u64::try_from(event.at).unwrap_or(0).saturating_mul(1_000);
+        queue.ver = queue.ver.saturating_add(1).max(micros);
+        event.ver = queue.ver;
         if event.kind == Kind::Closed && queue.overdue.remove(&event.session.id) {
             // Neither its beginning nor its end was told.
             return;
@@ -266,7 +279,7 @@ struct Sender {
     producer: Supervised,
     topic: String,
     source: String,
-    uid: String,
+    cluster: Cluster,
 }
 
 impl Sender {
@@ -276,7 +289,7 @@ impl Sender {
             producer: Supervised::new(kafka, "kith-sessions")?,
             topic: config.sessions_topic(),
             source: Origin::source(&config.cluster, "sessions"),
-            uid: config.cluster.uid.clone(),
+            cluster: config.cluster.clone(),
         })
     }
 
@@ -304,8 +317,19 @@ mod tests {
             line: "default".into(),
             opened_at: 1_790_000_000_000,
             cursors: vec![("d:alice:bob".to_owned(), 41)],
+            token_issued_at: 1_789_999_999_000,
         };
-        SessionEvent { kind, session, gateway: "10.0.0.9:8081".into(), at: 1_790_000_000_001 }
+        SessionEvent { kind, session, gateway: "10.0.0.9:8081".into(), at: 1_790_000_000_001, ver: 0 }
+    }
+
+    #[test]
+    fn versions_rise_with_every_event_and_never_below_the_clock() {
+        let publisher = Publisher::default();
+        for n in 0..3 {
+            publisher.push(event(Kind::Opened, n));
+        }
+        let given: Vec<u64> = std::iter::from_fn(|| publisher.take()).map(|e| e.ver).collect();
+        assert_eq!(given, [1_790_000_000_001_000, 1_790_000_000_001_001, 1_790_000_000_001_002]);
     }
 
     #[test]

@@ -9,13 +9,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::kicks::{Kicks, Recent};
+
 /// How long a session outlives its stream.
 pub const LOST_GRACE: Duration = Duration::from_secs(5);
 /// After a start or a change of owners, an absent user is called offline only when all gateways have reported or this is over.
 pub const SETTLE: Duration = Duration::from_millis(1_500);
 /// Deliveries held for one lost session; with more it is closed as too slow when it is back, and catches up at its next login.
 const MAX_HELD: usize = 128;
-/// How long a kicked session that is reported once more is kicked once more, and how many are remembered.
+/// How long a closed session that is reported once more is closed once more, and how many are remembered.
 const KICKED_MEMORY: Duration = Duration::from_secs(60);
 const MAX_KICKED: usize = 10_000;
 
@@ -25,6 +27,8 @@ pub mod close {
     pub const KICKED: u32 = 4003;
     /// Too slow a reader.
     pub const TOO_SLOW: u32 = 4004;
+    /// Too many sessions of one user: reconnect with back-off.
+    pub const TOO_MANY: u32 = 4029;
 }
 
 /// One gateway stream.
@@ -47,6 +51,15 @@ pub struct Session {
     pub opened_at: i64,
     /// Where the client says it is, for the catch-up.
     pub cursors: Vec<(String, u64)>,
+    /// When the newest token that the client gave was issued, Unix ms; 0: not known.
+    pub token_issued_at: i64,
+}
+
+impl Session {
+    /// Up to when its token was issued at the latest, Unix ms.
+    pub fn issued_at(&self) -> i64 {
+        if self.token_issued_at > 0 { self.token_issued_at } else { self.opened_at }
+    }
 }
 
 /// What follows from an input.
@@ -121,7 +134,6 @@ enum Place<P> {
 struct Kicked {
     code: u32,
     reason: &'static str,
-    at: Instant,
 }
 
 /// All sessions of the users that this instance owns. `P` is what is delivered.
@@ -130,7 +142,10 @@ pub struct Registry<P> {
     streams: HashMap<StreamId, Stream>,
     sessions: HashMap<Arc<str>, Entry<P>>,
     users: HashMap<Arc<str>, Vec<Arc<str>>>,
-    kicked: HashMap<Arc<str>, Kicked>,
+    /// Sessions that were closed here.
+    kicked: Recent<Arc<str>, Kicked>,
+    /// Kicks by request.
+    kicks: Kicks,
     lost: usize,
     max_per_user: usize,
     epoch: u64,
@@ -145,7 +160,8 @@ impl<P: Clone> Registry<P> {
             streams: HashMap::new(),
             sessions: HashMap::new(),
             users: HashMap::new(),
-            kicked: HashMap::new(),
+            kicked: Recent::new(MAX_KICKED, KICKED_MEMORY),
+            kicks: Kicks::default(),
             lost: 0,
             max_per_user: max_per_user.max(1),
             epoch: 0,
@@ -197,7 +213,8 @@ impl<P: Clone> Registry<P> {
         if now >= self.unsettled_until {
             self.starting = false;
         }
-        self.kicked.retain(|_, k| now.saturating_duration_since(k.at) < KICKED_MEMORY);
+        self.kicked.expire(now);
+        self.kicks.expire(now);
         self.end_lost(|_, until| until <= now)
     }
 
@@ -221,13 +238,17 @@ impl<P: Clone> Registry<P> {
         if let Some(kicked) = self.kicked.get(&session.id) {
             return vec![Effect::Kick { stream, session: session.id, code: kicked.code, reason: kicked.reason }];
         }
-        if let Some(known) = self.sessions.get(&session.id) {
+        if let Some(known) = self.sessions.get_mut(&session.id) {
             // One id, two users: the gateway's mistake; the first stands.
-            return if known.session.user == session.user {
-                self.reattach(stream, gateway, &session.id)
-            } else {
-                Vec::new()
-            };
+            if known.session.user != session.user {
+                return Vec::new();
+            }
+            known.session.token_issued_at = known.session.token_issued_at.max(session.token_issued_at);
+            return self.reattach(stream, gateway, &session.id);
+        }
+        if self.kicks.reach(&session.user, &session.device, session.issued_at()) {
+            self.remember_kick(session.id.clone(), close::KICKED, BY_REQUEST, now);
+            return vec![Effect::Kick { stream, session: session.id, code: close::KICKED, reason: BY_REQUEST }];
         }
         let mut effects = Vec::new();
         let newer = |a: &Session, b: &Session| (a.opened_at, &a.id) > (b.opened_at, &b.id);
@@ -248,7 +269,7 @@ impl<P: Clone> Registry<P> {
         while self.users.get(&session.user).is_some_and(|s| s.len() > self.max_per_user) {
             let oldest = self.of_user(&session.user).map(|e| &e.session).min_by_key(|s| (s.opened_at, s.id.clone()));
             let Some(oldest) = oldest.map(|s| s.id.clone()) else { break };
-            effects.extend(self.end(&oldest, close::KICKED, TOO_MANY, now));
+            effects.extend(self.end(&oldest, close::TOO_MANY, TOO_MANY, now));
         }
         effects
     }
@@ -292,11 +313,12 @@ impl<P: Clone> Registry<P> {
         }
     }
 
-    /// Closes a user's sessions on one device, or on all.
-    pub fn kick(&mut self, user: &str, device: Option<&str>, now: Instant) -> (u32, Vec<Effect<P>>) {
+    /// Closes a user's sessions on one device, or on all, whose token was issued at or before `at`, and those that are reported later.
+    pub fn kick(&mut self, user: &str, device: Option<&str>, at: i64, now: Instant) -> (u32, Vec<Effect<P>>) {
+        self.kicks.add(user, device, at, now);
         let ids: Vec<_> = self
             .of_user(user)
-            .filter(|e| device.is_none_or(|d| *e.session.device == *d))
+            .filter(|e| device.is_none_or(|d| *e.session.device == *d) && e.session.issued_at() <= at)
             .map(|e| e.session.id.clone())
             .collect();
         let effects = ids.iter().flat_map(|id| self.end(id, close::KICKED, BY_REQUEST, now)).collect();
@@ -420,9 +442,7 @@ impl<P: Clone> Registry<P> {
     }
 
     fn remember_kick(&mut self, id: Arc<str>, code: u32, reason: &'static str, now: Instant) {
-        if self.kicked.len() < MAX_KICKED {
-            self.kicked.insert(id, Kicked { code, reason, at: now });
-        }
+        self.kicked.insert(id, Kicked { code, reason }, now);
     }
 }
 

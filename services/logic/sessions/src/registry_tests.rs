@@ -13,6 +13,7 @@ fn session(id: &str, user: &str, device: &str, opened_at: i64) -> Session {
         line: "default".into(),
         opened_at,
         cursors: Vec::new(),
+        token_issued_at: opened_at,
     }
 }
 
@@ -53,12 +54,28 @@ fn the_same_device_again_kicks_the_older_session_whichever_is_reported_first() {
 fn a_kick_that_the_gateway_missed_is_repeated() {
     let (mut r, now) = registry();
     r.open(1, session("s1", "alice", "d1", 1), true, now);
-    assert_eq!(r.kick("alice", Some("d2"), now).0, 0);
-    assert_eq!(r.kick("alice", None, now).0, 1);
+    assert_eq!(r.kick("alice", Some("d2"), 1, now).0, 0);
+    assert_eq!(r.kick("alice", None, 1, now).0, 1);
     r.detach(1, now);
     r.attach(2, "gw-1".into());
     assert!(matches!(r.open(2, session("s1", "alice", "d1", 1), false, now)[..], [Effect::Kick { stream: 2, .. }]));
     assert_eq!(r.presence("alice"), None);
+}
+
+#[test]
+fn a_kick_closes_what_is_reported_later_with_an_older_token_and_nothing_else() {
+    let (mut r, now) = registry();
+    assert_eq!(r.kick("alice", Some("d1"), 10, now).0, 0);
+    let late = r.open(1, session("late", "alice", "d1", 10), false, now);
+    assert!(matches!(&late[..], [Effect::Kick { session, code: 4003, .. }] if &**session == "late"));
+    assert_eq!(r.presence("alice"), None);
+    for (id, user, device, issued) in [("s1", "alice", "d1", 11), ("s2", "alice", "d2", 9), ("s3", "bob", "d1", 9)] {
+        assert!(matches!(r.open(1, session(id, user, device, issued), true, now)[..], [Effect::Opened(..)]), "{id}");
+    }
+    // A token that the client gave later counts.
+    r.open(1, session("s2", "alice", "d2", 30), false, now);
+    assert_eq!(r.kick("alice", None, 20, now).0, 1);
+    assert_eq!(r.routes("alice").map(|(s, _)| &*s.id).collect::<Vec<_>>(), ["s2"]);
 }
 
 #[test]
@@ -68,7 +85,7 @@ fn one_session_too_many_ends_the_oldest() {
         r.open(1, session(&format!("s{i}"), "alice", &format!("d{i}"), i), true, now);
     }
     let effects = r.open(1, session("s9", "alice", "d9", 9), true, now);
-    assert!(effects.iter().any(|e| matches!(e, Effect::Kick { session, .. } if &**session == "s0")));
+    assert!(effects.iter().any(|e| matches!(e, Effect::Kick { session, code: 4029, .. } if &**session == "s0")));
     assert_eq!(r.routes("alice").count(), 3);
 }
 
@@ -223,7 +240,7 @@ proptest! {
                     Vec::new()
                 }
                 Step::Synced(stream) => r.synced(stream),
-                Step::Kick(user) => r.kick(&format!("u{user}"), None, now).1,
+                Step::Kick(user) => r.kick(&format!("u{user}"), None, 5, now).1,
                 Step::Hold(n) => { r.hold(&format!("s{n}"), 1); Vec::new() }
                 Step::Overflow(n) => r.overflowed(&format!("s{n}")),
                 Step::Wait(seconds) => { now += Duration::from_secs(u64::from(seconds)); r.expire(now) }

@@ -3,7 +3,7 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::Stream;
-use kith_kit::{error::Error, ids};
+use kith_kit::{clock, error::Error, ids};
 use kith_proto::{
     chat::v1::Position,
     sessions::v1::{
@@ -89,25 +89,29 @@ impl Sessions for Service {
         if users.len() > MAX_PRESENCE {
             return Err(Error::invalid(format!("user_ids: {} users, at most {MAX_PRESENCE}", users.len())).into());
         }
-        self.hub.check_owner(users.iter().map(String::as_str))?;
-        let presence = users
-            .into_iter()
-            .map(|user_id| {
-                let found = self.hub.presence(&user_id);
-                let online = found.is_some();
-                // Who is not here was seen last when storage says so: the caller's client asks it.
-                Presence { user_id, online, platforms: found.unwrap_or_default().platforms, last_seen: 0 }
-            })
-            .collect();
-        Ok(Response::new(QueryPresenceResponse { presence }))
+        let end = Instant::now() + SETTLE * 2;
+        loop {
+            self.hub.check_owner(users.iter().map(String::as_str))?;
+            // Looked at before the look-up: who is absent after it is offline for sure.
+            let sure = self.hub.is_settled() || Instant::now() >= end;
+            let presence: Vec<_> = users.iter().map(|user_id| self.presence(user_id)).collect();
+            if sure || presence.iter().all(|p| p.online) {
+                return Ok(Response::new(QueryPresenceResponse { presence }));
+            }
+            tokio::time::sleep(SETTLE_POLL).await;
+        }
     }
 
     async fn kick(&self, request: Request<KickRequest>) -> Result<Response<KickResponse>, Status> {
         let request = request.into_inner();
         check_id("user_id", &request.user_id)?;
-        self.hub.check_owner([request.user_id.as_str()])?;
         let device = (!request.device_id.is_empty()).then_some(request.device_id.as_str());
-        let sessions = self.hub.kick(&request.user_id, device);
+        if let Some(device) = device {
+            check_id("device_id", device)?;
+        }
+        // Whoever owns the user: a session may be known here still, or may be reported here in a moment.
+        let at = if request.issued_at_or_before > 0 { request.issued_at_or_before } else { clock::now_ms() };
+        let sessions = self.hub.kick(&request.user_id, device, at);
         tracing::info!(user = request.user_id, sessions, reason = request.reason, "kicked by request");
         Ok(Response::new(KickResponse { sessions }))
     }
@@ -119,6 +123,13 @@ impl Sessions for Service {
 }
 
 impl Service {
+    /// Who is not here was seen last when storage says so: the caller's client asks it.
+    fn presence(&self, user_id: &str) -> Presence {
+        let found = self.hub.presence(user_id);
+        let (user_id, online) = (user_id.to_owned(), found.is_some());
+        Presence { user_id, online, platforms: found.unwrap_or_default().platforms, last_seen: 0 }
+    }
+
     /// Tries users that seem offline again until their gateways have had the time to report them.
     async fn settle(&self, mut items: Vec<Item>, outcomes: &mut [Outcome]) {
         let end = Instant::now() + SETTLE * 2;
@@ -203,6 +214,7 @@ fn session(reported: Reported) -> Result<Session, Error> {
         line: reported.line.into(),
         opened_at: reported.opened_at,
         cursors: positions(reported.cursors)?,
+        token_issued_at: reported.token_issued_at,
     })
 }
 
@@ -214,7 +226,10 @@ fn accept_ack(hub: &Hub, ack: SessionAckRequest) -> Result<(), Error> {
     }
     hub.pending.ack(&ack.user_id, &ack.device_id, positions(ack.acks)?).map_err(|_| {
         metrics::counter!("kith_sessions_acks_dropped_total").increment(1);
-        Error::exhausted("too many cursors wait to be written: acknowledge again later", Duration::from_secs(2))
+        Error::exhausted(
+            "too many cursors of this user, or in all, wait to be written: acknowledge again later",
+            Duration::from_secs(2),
+        )
     })
 }
 

@@ -8,7 +8,10 @@ use std::{
 };
 
 use futures::{StreamExt, stream};
-use kith_kit::{error::Error, storage::Storage};
+use kith_kit::{
+    error::{Error, reason},
+    storage::Storage,
+};
 use kith_proto::{
     chat::v1::Position,
     storage::v1::{Device, ItemError, PutDeviceRequest},
@@ -41,6 +44,19 @@ const MAX_DEVICES: usize = 100_000;
 struct Seen {
     platform: i32,
     at: i64,
+    /// When the session's token was issued: one that was revoked since leaves no row.
+    token_issued_at: i64,
+}
+
+impl Seen {
+    /// Two sessions of one device, or one that was looked at twice: the later one counts.
+    fn join(&mut self, other: &Self) {
+        if other.at >= self.at {
+            self.platform = other.platform;
+        }
+        self.at = self.at.max(other.at);
+        self.token_issued_at = self.token_issued_at.max(other.token_issued_at);
+    }
 }
 
 /// What waits to be written.
@@ -61,7 +77,8 @@ impl Pending {
         let mut devices = self.devices.lock();
         let key = (session.user.clone(), session.device.clone());
         if devices.len() < MAX_DEVICES || devices.contains_key(&key) {
-            devices.insert(key, Seen { platform: session.platform, at });
+            let seen = Seen { platform: session.platform, at, token_issued_at: session.issued_at() };
+            devices.entry(key).and_modify(|known| known.join(&seen)).or_insert(seen);
         } else {
             metrics::counter!("kith_sessions_device_rows_dropped_total").increment(1);
         }
@@ -134,12 +151,19 @@ impl Pending {
     async fn write_device(&self, storage: &Storage, key: acks::Device, seen: Seen) {
         let device =
             Device { device_id: key.1.to_string(), platform: seen.platform, last_seen: seen.at, ..Device::default() };
-        let request = PutDeviceRequest { user_id: key.0.to_string(), device: Some(device), ..Default::default() };
+        let request = PutDeviceRequest {
+            user_id: key.0.to_string(),
+            device: Some(device),
+            set_push: false,
+            token_issued_at: seen.token_issued_at,
+        };
         match storage.put_device(request).await {
             Ok(_) => {}
             Err(error) if is_passing(error.code) => {
-                self.devices.lock().entry(key).or_insert(seen);
+                self.devices.lock().entry(key).and_modify(|known| known.join(&seen)).or_insert(seen);
             }
+            // It was sent away meanwhile, and is not listed again.
+            Err(error) if error.reason.as_deref() == Some(reason::REVOKED) => {}
             Err(error) => refused(&key.0, &error),
         }
     }

@@ -88,6 +88,7 @@ impl Gateway {
             opened_at,
             cursors: Vec::new(),
             fresh: true,
+            token_issued_at: opened_at,
         };
         self.say(Up::Open(session)).await;
     }
@@ -104,6 +105,11 @@ fn item(users: &[&str], event: &str) -> Item {
         delivery: Some(Delivery { session_ids: Vec::new(), payload: Some(payload) }),
         ..Item::default()
     }
+}
+
+fn kick_of(user: &str, device: &str, issued_at_or_before: i64) -> KickRequest {
+    let (user_id, device_id) = (user.to_owned(), device.to_owned());
+    KickRequest { user_id, device_id, reason: "test".to_owned(), issued_at_or_before }
 }
 
 async fn deliver(client: &mut SessionsClient<Channel>, items: Vec<Item>) -> Result<DeliverResponse, Error> {
@@ -167,10 +173,68 @@ async fn a_second_login_of_a_device_and_a_kick_close_sessions() {
     let Down::Kick(kick) = gateway.hear().await else { panic!("a kick") };
     assert_eq!((kick.session_id.as_str(), kick.code), ("old", 4003));
     until_online(&mut client, "alice", true).await;
-    let request = KickRequest { user_id: "alice".to_owned(), device_id: String::new(), reason: "test".to_owned() };
+    let request = kick_of("alice", "", 2);
     assert_eq!(client.kick(request).await.unwrap().into_inner().sessions, 1);
     assert!(matches!(gateway.hear().await, Down::Kick(kick) if kick.session_id == "new"));
     until_online(&mut client, "alice", false).await;
+    running.end.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kick_reaches_a_session_that_arrives_later_at_an_instance_that_does_not_own_its_user() {
+    let other: SocketAddr = format!("127.0.0.1:{}", free_port()).parse().unwrap();
+    let running = Running::start(&[other]).await;
+    let mut client = running.client().await;
+    let mut gateway = Gateway::attach(&running, "gw-1").await;
+    for user in (0..8).map(|n| format!("user-{n}")) {
+        assert_eq!(client.kick(kick_of(&user, "d1", 10)).await.unwrap().into_inner().sessions, 0);
+        gateway.open(&format!("{user}.old"), &user, "d1", 10).await;
+        let Down::Kick(kicked) = gateway.hear().await else { panic!("a kick") };
+        assert_eq!((kicked.session_id, kicked.code), (format!("{user}.old"), 4003));
+        // What has logged in again, and another device, stay.
+        gateway.open(&format!("{user}.new"), &user, "d1", 11).await;
+        gateway.open(&format!("{user}.other"), &user, "d2", 9).await;
+        client.kick(kick_of(&user, "d2", 9)).await.unwrap();
+        assert!(matches!(gateway.hear().await, Down::Kick(kick) if kick.session_id == format!("{user}.other")));
+    }
+    running.end.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_is_called_offline_before_the_gateways_have_had_the_time_to_report() {
+    let running = Running::start(&[]).await;
+    let mut client = running.client().await;
+    let request = || QueryPresenceRequest { user_ids: vec!["alice".to_owned()] };
+    // Asked while the instance has just started: the answer waits for the report.
+    let asked = tokio::spawn({
+        let mut client = client.clone();
+        async move {
+            loop {
+                match client.query_presence(request()).await {
+                    Ok(found) => return found.into_inner().presence.remove(0).online,
+                    Err(_) => tokio::task::yield_now().await,
+                }
+            }
+        }
+    });
+    let gateway = Gateway::attach(&running, "gw-1").await;
+    gateway.open("s1", "alice", "d1", 1).await;
+    assert!(timeout(SOON, asked).await.unwrap().unwrap(), "an unsettled instance says nothing about who is absent");
+    let absent = QueryPresenceRequest { user_ids: vec!["bob".to_owned()] };
+    let found = timeout(SOON, client.query_presence(absent)).await.unwrap().unwrap().into_inner();
+    assert!(!found.presence[0].online);
+    running.end.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_session_too_many_is_told_to_come_back_later() {
+    let running = Running::start(&[]).await;
+    let mut gateway = Gateway::attach(&running, "gw-1").await;
+    for n in 0..17_i64 {
+        gateway.open(&format!("s{n}"), "alice", &format!("d{n}"), 1 + n).await;
+    }
+    let Down::Kick(kick) = gateway.hear().await else { panic!("a kick") };
+    assert_eq!((kick.session_id.as_str(), kick.code), ("s0", 4029));
     running.end.cancel();
 }
 

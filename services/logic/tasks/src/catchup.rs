@@ -8,6 +8,8 @@ pub const BATCH_MESSAGES: usize = 200;
 pub const BATCH_BYTES: usize = 1 << 20;
 /// What a message weighs beside its content, about.
 const MESSAGE_BYTES: usize = 256;
+/// Conversations that one batch says to have more.
+pub const BATCH_MORE: usize = 1_000;
 
 /// Fills batches.
 #[derive(Debug)]
@@ -37,30 +39,35 @@ impl Batches {
                 if cut_here {
                     self.has_more.push(conversation.to_owned());
                 }
-                full.push(self.cut(false));
+                full.push(self.cut());
             }
             self.bytes += weight;
             self.messages.push(message);
         }
         if more {
+            if self.has_more.len() >= BATCH_MORE {
+                full.push(self.cut());
+            }
             self.has_more.push(conversation.to_owned());
         }
         full
     }
 
-    /// The last batch; none when there is nothing to say.
-    pub fn finish(mut self) -> Option<Messages> {
-        let last = self.cut(true);
-        (self.catch_up || !last.messages.is_empty()).then_some(last)
+    /// The last batch, which says whether everything was `complete`; none when there is nothing to say.
+    pub fn finish(mut self, complete: bool) -> Option<Messages> {
+        let mut last = self.cut();
+        last.catch_up_done = self.catch_up && complete;
+        last.catch_up_failed = self.catch_up && !complete;
+        (self.catch_up || !last.messages.is_empty() || !last.has_more.is_empty()).then_some(last)
     }
 
-    fn cut(&mut self, last: bool) -> Messages {
+    fn cut(&mut self) -> Messages {
         self.bytes = 0;
         Messages {
             messages: std::mem::take(&mut self.messages),
             has_more: std::mem::take(&mut self.has_more),
             catch_up: self.catch_up,
-            catch_up_done: self.catch_up && last,
+            ..Messages::default()
         }
     }
 }
@@ -82,9 +89,31 @@ mod tests {
 
     #[test]
     fn a_login_with_nothing_behind_is_told_so() {
-        let last = Batches::new(true).finish().unwrap();
+        let last = Batches::new(true).finish(true).unwrap();
         assert!(last.catch_up_done && last.catch_up && last.messages.is_empty());
-        assert!(Batches::new(false).finish().is_none(), "beside live messages nobody waits for it");
+        assert!(Batches::new(false).finish(true).is_none(), "beside live messages nobody waits for it");
+    }
+
+    #[test]
+    fn a_catch_up_that_is_not_complete_is_not_called_done() {
+        let mut batches = Batches::new(true);
+        batches.add("c", vec![message("c", 1, 10)], false);
+        assert!(batches.add("damaged", Vec::new(), true).is_empty());
+        let last = batches.finish(false).unwrap();
+        assert!(!last.catch_up_done && last.catch_up_failed && last.messages.len() == 1);
+        assert_eq!(last.has_more, ["damaged"]);
+        let mut beside = Batches::new(false);
+        beside.add("damaged", Vec::new(), true);
+        let last = beside.finish(false).unwrap();
+        assert!(!last.catch_up_failed && last.has_more == ["damaged"], "nothing waits for it, but it is told");
+    }
+
+    #[test]
+    fn many_conversations_that_have_more_are_told_in_bounded_batches() {
+        let mut batches = Batches::new(true);
+        let full: Vec<_> = (0..=BATCH_MORE * 2).flat_map(|n| batches.add(&format!("c{n}"), Vec::new(), true)).collect();
+        assert_eq!(full.iter().map(|b| b.has_more.len()).collect::<Vec<_>>(), [BATCH_MORE, BATCH_MORE]);
+        assert_eq!(batches.finish(true).unwrap().has_more.len(), 1);
     }
 
     #[test]
@@ -96,7 +125,7 @@ mod tests {
             (full[0].messages.len(), &full[0].has_more[..], full[0].catch_up_done),
             (200, &["c".to_owned()][..], false)
         );
-        let last = batches.finish().unwrap();
+        let last = batches.finish(true).unwrap();
         assert_eq!((last.messages.len(), last.has_more.len(), last.catch_up_done), (50, 0, true));
     }
 
@@ -116,7 +145,7 @@ mod tests {
                 behind[usize::from(conversation)] = more;
                 out.extend(batches.add(&name, page, more));
             }
-            out.extend(batches.finish());
+            out.extend(batches.finish(true));
             for batch in &out {
                 prop_assert!(batch.messages.len() <= BATCH_MESSAGES);
                 let bytes: usize = batch.messages.iter().map(|m| m.content.len()).sum();

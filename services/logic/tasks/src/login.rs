@@ -1,7 +1,7 @@
 //! The handler of `<cluster>.sessions`: after a login, what the device has not received yet goes to its session, in order and in bounded
 //! batches, the last one marked. Users are worked on side by side, one user's logins one after the other.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use kith_kit::{
     client::MAX_MESSAGE_BYTES,
@@ -47,6 +47,8 @@ const MESSAGES: u32 = 50;
 const MAX_PER_CONVERSATION: u64 = 1_000;
 /// So is everything beyond this many messages of one login.
 const MAX_PER_LOGIN: usize = 20_000;
+/// How often a conversation that cannot be read now is tried, while the others go on.
+const CONVERSATION_TRIES: u32 = 3;
 /// One step of a catch-up is repeated this long; then the client is left to its own sync.
 const STEP_DEADLINE: Duration = Duration::from_secs(60);
 const DELIVER_DEADLINE: Duration = Duration::from_secs(6);
@@ -128,21 +130,25 @@ impl Worker {
     async fn serve(&self, login: &Login, ticket: &Ticket) {
         let started = std::time::Instant::now();
         let mut batches = Batches::new(login.fresh);
-        let outcome = match self.catch_up(login, ticket, &mut batches).await {
+        let complete = match self.catch_up(login, ticket, &mut batches).await {
+            Ok(()) => Ok(true),
             Err(End::Failed(error)) => {
-                metrics::counter!("kith_tasks_catch_ups_total", "outcome" => "failed").increment(1);
-                tracing::error!(user = login.user, session = login.session, %error, "a catch-up failed: the client is left to its own sync");
-                Ok(())
+                tracing::error!(user = login.user, session = login.session, %error, "a catch-up failed: the session's gateway goes on with it");
+                Ok(false)
             }
-            outcome => outcome,
+            Err(end) => Err(end),
         };
-        // Live messages wait for the end of the catch-up, also of one that failed.
-        let outcome = match (outcome, batches.finish()) {
-            (Ok(()), Some(last)) => self.deliver(login, ticket, last).await,
-            (outcome, _) => outcome,
+        // Live messages wait for the end of the catch-up, also of one that failed: then the gateway reads the rest.
+        let outcome = match complete {
+            Ok(complete) => match batches.finish(complete) {
+                Some(last) => self.deliver(login, ticket, last).await.map(|()| complete),
+                None => Ok(complete),
+            },
+            Err(end) => Err(end),
         };
         let outcome = match outcome {
-            Ok(()) => "done",
+            Ok(true) => "done",
+            Ok(false) => "failed",
             Err(End::Gone) => "gone",
             Err(End::Failed(error)) => {
                 tracing::error!(user = login.user, session = login.session, %error, "the end of a catch-up could not be delivered");
@@ -169,8 +175,12 @@ impl Worker {
                 cursor,
             };
             let page = repeat(ticket, || self.storage.list_behind(request.clone())).await?;
-            for behind in page.behind.chunks(CONVERSATIONS) {
+            let (failed, behind): (Vec<_>, Vec<_>) = page.behind.into_iter().partition(|b| b.error.is_some());
+            for behind in behind.chunks(CONVERSATIONS) {
                 sent += self.send(login, ticket, behind, sent, batches).await?;
+            }
+            for Behind { conversation_id, error, .. } in failed {
+                self.left_out(login, ticket, &conversation_id, &error.unwrap_or_default().into(), batches).await?;
             }
             cursor = page.next_cursor;
             if cursor.is_empty() {
@@ -189,6 +199,7 @@ impl Worker {
         batches: &mut Batches,
     ) -> Result<usize, End> {
         let mut sent = 0;
+        let mut tries: HashMap<String, u32> = HashMap::new();
         let first = |b: &Behind| Position { conversation_id: b.conversation_id.clone(), seq: b.delivered_seq };
         let mut after: Vec<Position> = behind.iter().map(first).collect();
         while !after.is_empty() {
@@ -198,10 +209,16 @@ impl Worker {
                 if let Some(error) = answer.error {
                     let error = Error::from(error);
                     // Left or dissolved meanwhile: there is nothing to catch up with.
-                    if error.code != Code::NotFound {
-                        metrics::counter!("kith_tasks_catch_up_conversations_failed_total").increment(1);
-                        tracing::warn!(user = login.user, conversation = position.conversation_id, %error, "left out of a catch-up");
+                    if matches!(error.code, Code::NotFound | Code::PermissionDenied) {
+                        continue;
                     }
+                    let tried = tries.entry(position.conversation_id.clone()).or_default();
+                    *tried += 1;
+                    if is_passing(&error) && *tried < CONVERSATION_TRIES {
+                        next.push(position);
+                        continue;
+                    }
+                    self.left_out(login, ticket, &position.conversation_id, &error, batches).await?;
                     continue;
                 }
                 let start = behind
@@ -222,6 +239,23 @@ impl Worker {
             after = next;
         }
         Ok(sent)
+    }
+
+    /// A conversation that could not be read: the client is told that there is more.
+    async fn left_out(
+        &self,
+        login: &Login,
+        ticket: &Ticket,
+        conversation: &str,
+        error: &Error,
+        batches: &mut Batches,
+    ) -> Result<(), End> {
+        metrics::counter!("kith_tasks_catch_up_conversations_failed_total").increment(1);
+        tracing::warn!(user = login.user, conversation, %error, "left out of a catch-up: the client is told that there is more");
+        for batch in batches.add(conversation, Vec::new(), true) {
+            self.deliver(login, ticket, batch).await?;
+        }
+        Ok(())
     }
 
     async fn deliver(&self, login: &Login, ticket: &Ticket, messages: Messages) -> Result<(), End> {
@@ -248,6 +282,10 @@ impl Worker {
     }
 }
 
+fn is_passing(error: &Error) -> bool {
+    error.is_retryable() || matches!(error.code, Code::DeadlineExceeded | Code::ResourceExhausted)
+}
+
 /// Repeats a step until it is done, refused for good, no longer ours or too late.
 async fn repeat<T, F, Fut>(ticket: &Ticket, step: F) -> Result<T, End>
 where
@@ -264,8 +302,7 @@ where
             Ok(done) => return Ok(done),
             Err(error) => error,
         };
-        let passing = error.is_retryable() || matches!(error.code, Code::DeadlineExceeded | Code::ResourceExhausted);
-        if !passing || tokio::time::Instant::now() >= end {
+        if !is_passing(&error) || tokio::time::Instant::now() >= end {
             return Err(End::Failed(error));
         }
         metrics::counter!("kith_tasks_retries_total", "step" => "catch_up").increment(1);

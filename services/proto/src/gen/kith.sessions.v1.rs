@@ -20,6 +20,10 @@ pub struct Session {
     /// False when the session only changed its owner or stream: no login event, no catch-up.
     #[prost(bool, tag = "8")]
     pub fresh: bool,
+    /// When the newest token that the client has given here was issued, Unix ms; 0 where the gateway does not say: opened_at counts. A
+    /// report of a known session may bring a later one.
+    #[prost(int64, tag = "9")]
+    pub token_issued_at: i64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AttachRequest {
@@ -117,6 +121,9 @@ pub mod delivery {
         pub catch_up: bool,
         #[prost(bool, tag = "4")]
         pub catch_up_done: bool,
+        /// The catch-up could not be finished: the gateway goes on by itself. With it catch_up_done is false.
+        #[prost(bool, tag = "5")]
+        pub catch_up_failed: bool,
     }
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
     pub struct Event {
@@ -209,6 +216,9 @@ pub struct KickRequest {
     pub device_id: ::prost::alloc::string::String,
     #[prost(string, tag = "3")]
     pub reason: ::prost::alloc::string::String,
+    /// Unix ms: sessions whose token was issued later stay. 0: now.
+    #[prost(int64, tag = "4")]
+    pub issued_at_or_before: i64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct KickResponse {
@@ -394,7 +404,9 @@ pub mod sessions_client {
                 .insert(GrpcMethod::new("kith.sessions.v1.Sessions", "QueryPresence"));
             self.inner.unary(req, path, codec).await
         }
-        /// Closes sessions with 4003 (kicked) or another code.
+        /// Closes sessions with 4003 (kicked), and remembers that for a while: a session whose token was issued by then and that is reported
+        /// later is closed, too. Asked of every instance, since a user's sessions may be on their way from one owner to the next; each closes
+        /// those that it knows.
         pub async fn kick(
             &mut self,
             request: impl tonic::IntoRequest<super::KickRequest>,
@@ -482,7 +494,9 @@ pub mod sessions_server {
             tonic::Response<super::QueryPresenceResponse>,
             tonic::Status,
         >;
-        /// Closes sessions with 4003 (kicked) or another code.
+        /// Closes sessions with 4003 (kicked), and remembers that for a while: a session whose token was issued by then and that is reported
+        /// later is closed, too. Asked of every instance, since a user's sessions may be on their way from one owner to the next; each closes
+        /// those that it knows.
         async fn kick(
             &self,
             request: tonic::Request<super::KickRequest>,

@@ -4,6 +4,7 @@ mod behind;
 mod blocks;
 mod check;
 pub(crate) mod conversations;
+mod devices;
 mod direct;
 #[cfg(test)]
 mod entrances;

@@ -1,15 +1,13 @@
-//! Users: profiles, devices and push tokens, revoked tokens.
+//! Users: profiles.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use futures::future::join_all;
-use kith_kit::{error::Error, push};
+use kith_kit::error::Error;
 use kith_proto::storage::v1::{
-    DeleteDeviceRequest, Device, GetRevocationResponse, GetUsersRequest, GetUsersResponse, PutDeviceRequest,
-    RevokeTokensRequest, UpsertResult, UpsertUsersRequest, UpsertUsersResponse, User, UserUpdate,
+    GetUsersRequest, GetUsersResponse, UpsertResult, UpsertUsersRequest, UpsertUsersResponse, User, UserUpdate,
 };
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{
@@ -24,21 +22,7 @@ use crate::{
 const USERS: usize = 100;
 const ATTRS: usize = 64;
 const ATTRS_BYTES: usize = 4_096;
-const DEVICES: usize = 100;
 const PROFILE: [&str; 7] = ["v", "nn", "av", "at", "ln", "ls", "sv"];
-
-/// What is kept of a device.
-#[derive(Serialize, Deserialize)]
-struct DeviceRow {
-    #[serde(rename = "p")]
-    platform: i32,
-    #[serde(default, rename = "k", skip_serializing_if = "String::is_empty")]
-    provider: String,
-    #[serde(default, rename = "t", skip_serializing_if = "String::is_empty")]
-    token: String,
-    #[serde(rename = "s")]
-    last_seen: i64,
-}
 
 fn user_of(user_id: &str, values: &[Option<Bytes>]) -> Result<Option<User>, Error> {
     let mut values = values.iter().map(Option::as_ref);
@@ -156,118 +140,6 @@ impl Core {
         let found = join_all(request.user_ids.iter().map(|id| self.profile(id))).await;
         let users = found.into_iter().filter_map(Result::transpose).collect::<Result<_, _>>()?;
         Ok(GetUsersResponse { users })
-    }
-
-    pub(crate) async fn put_device(&self, request: PutDeviceRequest) -> Result<(), Error> {
-        let PutDeviceRequest { user_id, device, set_push } = request;
-        check::user("user_id", &user_id)?;
-        let device = device.ok_or_else(|| Error::invalid("device: must be set"))?;
-        check::user("device.device_id", &device.device_id)?;
-        push::check(&device.push_provider, &device.push_token)?;
-        if kith_proto::chat::v1::Platform::try_from(device.platform).is_err() {
-            return Err(Error::invalid(format!("device.platform: {} is no platform", device.platform)));
-        }
-        self.user_exists(&user_id).await?;
-        let field = Field::new(key::devices(&user_id), format!("d{}", device.device_id));
-        let seen = Field::new(key::profile(&user_id), "ls");
-        let known = self.hash(self.partition(&user_id), key::devices(&user_id)).await?;
-        if known.len() >= DEVICES && !known.iter().any(|(name, _)| *name == field.name) {
-            return Err(Error::invalid(format!("device: at most {DEVICES} devices a user")));
-        }
-        self.update(self.partition(&user_id), vec![field.clone(), seen.clone()], |values| {
-            let stored: Option<DeviceRow> = values[0].as_ref().and_then(|b| serde_json::from_slice(b).ok());
-            let mut row = stored.unwrap_or(DeviceRow {
-                platform: 0,
-                provider: String::new(),
-                token: String::new(),
-                last_seen: 0,
-            });
-            if device.platform != 0 {
-                row.platform = device.platform;
-            }
-            if set_push || !device.push_provider.is_empty() {
-                row.provider.clone_from(&device.push_provider);
-                row.token.clone_from(&device.push_token);
-            }
-            row.last_seen = row.last_seen.max(device.last_seen);
-            let packed = serde_json::to_vec(&row).map_err(|e| Error::internal(e.to_string()))?;
-            let mut ops = vec![Op::Set(field.clone(), packed.into())];
-            let before = values[1].as_ref().and_then(number).unwrap_or(0_i64);
-            if device.last_seen > before {
-                ops.push(Op::Set(seen.clone(), device.last_seen.to_string().into()));
-            }
-            Ok(Plan::new(ops, ()))
-        })
-        .await
-    }
-
-    pub(crate) async fn list_devices(&self, user_id: &str) -> Result<Vec<Device>, Error> {
-        check::user("user_id", user_id)?;
-        let fields = self.hash(self.partition(user_id), key::devices(user_id)).await?;
-        let mut devices = Vec::new();
-        for (name, value) in fields {
-            let Some(device_id) = name.strip_prefix('d') else { continue };
-            let row: DeviceRow = serde_json::from_slice(&value)
-                .map_err(|_| model::corrupt(&key::devices(user_id), "a device that cannot be read"))?;
-            devices.push(Device {
-                device_id: device_id.to_owned(),
-                platform: row.platform,
-                push_provider: row.provider,
-                push_token: row.token,
-                last_seen: row.last_seen,
-            });
-        }
-        devices.sort_unstable_by(|a, b| a.device_id.cmp(&b.device_id));
-        Ok(devices)
-    }
-
-    pub(crate) async fn delete_device(&self, request: DeleteDeviceRequest) -> Result<bool, Error> {
-        check::user("user_id", &request.user_id)?;
-        check::user("device_id", &request.device_id)?;
-        let field = Field::new(key::devices(&request.user_id), format!("d{}", request.device_id));
-        self.update(self.partition(&request.user_id), vec![field.clone()], |values| {
-            Ok(if values[0].is_some() {
-                Plan::freeing(vec![Op::Delete(field.clone())], true)
-            } else {
-                Plan::nothing(false)
-            })
-        })
-        .await
-    }
-
-    pub(crate) async fn revoke_tokens(&self, request: RevokeTokensRequest) -> Result<(), Error> {
-        check::user("user_id", &request.user_id)?;
-        let name = if request.device_id.is_empty() {
-            "R".to_owned()
-        } else {
-            check::user("device_id", &request.device_id)?;
-            format!("r{}", request.device_id)
-        };
-        let field = Field::new(key::devices(&request.user_id), name);
-        self.update(self.partition(&request.user_id), vec![field.clone()], |values| {
-            let before = values[0].as_ref().and_then(number).unwrap_or(0_i64);
-            let after = request.issued_at_or_before.max(before);
-            let data = json!({
-                "user_id": request.user_id, "device_id": request.device_id, "issued_at_or_before": after.to_string(),
-            });
-            let event = Op::Emit(event::body("token.revoked", &request.user_id, Self::now(), &data));
-            Ok(Plan::freeing(vec![Op::Set(field.clone(), after.to_string().into()), event], ()))
-        })
-        .await
-    }
-
-    pub(crate) async fn get_revocation(&self, user_id: &str) -> Result<GetRevocationResponse, Error> {
-        check::user("user_id", user_id)?;
-        let mut response = GetRevocationResponse::default();
-        for (name, value) in self.hash(self.partition(user_id), key::devices(user_id)).await? {
-            let Some(at) = number(&value) else { continue };
-            if name == "R" {
-                response.all_issued_at_or_before = at;
-            } else if let Some(device) = name.strip_prefix('r') {
-                response.device_issued_at_or_before.insert(device.to_owned(), at);
-            }
-        }
-        Ok(response)
     }
 }
 

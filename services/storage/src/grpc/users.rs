@@ -24,7 +24,7 @@ service! {
         }
 
         async fn get_revocation(&self, request: Request<GetRevocationRequest>) -> Result<Response<GetRevocationResponse>, Status> {
-            respond("get_revocation", self.0.get_revocation(&request.into_inner().user_id).await)
+            respond("get_revocation", self.0.get_revocation(request.into_inner()).await)
         }
     }
     upsert_users(UpsertUsersRequest) -> UpsertUsersResponse { |r| r }

@@ -402,4 +402,10 @@ pub(super) struct Revoked {
     pub(super) user_id: String,
     pub(super) device_id: String,
     pub(super) issued_at_or_before: Num<i64>,
+    /// What the revocation of all tokens was raised to, since there were too many of single devices.
+    #[serde(default)]
+    pub(super) all_issued_at_or_before: Option<Num<i64>>,
+    /// Devices whose revocations have become superfluous.
+    #[serde(default)]
+    pub(super) dropped: Vec<String>,
 }

@@ -85,7 +85,11 @@ pub(super) fn read(kind: &str, user: &str, data: &[u8]) -> Result<Change, Unrest
         "token.revoked" => {
             let d: data::Revoked = parse(user, data)?;
             let name = if d.device_id.is_empty() { "R".to_owned() } else { format!("r{}", d.device_id) };
-            vec![set(key::devices(user), name, d.issued_at_or_before.0.to_string())]
+            let key = key::devices(user);
+            let mut writes = vec![set(key.clone(), name, d.issued_at_or_before.0.to_string())];
+            writes.extend(d.all_issued_at_or_before.map(|all| set(key.clone(), "R".to_owned(), all.0.to_string())));
+            writes.extend(d.dropped.into_iter().map(|device| delete(key.clone(), format!("r{device}"))));
+            writes
         }
         other => return Err(Unrestorable::Kind(other.to_owned())),
     };

@@ -84,7 +84,12 @@ pub(crate) async fn push_token(
         push_token: token,
         last_seen: 0,
     };
-    let request = PutDeviceRequest { user_id: caller.user(), device: Some(device), set_push: true };
+    let request = PutDeviceRequest {
+        user_id: caller.user(),
+        device: Some(device),
+        set_push: true,
+        token_issued_at: caller.claims().issued_at_ms(),
+    };
     app.storage.put_device(request).await?;
     Ok(Json(PushState { device_id: caller.device().to_owned(), provider }))
 }
@@ -100,16 +105,15 @@ pub(crate) async fn remove(
     ids::check_id("device_id", &device_id)?;
     let user_id = caller.user();
     // The tokens first: a device that reconnects after the kick must not get in again.
-    let revoke = RevokeTokensRequest {
-        user_id: user_id.clone(),
-        device_id: device_id.clone(),
-        issued_at_or_before: clock::now_ms(),
-    };
+    let now = clock::now_ms();
+    let revoke =
+        RevokeTokensRequest { user_id: user_id.clone(), device_id: device_id.clone(), issued_at_or_before: now };
     app.storage.revoke_tokens(revoke).await?;
-    app.authenticator.forget(&user_id).await;
+    app.authenticator.forget(&user_id, &device_id).await;
     let gone = DeleteDeviceRequest { user_id: user_id.clone(), device_id: device_id.clone() };
     let changed = app.storage.delete_device(gone).await?.changed;
-    let kick = KickRequest { user_id, device_id, reason: "the device was removed".to_owned() };
+    let kick =
+        KickRequest { user_id, device_id, reason: "the device was removed".to_owned(), issued_at_or_before: now };
     app.sessions.kick(kick).await?;
     Ok(Json(Changed { changed }))
 }

@@ -42,7 +42,9 @@ pub(crate) async fn query(
     caller: Caller,
     Body(of): Body<PresenceOf>,
 ) -> Result<Json<Presences>, Error> {
-    let seen = visible::users(&app, &caller, unique_users(of.user_ids)?, None).await?;
+    let user_ids = unique_users(of.user_ids)?;
+    caller.charge(&app, user_ids.len())?;
+    let seen = visible::users(&app, &caller, user_ids, None).await?;
     let user_ids = seen.into_iter().map(|user| user.user_id).collect();
     let found = app.sessions.presence(&app.storage, user_ids).await?;
     let shown = found.into_iter().map(|p| {

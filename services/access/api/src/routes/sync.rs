@@ -76,6 +76,7 @@ pub(crate) async fn ack(
         let seq = highest.entry(ack.conversation_id).or_default();
         *seq = ack.seq.0.max(*seq);
     }
+    caller.charge(&app, highest.len())?;
     let positions = highest.into_iter().map(|(conversation_id, seq)| chat::Position { conversation_id, seq }).collect();
     let answer = app.storage.ack(&caller.claims().sub, caller.device(), positions).await?;
     let mut errors = Vec::with_capacity(answer.errors.len());
@@ -159,7 +160,13 @@ pub(crate) async fn sync(
     let mut place = Some(app.cursors.read("sync", &owner, cursor)?.unwrap_or_else(begin));
     let mut page: Vec<SyncConversation> = Vec::new();
     let mut bytes = 0;
-    for _ in 0..PAGE_STEPS {
+    for round in 0..PAGE_STEPS {
+        match caller.charge(&app, STEP) {
+            Ok(()) => {}
+            Err(refused) if round == 0 => return Err(refused),
+            // What was found is an answer; the next page waits.
+            Err(_) => break,
+        }
         let Some(at) = place.take() else { break };
         let (after, failed, next) = step(&app, &caller, &sync.cursors, at).await?;
         place = next;

@@ -107,6 +107,8 @@ pub(crate) async fn batch_get(
     if let Some(id) = &conversation_id {
         ids::check_conversation_id("conversation_id", id)?;
     }
-    let found = visible::users(&app, &caller, unique_users(user_ids)?, conversation_id).await?;
+    let user_ids = unique_users(user_ids)?;
+    caller.charge(&app, user_ids.len())?;
+    let found = visible::users(&app, &caller, user_ids, conversation_id).await?;
     Ok(Json(Users { users: found.into_iter().map(User::from).collect() }))
 }

@@ -33,6 +33,8 @@ pub enum Delivery {
         catch_up: bool,
         /// Its end.
         done: bool,
+        /// It could not be finished.
+        failed: bool,
     },
     /// An event frame, written.
     Event(Arc<str>),
@@ -47,6 +49,24 @@ pub struct CatchUpPage {
     pub more: Vec<Arc<str>>,
     /// Where to go on; none at the end.
     pub next: Option<String>,
+}
+
+/// What storage has behind a cursor of the client.
+#[derive(Debug)]
+pub enum Compared {
+    /// Messages, ascending.
+    Found {
+        /// Those that come first.
+        items: Vec<Item>,
+        /// Whether there are more.
+        has_more: bool,
+        /// The newest seq of the conversation.
+        end: u64,
+    },
+    /// The user may not see the conversation, or there is none.
+    Invisible,
+    /// The conversation could not be read.
+    Failed,
 }
 
 /// Messages after a place, as storage has them.
@@ -69,8 +89,10 @@ pub enum Input {
     Control,
     /// The answer to [`Job::Authenticate`].
     Authenticated(Result<Arc<Claims>, Error>),
-    /// The answer to [`Job::Recheck`].
-    Rechecked(Result<(), Error>),
+    /// See whether the token has been revoked.
+    Recheck,
+    /// The answer to [`Job::Recheck`], about these claims.
+    Rechecked(Arc<Claims>, Result<(), Error>),
     /// From `sessions`.
     Delivery(Delivery),
     /// Something may have been lost: read it from storage.
@@ -91,14 +113,9 @@ pub enum Input {
     /// The answer to [`Job::CatchUp`].
     CaughtUp(Result<CatchUpPage, Error>),
     /// The answer to [`Job::Compare`].
-    Compared(Result<CatchUpPage, Error>),
-    /// `sessions` ends the session.
-    Kick {
-        /// A close code of API.md.
-        code: u16,
-        /// In words.
-        reason: String,
-    },
+    Compared(Result<Vec<(Arc<str>, Compared)>, Error>),
+    /// The client has asked for more than its share.
+    Exhausted(Error),
     /// The gateway is going away.
     Drain {
         /// When the client should come back.
@@ -124,6 +141,8 @@ pub enum Output {
     },
     /// The session is open: make it known.
     Opened(Opened),
+    /// The client has given a newer token.
+    Renewed(Arc<Claims>),
     /// Do something and bring the answer back.
     Job(Job),
 }
@@ -146,8 +165,8 @@ pub struct Opened {
 pub enum Job {
     /// Verify a token.
     Authenticate(String),
-    /// See whether the token has been revoked.
-    Recheck,
+    /// See whether the newest token has been revoked.
+    Recheck(Arc<Claims>),
     /// Send a message.
     Send {
         /// What was in order.

@@ -3,6 +3,7 @@
 
 pub mod bucket;
 pub mod io;
+mod login;
 pub mod order;
 mod reads;
 pub mod sends;
@@ -14,15 +15,11 @@ use std::{
 };
 
 use axum::extract::ws::Utf8Bytes;
-use kith_kit::{
-    auth::Claims,
-    error::{Error, reason},
-};
-use tonic::Code;
+use kith_kit::{auth::Claims, error::Error};
 
 use self::{
     bucket::Bucket,
-    io::{Delivery, Input, Job, Opened, Output, Settings},
+    io::{Delivery, Input, Job, Output, Settings},
     order::{Item, Need, Order, Outcome},
     sends::{Send, Sends},
 };
@@ -37,6 +34,10 @@ pub const AUTH_DEADLINE: Duration = Duration::from_secs(5);
 pub const CATCH_UP_DEADLINE: Duration = Duration::from_secs(5);
 /// Between two looks whether the token has been revoked. Kicks come at once; this is for one that got lost.
 const RECHECK: Duration = Duration::from_secs(120);
+/// The first look after a token was taken: a kick that came while the session was not known to its owner yet holds within two seconds.
+const FIRST_RECHECK: Duration = Duration::from_millis(1_500);
+/// The next look where storage did not answer.
+const RECHECK_AFTER_FAILURE: Duration = Duration::from_secs(5);
 /// The pause before storage is asked again for what it did not have.
 const LATER: Duration = Duration::from_millis(500);
 /// The pause before a failed read is tried again.
@@ -49,8 +50,12 @@ const TYPING_PAUSE: Duration = Duration::from_secs(2);
 const TYPING_CONVERSATIONS: usize = 16;
 /// Frames that may come before hello.
 const MAX_EARLY: usize = 16;
-/// Cursors compared with storage at once.
+/// Cursors compared with storage at once, and cursors that may wait for that.
 const COMPARE: usize = 20;
+const MAX_COMPARES: usize = 2_000;
+/// A catch-up that failed as often as that holds live messages up no longer. It is tried again all the same, with longer pauses.
+const HELD_FAILURES: u32 = 3;
+const MOST_PATIENT: u32 = 8;
 
 /// Who the client is, once it is known.
 #[derive(Debug)]
@@ -59,8 +64,14 @@ struct Identified {
     expires: Instant,
     recheck: Instant,
     catch_up: CatchUp,
+    /// How often the gateway's own catch-up has failed in a row.
+    failures: u32,
     /// Cursors of the client that are still to be compared with storage.
     cursors: Vec<(Arc<str>, u64)>,
+    /// Those that are being compared.
+    comparing: Vec<(Arc<str>, u64)>,
+    /// When a comparison that failed is tried again.
+    compare_at: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -157,6 +168,7 @@ impl Machine {
                 if let CatchUp::Awaited(at) | CatchUp::Retry(at) = identified.catch_up {
                     next = next.min(at);
                 }
+                next = identified.compare_at.map_or(next, |at| next.min(at));
             }
         }
         self.later.iter().map(|(at, _)| *at).fold(next, Instant::min)
@@ -171,9 +183,15 @@ impl Machine {
         match input {
             Input::Text(text) => self.text(text, now),
             Input::Binary => self.close(close::PROTOCOL, "this subprotocol has text frames only"),
-            Input::Control => self.heard = now,
+            Input::Control => {
+                self.heard = now;
+                if !self.bucket.take(now) {
+                    self.close(close::TOO_MANY, "too many frames");
+                }
+            }
             Input::Authenticated(result) => self.authenticated(result, now, now_ms),
-            Input::Rechecked(result) => self.rechecked(result),
+            Input::Recheck => self.recheck(),
+            Input::Rechecked(claims, result) => self.rechecked(&claims, result),
             Input::Delivery(delivery) => self.delivery(delivery),
             Input::Suspect => self.suspect(),
             Input::Sent { key, id, result } => {
@@ -185,7 +203,7 @@ impl Machine {
             Input::Pulled(id, result) => self.pulled(&id, result, now),
             Input::CaughtUp(result) => self.caught_up(result, now),
             Input::Compared(result) => self.compared(result),
-            Input::Kick { code, reason } => self.close(code, reason),
+            Input::Exhausted(error) => self.close(close::TOO_MANY, error.detail.as_ref()),
             Input::Drain { after_ms } => self.drain(after_ms, now_ms),
             Input::Tick => self.tick(now),
         }
@@ -270,105 +288,17 @@ impl Machine {
         }
     }
 
-    fn auth(&mut self, auth: Auth) {
-        if self.authenticating {
-            // The header's token is being verified: the frame may still bring cursors.
-            if self.pending.is_none() && auth.token.is_none() {
-                self.pending = Some(auth);
-            } else {
-                self.close(close::PROTOCOL, "authentication is under way");
-            }
-            return;
-        }
-        match (&auth.token, &self.identified) {
-            (None, None) => self.close(close::AUTHENTICATION, "auth needs a token"),
-            (None, Some(_)) => self.know_cursors(&auth),
-            (Some(token), _) => {
-                self.authenticating = true;
-                self.out.push(Output::Job(Job::Authenticate(token.clone())));
-                self.pending = Some(auth);
-            }
-        }
-    }
-
-    fn authenticated(&mut self, result: Result<Arc<Claims>, Error>, now: Instant, now_ms: i64) {
-        self.authenticating = false;
-        let auth = self.pending.take();
-        let claims = match result {
-            Ok(claims) => claims,
-            Err(error) => return self.refuse(&error),
-        };
-        let left_ms = i64::try_from(claims.exp).unwrap_or(i64::MAX).saturating_mul(1_000).saturating_sub(now_ms);
-        // Bounded, since an Instant has an end.
-        let left = Duration::from_millis(left_ms.max(0).unsigned_abs()).min(Duration::from_secs(400 * 86_400));
-        if let Some(identified) = &mut self.identified {
-            // A fresh token on a living connection: of the same user and device, or it is another's.
-            if identified.claims.sub != claims.sub || identified.claims.dev != claims.dev {
-                return self.close(close::AUTHENTICATION, "the token is of another user or device");
-            }
-            identified.expires = now + left;
-            identified.claims = claims;
-            if let Some(auth) = auth {
-                self.know_cursors(&auth);
-            }
-            return;
-        }
-        self.open(claims, left, auth.unwrap_or_default(), now, now_ms);
-    }
-
-    fn open(&mut self, claims: Arc<Claims>, left: Duration, auth: Auth, now: Instant, now_ms: i64) {
-        let cursors: Vec<(Arc<str>, u64)> = auth.cursors().map(|(id, seq)| (Arc::from(id), seq)).collect();
-        let resumed = !cursors.is_empty()
-            && auth.resume_token.is_some_and(|token| resume::accepts(&token, &claims.sub, &claims.dev, now_ms));
-        let resume_token = resume::issue(&self.session_id, &claims.sub, &claims.dev, now_ms);
-        let heartbeat_ms = self.settings.heartbeat.as_millis() as u64;
-        self.frame(frame::hello(&self.session_id, &claims.sub, heartbeat_ms, resumed, &resume_token, now_ms));
-        self.order = Order::new(cursors.iter().cloned());
-        self.out.push(Output::Opened(Opened {
-            claims: claims.clone(),
-            session_id: self.session_id.clone(),
-            cursors: cursors.clone(),
-            opened_at: now_ms,
-        }));
-        self.identified = Some(Identified {
-            claims,
-            expires: now + left,
-            recheck: now + RECHECK,
-            catch_up: CatchUp::Awaited(now + CATCH_UP_DEADLINE),
-            cursors,
-        });
-        for text in std::mem::take(&mut self.early) {
-            self.read(text);
-        }
-    }
-
-    fn refuse(&mut self, error: &Error) {
-        let code = match (error.code, error.reason.as_deref()) {
-            (Code::Unauthenticated, Some(reason::EXPIRED)) => close::EXPIRED,
-            (Code::Unauthenticated, Some(reason::REVOKED)) if self.identified.is_some() => close::KICKED,
-            (Code::Unauthenticated, _) => close::AUTHENTICATION,
-            // A part of the platform does not answer: the token may be good.
-            _ => close::TOO_MANY,
-        };
-        self.close(code, error.detail.as_ref());
-    }
-
-    fn rechecked(&mut self, result: Result<(), Error>) {
-        match result {
-            Err(error) if error.code == Code::Unauthenticated => self.refuse(&error),
-            // Storage does not answer: what was true stays true.
-            Ok(()) | Err(_) => {}
-        }
-    }
-
     /// Cursors that came after the session had begun.
     fn know_cursors(&mut self, auth: &Auth) {
         let Some(identified) = &mut self.identified else { return };
-        let cursors: Vec<(Arc<str>, u64)> = auth.cursors().map(|(id, seq)| (Arc::from(id), seq)).collect();
-        for (id, seq) in &cursors {
-            self.order.know(id.clone(), *seq);
+        for (id, seq) in auth.cursors().map(|(id, seq)| (Arc::<str>::from(id), seq)) {
+            if self.order.claim(id.clone(), seq) {
+                identified.cursors.push((id, seq));
+            }
         }
-        identified.cursors.extend(cursors);
+        if identified.cursors.len() > MAX_COMPARES {
+            return self.close(close::TOO_MANY, "too many cursors");
+        }
         if matches!(identified.catch_up, CatchUp::Done) {
             self.compare();
         }
@@ -408,7 +338,7 @@ impl Machine {
     fn delivery(&mut self, delivery: Delivery) {
         match delivery {
             Delivery::Event(text) => self.frame(text.as_ref().to_owned()),
-            Delivery::Messages { items, more, catch_up, done } => {
+            Delivery::Messages { items, more, catch_up, done, failed } => {
                 for item in items.iter() {
                     let item = item.clone();
                     let outcome = if catch_up { self.order.caught_up(item) } else { self.order.live(item) };
@@ -417,6 +347,8 @@ impl Machine {
                 self.more.extend(more.iter().cloned());
                 if done {
                     self.catch_up_done();
+                } else if failed {
+                    self.catch_up_failed();
                 }
             }
         }
@@ -459,14 +391,18 @@ impl Machine {
         if now >= identified.expires {
             return self.close(close::EXPIRED, "the token has expired: get a new one");
         }
-        if now >= identified.recheck {
-            identified.recheck = now + RECHECK;
-            self.out.push(Output::Job(Job::Recheck));
-        }
+        let look = now >= identified.recheck;
+        let compare = identified.compare_at.is_some_and(|at| now >= at);
         if let CatchUp::Awaited(at) | CatchUp::Retry(at) = identified.catch_up
             && now >= at
         {
             self.start_catch_up();
+        }
+        if look {
+            self.recheck();
+        }
+        if compare {
+            self.compare();
         }
     }
 }

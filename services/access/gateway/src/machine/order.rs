@@ -2,7 +2,9 @@
 //!
 //! A live message that follows what was shown is shown. One that leaves a gap waits, and a [`Need`] says what to read from storage to
 //! close it; the answer comes back by [`Order::pulled`]. Of a conversation that was not met yet, nobody knows here what the device has,
-//! so that is asked for first ([`Need::Base`]). Memory is bounded: what does not fit is forgotten and read from storage again.
+//! so that is asked for first ([`Need::Base`]). Where the client says it is counts only as far as it is borne out: by storage
+//! ([`Order::verified`]) or by a message that follows. Until then live messages wait, so that a claim above the end hides none. Memory is
+//! bounded: what does not fit is forgotten and read from storage again.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -73,6 +75,8 @@ enum State {
     Unknown,
     /// The device's cursor is being read.
     Asking,
+    /// `seen` is where the client says that it is.
+    Claimed,
     /// `seen` is what was shown last.
     Steady,
     /// Messages after `seen` are being read.
@@ -103,16 +107,66 @@ pub struct Order {
 impl Order {
     /// A connection that starts with a catch-up, and with the cursors that its client gave.
     pub fn new(cursors: impl IntoIterator<Item = (Arc<str>, u64)>) -> Self {
-        let known = |(id, seen)| (id, Track { state: State::Steady, seen, ..Track::default() });
-        Self { tracks: cursors.into_iter().map(known).collect(), held: true, waiting: 0 }
+        let claimed = |(id, seen)| (id, Track { state: State::Claimed, seen, ..Track::default() });
+        Self { tracks: cursors.into_iter().map(claimed).collect(), held: true, waiting: 0 }
     }
 
-    /// Adds cursors that came later; what has been shown already stays.
-    pub fn know(&mut self, conversation_id: Arc<str>, seen: u64) {
+    /// Adds a cursor that came later; what has been shown already stays. Says whether it is to be verified.
+    pub fn claim(&mut self, conversation_id: Arc<str>, seen: u64) -> bool {
+        self.bound_tracks();
+        if self.tracks.len() >= MAX_TRACKS && !self.tracks.contains_key(&conversation_id) {
+            return false;
+        }
         let track = self.tracks.entry(conversation_id).or_default();
-        if track.state == State::Unknown {
-            track.state = State::Steady;
+        let is_new = track.state == State::Unknown;
+        if is_new {
+            track.state = State::Claimed;
             track.seen = seen;
+        }
+        is_new
+    }
+
+    /// Where the client says that it is in a conversation, until that is borne out.
+    pub fn claimed(&self, conversation_id: &str) -> Option<u64> {
+        self.tracks.get(conversation_id).filter(|t| t.state == State::Claimed).map(|t| t.seen)
+    }
+
+    /// The conversation ends at `end`: the client's claim counts up to there, and up to what has come since.
+    pub fn verified(&mut self, conversation_id: &Arc<str>, end: u64) -> Outcome {
+        let mut outcome = Outcome::default();
+        if let Some(track) = self.tracks.get_mut(conversation_id)
+            && track.state == State::Claimed
+        {
+            track.seen = track.seen.min(end);
+            bear_out(track);
+            if !self.held {
+                settle_known(conversation_id, track, &mut self.waiting, &mut outcome);
+            }
+        }
+        outcome
+    }
+
+    /// A claim could not be looked at: the conversation is as one that was not met yet.
+    pub fn unverified(&mut self, conversation_id: &Arc<str>) -> Outcome {
+        let mut outcome = Outcome::default();
+        if let Some(track) = self.tracks.get_mut(conversation_id)
+            && track.state == State::Claimed
+        {
+            track.state = State::Unknown;
+            track.seen = 0;
+            if !self.held {
+                settle(conversation_id, track, &mut self.waiting, &mut outcome);
+            }
+        }
+        outcome
+    }
+
+    /// A claim is about a conversation that the user may not see: it is forgotten.
+    pub fn denied(&mut self, conversation_id: &str) {
+        if self.claimed(conversation_id).is_some()
+            && let Some(track) = self.tracks.remove(conversation_id)
+        {
+            self.waiting -= track.waiting.len();
         }
     }
 
@@ -121,9 +175,10 @@ impl Order {
         self.tracks.get(conversation_id).filter(|t| matches!(t.state, State::Steady | State::Pulling)).map(|t| t.seen)
     }
 
-    /// What was shown last of all conversations of which it is known.
+    /// What was shown last of all conversations of which it is known, or where the client says that it is.
     pub fn known(&self) -> Vec<(Arc<str>, u64)> {
-        let known = self.tracks.iter().filter(|(_, t)| matches!(t.state, State::Steady | State::Pulling));
+        let is_known = |t: &Track| matches!(t.state, State::Steady | State::Pulling | State::Claimed);
+        let known = self.tracks.iter().filter(|(_, t)| is_known(t));
         known.map(|(id, t)| (id.clone(), t.seen)).collect()
     }
 
@@ -153,6 +208,7 @@ impl Order {
         self.bound_tracks();
         let id = item.conversation_id.clone();
         let track = self.tracks.entry(id.clone()).or_default();
+        follows(track, item.seq);
         let known = matches!(track.state, State::Steady | State::Pulling);
         if known && item.seq <= track.seen {
             return outcome;
@@ -176,10 +232,16 @@ impl Order {
         self.bound_tracks();
         let id = item.conversation_id.clone();
         let track = self.tracks.entry(id.clone()).or_default();
+        follows(track, item.seq);
         match track.state {
             State::Unknown | State::Asking => {
                 track.state = State::Steady;
-                track.seen = item.seq - u64::from(item.seq > 0);
+                track.seen = item.seq.saturating_sub(1);
+            }
+            State::Claimed => {
+                // Not believed: storage has it that the device lacks this one.
+                wait(track, item, &mut self.waiting);
+                return outcome;
             }
             State::Steady | State::Pulling => {}
         }
@@ -276,6 +338,19 @@ impl Order {
     }
 }
 
+/// A claim that a message comes behind is one that may be true.
+fn follows(track: &mut Track, seq: u64) {
+    if track.state == State::Claimed && seq > track.seen {
+        bear_out(track);
+    }
+}
+
+/// Takes the client's word, but for what has come meanwhile: that is shown whatever the client says.
+fn bear_out(track: &mut Track) {
+    track.state = State::Steady;
+    track.seen = track.seen.min(first_waiting(track).saturating_sub(1));
+}
+
 /// Keeps a message that cannot be shown yet, or only its seq when there is no room.
 fn wait(track: &mut Track, item: Item, in_all: &mut usize) {
     track.target = track.target.max(item.seq);
@@ -300,7 +375,7 @@ fn drop_seen(track: &mut Track, in_all: &mut usize) {
 /// Shows what waits and fits, then asks for what is missing.
 fn settle(id: &Arc<str>, track: &mut Track, in_all: &mut usize, outcome: &mut Outcome) {
     match track.state {
-        State::Asking | State::Pulling => {}
+        State::Asking | State::Pulling | State::Claimed => {}
         State::Steady => settle_known(id, track, in_all, outcome),
         State::Unknown if track.target == 0 => {}
         // The first message of all: nothing can be missing before it.

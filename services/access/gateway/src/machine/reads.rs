@@ -6,9 +6,9 @@ use kith_kit::error::Error;
 use tonic::Code;
 
 use super::{
-    AFTER_FAILURE, COMPARE, CatchUp, Machine,
-    io::{CatchUpPage, Job, Output, Pulled},
-    order::Need,
+    AFTER_FAILURE, COMPARE, CatchUp, HELD_FAILURES, MOST_PATIENT, Machine,
+    io::{CatchUpPage, Compared, Job, Output, Pulled},
+    order::{Item, Need},
 };
 
 impl Machine {
@@ -20,6 +20,13 @@ impl Machine {
             let outcome = self.order.release();
             self.apply(outcome);
             self.compare();
+        }
+    }
+
+    /// `tasks` could not finish the catch-up: the gateway goes on from what it has shown.
+    pub(super) fn catch_up_failed(&mut self) {
+        if self.identified.as_ref().is_some_and(|i| matches!(i.catch_up, CatchUp::Awaited(_))) {
+            self.start_catch_up();
         }
     }
 
@@ -36,7 +43,9 @@ impl Machine {
     pub(super) fn start_catch_up(&mut self) {
         if let Some(identified) = &mut self.identified {
             identified.catch_up = CatchUp::Own;
-            self.order.hold();
+            if identified.failures < HELD_FAILURES {
+                self.order.hold();
+            }
             self.catch_up_page(None);
         }
     }
@@ -49,18 +58,23 @@ impl Machine {
     pub(super) fn caught_up(&mut self, result: Result<CatchUpPage, Error>, now: Instant) {
         let Some(identified) = &mut self.identified else { return };
         let Ok(page) = result else {
-            identified.catch_up = CatchUp::Retry(now + AFTER_FAILURE);
+            identified.failures = identified.failures.saturating_add(1);
+            identified.catch_up = CatchUp::Retry(now + AFTER_FAILURE * identified.failures.min(MOST_PATIENT));
+            if identified.failures == HELD_FAILURES {
+                // Each conversation that has something new is still read from where the device stands.
+                let outcome = self.order.release();
+                self.apply(outcome);
+                self.compare();
+            }
             return;
         };
         let again = matches!(identified.catch_up, CatchUp::OwnAgain);
         let done = page.next.is_none() && !again;
         if done {
             identified.catch_up = CatchUp::Done;
+            identified.failures = 0;
         }
-        for item in page.items {
-            let outcome = self.order.caught_up(item);
-            self.apply(outcome);
-        }
+        self.show_caught_up(page.items);
         self.more.extend(page.more);
         if done {
             let outcome = self.order.release();
@@ -73,31 +87,61 @@ impl Machine {
         }
     }
 
-    /// Compares the client's cursors with storage, a few at a time: a client that lost data is behind what its device acknowledged.
-    pub(super) fn compare(&mut self) {
-        let Some(identified) = &mut self.identified else { return };
-        let mut chunk = Vec::new();
-        while chunk.len() < COMPARE
-            && let Some((id, seq)) = identified.cursors.pop()
-        {
-            // What the catch-up has shown needs no second look.
-            if self.order.seen(&id) == Some(seq) {
-                chunk.push((id, seq));
-            }
-        }
-        if !chunk.is_empty() {
-            self.out.push(Output::Job(Job::Compare(chunk)));
-        }
-    }
-
-    pub(super) fn compared(&mut self, result: Result<CatchUpPage, Error>) {
-        // A failure leaves the rest to the next live message, which finds its gap.
-        let page = result.unwrap_or_default();
-        for item in page.items {
+    fn show_caught_up(&mut self, items: Vec<Item>) {
+        for item in items {
             let outcome = self.order.caught_up(item);
             self.apply(outcome);
         }
-        self.more.extend(page.more);
+    }
+
+    /// Compares the client's cursors with storage, a few at a time: a client that lost data is behind what its device acknowledged, and
+    /// one that is wrong may name what does not exist.
+    pub(super) fn compare(&mut self) {
+        let Some(identified) = &mut self.identified else { return };
+        if !identified.comparing.is_empty() {
+            return;
+        }
+        identified.compare_at = None;
+        while identified.comparing.len() < COMPARE
+            && let Some((id, seq)) = identified.cursors.pop()
+        {
+            // What the catch-up has borne out needs no second look.
+            if self.order.claimed(&id) == Some(seq) {
+                identified.comparing.push((id, seq));
+            }
+        }
+        if !identified.comparing.is_empty() {
+            self.out.push(Output::Job(Job::Compare(identified.comparing.clone())));
+        }
+    }
+
+    pub(super) fn compared(&mut self, result: Result<Vec<(Arc<str>, Compared)>, Error>) {
+        let Some(identified) = &mut self.identified else { return };
+        let asked = std::mem::take(&mut identified.comparing);
+        let Ok(compared) = result else {
+            // Live messages of these conversations wait for it.
+            identified.cursors.extend(asked);
+            identified.compare_at = Some(self.now + AFTER_FAILURE);
+            return;
+        };
+        for (id, compared) in compared {
+            match compared {
+                Compared::Found { items, has_more, end } => {
+                    let outcome = self.order.verified(&id, end);
+                    self.apply(outcome);
+                    self.show_caught_up(items);
+                    if has_more {
+                        self.more.insert(id);
+                    }
+                }
+                Compared::Invisible => self.order.denied(&id),
+                Compared::Failed => {
+                    let outcome = self.order.unverified(&id);
+                    self.apply(outcome);
+                    self.more.insert(id);
+                }
+            }
+        }
         self.compare();
     }
 

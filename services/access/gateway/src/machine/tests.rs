@@ -1,12 +1,15 @@
 //! A connection as its client sees it: frames in, frames out, whatever the order.
 
+use kith_kit::error::reason;
 use kith_proto::chat::v1::Receipt;
 use proptest::prelude::*;
 
 use super::{
-    io::{CatchUpPage, Pulled},
+    io::{CatchUpPage, Compared, Pulled},
     *,
 };
+
+mod catch_up;
 
 const NOW_MS: i64 = 1_790_000_000_000;
 
@@ -67,7 +70,7 @@ fn item(id: &str, seq: u64) -> Item {
 
 fn messages(places: &[(&str, u64)], catch_up: bool, done: bool) -> Input {
     let items = places.iter().map(|(id, seq)| item(id, *seq)).collect();
-    Input::Delivery(Delivery::Messages { items, more: Arc::new([]), catch_up, done })
+    Input::Delivery(Delivery::Messages { items, more: Arc::new([]), catch_up, done, failed: false })
 }
 
 fn closed(outputs: &[Output]) -> Option<u16> {
@@ -90,7 +93,12 @@ fn shown(outputs: &[Output]) -> Vec<String> {
         .collect()
 }
 
+/// What is to be done outside, but for looks at the token, which come by the clock.
 fn jobs(outputs: Vec<Output>) -> Vec<Job> {
+    all_jobs(outputs).into_iter().filter(|job| !matches!(job, Job::Recheck(_))).collect()
+}
+
+fn all_jobs(outputs: Vec<Output>) -> Vec<Job> {
     outputs.into_iter().filter_map(|o| if let Output::Job(job) = o { Some(job) } else { None }).collect()
 }
 
@@ -177,6 +185,36 @@ fn an_expired_token_ends_the_session_unless_a_fresh_one_came() {
 }
 
 #[test]
+fn the_newest_token_is_looked_at_again_within_two_seconds() {
+    let mut bench = Bench::live();
+    let asked = all_jobs(bench.after(Duration::from_millis(1_900)));
+    assert!(matches!(&asked[..], [Job::Recheck(claims)] if claims.iat_ms == NOW_MS), "{asked:?}");
+    assert!(all_jobs(bench.after(Duration::from_secs(10))).is_empty());
+    let newer = Arc::new(Claims { iat_ms: NOW_MS + 5, ..(*claims("alice")).clone() });
+    bench.text(r#"{"type":"auth","token":"t2"}"#);
+    let outputs = bench.give(Input::Authenticated(Ok(newer.clone())));
+    assert!(matches!(&outputs[..], [Output::Renewed(renewed)] if renewed.iat_ms == NOW_MS + 5), "{outputs:?}");
+    // An older one changes nothing.
+    bench.text(r#"{"type":"auth","token":"t"}"#);
+    assert!(bench.give(Input::Authenticated(Ok(claims("alice")))).is_empty());
+    let asked = all_jobs(bench.after(Duration::from_millis(1_900)));
+    assert!(matches!(&asked[..], [Job::Recheck(claims)] if Arc::ptr_eq(claims, &newer)), "{asked:?}");
+    let revoked = || Err(Error::unauthenticated("kicked").with_reason(reason::REVOKED));
+    assert_eq!(closed(&bench.give(Input::Rechecked(claims("alice"), revoked()))), None, "that token was replaced");
+    assert_eq!(closed(&bench.give(Input::Rechecked(newer, revoked()))), Some(close::KICKED));
+}
+
+#[test]
+fn a_look_that_storage_did_not_answer_is_repeated_soon() {
+    let mut bench = Bench::live();
+    let asked = all_jobs(bench.after(Duration::from_millis(1_900)));
+    let [Job::Recheck(claims)] = &asked[..] else { panic!("{asked:?}") };
+    bench.give(Input::Rechecked(claims.clone(), Err(Error::unavailable("storage"))));
+    assert_eq!(all_jobs(bench.after(Duration::from_secs(5))).len(), 1);
+    assert_eq!(all_jobs(bench.give(Input::Recheck)).len(), 1, "so is one that was asked for");
+}
+
+#[test]
 fn another_users_token_on_a_living_connection_is_refused() {
     let mut bench = Bench::live();
     bench.text(r#"{"type":"auth","token":"t2"}"#);
@@ -188,6 +226,9 @@ fn too_many_frames_and_wrong_frames_have_their_codes() {
     let mut bench = Bench::live();
     let codes: Vec<_> = (0..110).filter_map(|_| closed(&bench.text(r#"{"type":"ping"}"#))).collect();
     assert_eq!(codes, [close::TOO_MANY]);
+    let mut bench = Bench::live();
+    let codes: Vec<_> = (0..110).filter_map(|_| closed(&bench.give(Input::Control))).collect();
+    assert_eq!(codes, [close::TOO_MANY], "WebSocket pings are frames, too");
     assert_eq!(closed(&Bench::live().text("nonsense")), Some(close::PROTOCOL));
     assert_eq!(closed(&Bench::live().give(Input::Binary)), Some(close::PROTOCOL));
 }
@@ -231,16 +272,9 @@ fn after_a_suspicion_storage_is_read_from_where_the_client_is() {
     assert!(matches!(&again[..], [Job::CatchUp { .. }]), "the second suspicion is not forgotten");
 }
 
-#[test]
-fn the_clients_cursors_are_compared_after_the_catch_up() {
-    let mut bench = Bench::new();
-    bench.text(r#"{"type":"auth","token":"t","cursors":{"d:alice:bob":"5","d:alice:carl":"2"}}"#);
-    bench.give(Input::Authenticated(Ok(claims("alice"))));
-    bench.give(messages(&[("d:alice:carl", 3)], true, false));
-    let asked = jobs(bench.give(messages(&[], true, true)));
-    assert!(matches!(&asked[..], [Job::Compare(cursors)] if cursors[..] == [(Arc::from("d:alice:bob"), 5)]));
-    let page = CatchUpPage { items: vec![item("d:alice:bob", 6)], ..CatchUpPage::default() };
-    assert_eq!(shown(&bench.give(Input::Compared(Ok(page)))), ["d:alice:bob/6"]);
+fn found(id: &str, seqs: &[u64], end: u64) -> Input {
+    let items = seqs.iter().map(|seq| item(id, *seq)).collect();
+    Input::Compared(Ok(vec![(id.into(), Compared::Found { items, has_more: false, end })]))
 }
 
 #[test]
@@ -312,7 +346,13 @@ fn any_input() -> impl Strategy<Value = Input> {
         (proptest::collection::vec(place(), 0..5), any::<bool>(), any::<bool>()).prop_map(
             |(places, catch_up, done)| {
                 let items = places.into_iter().map(|(id, seq)| item(&id, seq)).collect();
-                Input::Delivery(Delivery::Messages { items, more: Arc::new([]), catch_up, done })
+                Input::Delivery(Delivery::Messages {
+                    items,
+                    more: Arc::new([]),
+                    catch_up,
+                    done,
+                    failed: done != catch_up,
+                })
             }
         ),
         Just(()).prop_map(|()| Input::Suspect),
@@ -323,6 +363,8 @@ fn any_input() -> impl Strategy<Value = Input> {
             let items = seqs.into_iter().map(|s| item(&id, s)).collect();
             Input::Pulled(id, Ok(Pulled { items, has_more }))
         }),
+        (id(), 0..12_u64, 0..12_u64).prop_map(|(id, seq, end)| found(&id, &[seq], end)),
+        Just(()).prop_map(|()| Input::Compared(Err(Error::unavailable("x")))),
         proptest::collection::vec(place(), 0..5).prop_map(|places| {
             let items = places.into_iter().map(|(id, seq)| item(&id, seq)).collect();
             Input::CaughtUp(Ok(CatchUpPage { items, more: vec![], next: None }))

@@ -17,7 +17,44 @@ fn seqs(outcome: &Outcome) -> Vec<u64> {
 fn released(cursors: &[(&str, u64)]) -> Order {
     let mut order = Order::new(cursors.iter().map(|(id, seq)| (Arc::from(*id), *seq)));
     order.release();
+    for (id, seq) in cursors {
+        order.verified(&Arc::from(*id), *seq);
+    }
     order
+}
+
+#[test]
+fn a_claim_above_the_end_hides_no_live_message() {
+    let c = Arc::<str>::from("c");
+    let mut order = Order::new([(c.clone(), 1_000_000)]);
+    order.release();
+    assert!(order.live(item("c", 6)).show.is_empty(), "not yet");
+    assert_eq!(seqs(&order.verified(&c, 6)), [6]);
+    assert_eq!(seqs(&order.live(item("c", 7))), [7]);
+    // Claimed on a living connection.
+    assert!(order.claim("new".into(), u64::MAX));
+    order.verified(&"new".into(), 3);
+    assert_eq!(seqs(&order.live(item("new", 4))), [4]);
+    assert!(!order.claim("new".into(), u64::MAX), "what has been shown stays");
+}
+
+#[test]
+fn a_claim_that_cannot_be_looked_at_is_none() {
+    let mut order = Order::new([("c".into(), 9), ("secret".into(), 9)]);
+    order.release();
+    order.live(item("c", 7));
+    assert_eq!(order.unverified(&"c".into()).needs, [Need::Base("c".into())]);
+    assert_eq!(seqs(&order.base(&"c".into(), 6)), [7]);
+    order.live(item("secret", 3));
+    order.denied("secret");
+    assert_eq!((order.known().len(), order.waiting), (1, 0), "nothing is kept of what the user may not see");
+}
+
+#[test]
+fn claims_are_bounded() {
+    let mut order = Order::new([]);
+    let taken = (0..MAX_TRACKS * 2).filter(|n| order.claim(format!("c{n}").into(), 1)).count();
+    assert_eq!(taken, MAX_TRACKS);
 }
 
 #[test]
@@ -184,6 +221,15 @@ impl World {
         }
         let outcome = self.order.release();
         self.take(outcome);
+        for c in 0..self.names.len() {
+            let Some(claim) = self.order.claimed(&self.names[c]) else { continue };
+            let outcome = self.order.verified(&self.names[c], self.newest[c]);
+            self.take(outcome);
+            for seq in claim + 1..=self.newest[c] {
+                let outcome = self.order.caught_up(item(&self.names[c], seq));
+                self.take(outcome);
+            }
+        }
     }
 
     fn run(&mut self, step: &Step) {
@@ -249,5 +295,46 @@ proptest! {
             prop_assert!(shown.last().copied().unwrap_or(base[c]) >= world.heard[c], "nothing that was heard of is left out");
         }
         prop_assert_eq!(world.order.waiting, 0);
+    }
+
+    #[test]
+    fn whatever_a_client_claims_every_live_message_is_shown_once_and_ascending(
+        claim in prop_oneof![0..30_u64, Just(u64::MAX), any::<u64>()],
+        end in 0..20_u64,
+        early in 0..5_u64,
+        late in 1..5_u64,
+        looked_at in any::<bool>(),
+    ) {
+        let c = Arc::<str>::from("c");
+        let mut order = Order::new([(c.clone(), claim)]);
+        let mut shown = Vec::new();
+        let mut needs = Vec::new();
+        let mut take = |outcome: Outcome, needs: &mut Vec<Need>| {
+            shown.extend(seqs(&outcome));
+            needs.extend(outcome.needs);
+        };
+        let newest = end + early + late;
+        for seq in end + 1..=end + early {
+            take(order.live(item("c", seq)), &mut needs);
+        }
+        take(order.release(), &mut needs);
+        take(if looked_at { order.verified(&c, end + early) } else { order.unverified(&c) }, &mut needs);
+        for seq in end + early + 1..=newest {
+            take(order.live(item("c", seq)), &mut needs);
+        }
+        while let Some(need) = needs.pop() {
+            let outcome = match need {
+                Need::Base(id) => order.base(&id, end),
+                Need::Pull { conversation_id, after } => {
+                    order.pulled(&conversation_id, (after + 1..=newest).map(|s| item("c", s)).collect(), false)
+                }
+            };
+            take(outcome, &mut needs);
+        }
+        prop_assert!(shown.windows(2).all(|w| w[0] < w[1]), "{:?}", shown);
+        for seq in end + 1..=newest {
+            // What came before the claim could be looked at and lies below it is the client's own word.
+            prop_assert!(shown.contains(&seq) || (seq <= claim && claim <= end + early), "{} of {:?}", seq, shown);
+        }
     }
 }
