@@ -8,8 +8,7 @@ pub struct AppendRequest {
     /// The sender need not be a member: system accounts and business lines.
     #[prost(bool, tag = "3")]
     pub privileged: bool,
-    /// Of a direct conversation that is opened if it is not there: the user that the sender writes to. Several where its id can be read in
-    /// several ways: the first that exists, at most 64. NOT_FOUND if none does.
+    /// Of a direct conversation that is opened if it is not there: the other user of it, at most one. NOT_FOUND if that user does not exist.
     #[prost(string, repeated, tag = "4")]
     pub peers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
@@ -185,6 +184,7 @@ pub struct ReactRequest {
     pub seq: u64,
     #[prost(string, tag = "3")]
     pub user_id: ::prost::alloc::string::String,
+    /// One emoji, kept without U+FE0F, or a shortcode \[a-z0-9\_+-\]{1,32}.
     #[prost(string, tag = "4")]
     pub emoji: ::prost::alloc::string::String,
     /// False takes the reaction away.
@@ -288,8 +288,9 @@ pub mod messages_client {
             self
         }
         /// Stores a message: success means on disk and on ackReplicas replicas. The conversation must exist (OpenDirect, CreateConversation), but
-        /// for a direct one whose `peers` are given: their first message opens it.
-        /// The sender's right to write is decided in the same atomic step: PERMISSION_DENIED with reason NOT_MEMBER, BLOCKED or MUTED.
+        /// for a direct one whose peer is given: the first message opens it.
+        /// The sender's right to write is decided in the same atomic step: PERMISSION_DENIED with reason BLOCKED or MUTED; who is no member gets
+        /// the NOT_FOUND of a conversation that does not exist.
         /// The same (sender, client_msg_id) with another payload: ALREADY_EXISTS. UNAVAILABLE and DEADLINE_EXCEEDED: outcome unknown, retry
         /// with the same client_msg_id. RESOURCE_EXHAUSTED: the outbox, the queue or the hot limit is full.
         pub async fn append(
@@ -469,8 +470,9 @@ pub mod messages_server {
     #[async_trait]
     pub trait Messages: std::marker::Send + std::marker::Sync + 'static {
         /// Stores a message: success means on disk and on ackReplicas replicas. The conversation must exist (OpenDirect, CreateConversation), but
-        /// for a direct one whose `peers` are given: their first message opens it.
-        /// The sender's right to write is decided in the same atomic step: PERMISSION_DENIED with reason NOT_MEMBER, BLOCKED or MUTED.
+        /// for a direct one whose peer is given: the first message opens it.
+        /// The sender's right to write is decided in the same atomic step: PERMISSION_DENIED with reason BLOCKED or MUTED; who is no member gets
+        /// the NOT_FOUND of a conversation that does not exist.
         /// The same (sender, client_msg_id) with another payload: ALREADY_EXISTS. UNAVAILABLE and DEADLINE_EXCEEDED: outcome unknown, retry
         /// with the same client_msg_id. RESOURCE_EXHAUSTED: the outbox, the queue or the hot limit is full.
         async fn append(
@@ -946,6 +948,16 @@ pub mod messages_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetVersionRequest {
+    #[prost(uint32, tag = "1")]
+    pub partition: u32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetVersionResponse {
+    #[prost(uint64, tag = "1")]
+    pub ver: u64,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Member {
     #[prost(string, tag = "1")]
@@ -1303,6 +1315,9 @@ pub struct ListMembersRequest {
     /// NOT_FOUND unless this user is a member. Empty: trusted callers.
     #[prost(string, tag = "4")]
     pub user_id: ::prost::alloc::string::String,
+    /// At most 100: only those of them who are members, in one answer. Without limit and cursor.
+    #[prost(string, repeated, tag = "5")]
+    pub user_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListMembersResponse {
@@ -1850,6 +1865,32 @@ pub mod conversations_client {
                 .insert(GrpcMethod::new("kith.storage.v1.Conversations", "ListMembers"));
             self.inner.unary(req, path, codec).await
         }
+        /// How far a partition has come: the version of its newest committed event. Whoever reads the event log knows by it that a record of a
+        /// higher version is not storage's.
+        pub async fn get_version(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetVersionRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetVersionResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/kith.storage.v1.Conversations/GetVersion",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("kith.storage.v1.Conversations", "GetVersion"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1983,6 +2024,15 @@ pub mod conversations_server {
             request: tonic::Request<super::ListMembersRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ListMembersResponse>,
+            tonic::Status,
+        >;
+        /// How far a partition has come: the version of its newest committed event. Whoever reads the event log knows by it that a record of a
+        /// higher version is not storage's.
+        async fn get_version(
+            &self,
+            request: tonic::Request<super::GetVersionRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetVersionResponse>,
             tonic::Status,
         >;
     }
@@ -2783,6 +2833,51 @@ pub mod conversations_server {
                     };
                     Box::pin(fut)
                 }
+                "/kith.storage.v1.Conversations/GetVersion" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetVersionSvc<T: Conversations>(pub Arc<T>);
+                    impl<
+                        T: Conversations,
+                    > tonic::server::UnaryService<super::GetVersionRequest>
+                    for GetVersionSvc<T> {
+                        type Response = super::GetVersionResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetVersionRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Conversations>::get_version(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetVersionSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 _ => {
                     Box::pin(async move {
                         let mut response = http::Response::new(
@@ -2922,6 +3017,9 @@ pub struct ListFriendsRequest {
     pub limit: u32,
     #[prost(string, tag = "3")]
     pub cursor: ::prost::alloc::string::String,
+    /// At most 100: only those of them who are friends, in one answer. Without limit and cursor.
+    #[prost(string, repeated, tag = "4")]
+    pub user_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListFriendsResponse {
@@ -3050,10 +3148,10 @@ pub struct Device {
     pub device_id: ::prost::alloc::string::String,
     #[prost(enumeration = "super::super::chat::v1::Platform", tag = "2")]
     pub platform: i32,
-    /// apns, fcm, webhook or empty
+    /// apns, fcm, webpush, webhook or empty
     #[prost(string, tag = "3")]
     pub push_provider: ::prost::alloc::string::String,
-    /// Never logged.
+    /// Never logged, and of a webhook passed on to the line's own address: never itself an address that is called.
     #[prost(string, tag = "4")]
     pub push_token: ::prost::alloc::string::String,
     #[prost(int64, tag = "5")]
@@ -3065,9 +3163,12 @@ pub struct PutDeviceRequest {
     pub user_id: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "2")]
     pub device: ::core::option::Option<Device>,
+    /// True: provider and token become the device's, and empty ones take it off. False: empty ones leave what is stored.
+    #[prost(bool, tag = "3")]
+    pub set_push: bool,
     /// When the token was issued on whose behalf the row is written, Unix ms: UNAUTHENTICATED, reason REVOKED, and nothing written, where
     /// that token has been revoked. 0: on nobody's.
-    #[prost(int64, tag = "3")]
+    #[prost(int64, tag = "4")]
     pub token_issued_at: i64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -172,7 +172,7 @@ impl Core {
         let field = device_field(&request.user_id, &request.device_id);
         self.update(self.partition(&request.user_id), vec![field.clone()], |values| {
             Ok(if values[0].is_some() {
-                Plan::new(vec![Op::Delete(field.clone())], true)
+                Plan::freeing(vec![Op::Delete(field.clone())], true)
             } else {
                 Plan::nothing(false)
             })
@@ -217,7 +217,7 @@ impl Core {
                 data["dropped"] = dropped.into();
             }
             ops.push(Op::Emit(event::body("token.revoked", &user_id, now, &data)));
-            Ok(Plan::new(ops, ()))
+            Ok(Plan::freeing(ops, ()))
         })
         .await
     }
