@@ -34,8 +34,6 @@ use crate::{admin::Readiness, backoff::Backoff, config::Kafka};
 
 /// Events a handler gets at once, at most.
 pub const BATCH: usize = 256;
-/// Types whose versions rise without being gapless.
-const UNCOUNTED: &str = "dev.kith.session.";
 /// A poll returns after this when there is nothing, for housekeeping.
 const POLL: Duration = Duration::from_millis(20);
 /// Messages taken between two rounds of housekeeping, at most.

@@ -123,7 +123,8 @@ impl SessionEvent {
             ("ce_kithver", &ver),
             ("content-type", "application/json"),
         ];
-        let record = Record { topic, partition: Some(place), key: &self.session.user, headers: &headers, payload: &data };
+        let record =
+            Record { topic, partition: Some(place), key: &self.session.user, headers: &headers, payload: &data };
         producer.send(&record).map_err(|e| e.to_string())
     }
 }

@@ -20,7 +20,13 @@ async fn alice() -> Core {
 
 async fn put(core: &Core, device_id: &str, last_seen: i64, token_issued_at: i64) -> Result<(), Error> {
     let device = Device { device_id: device_id.into(), platform: 1, last_seen, ..Device::default() };
-    core.put_device(PutDeviceRequest { user_id: "alice".into(), device: Some(device), token_issued_at }).await
+    core.put_device(PutDeviceRequest {
+        user_id: "alice".into(),
+        device: Some(device),
+        set_push: false,
+        token_issued_at,
+    })
+    .await
 }
 
 async fn revoke_device(core: &Core, device_id: &str, at: i64) {

@@ -448,8 +448,7 @@ mod tests {
         // The verdict was read before the block: the call goes on as if there was none.
         let block = SetBlockRequest { user_id: "bob".into(), target_id: "alice".into(), blocked: true };
         core.set_block(block).await.unwrap();
-        let peers = ["bob".to_owned()];
-        let refused = core.first_message(&pair.id, "alice", &peers, &message).await.unwrap_err();
+        let refused = core.first_message(&pair.id, "alice", "bob", &message).await.unwrap_err();
         assert_eq!(refused.code, Code::PermissionDenied);
         let data = engine.copy();
         assert!(data.values().all(|d| d.messages.is_empty() && d.scores.values().all(|s| s.is_empty())));

@@ -11,8 +11,8 @@ pub(super) use verdict::{Verdict, verdict};
 use super::partition::Pending;
 use crate::{
     engine::{
-        Append, Cursor, CursorKind, EngineError, Entry, Expect, FieldPage, Got, HeadRow, History, ListRow, MemberPage,
-        MemberRow, Op, Range, Spot, Stored, Swap, Want, Window, Write,
+        Append, Cursor, EngineError, Entry, Expect, FieldPage, Got, HeadRow, History, ListRow, MemberPage, MemberRow,
+        Op, Range, Spot, Stored, Swap, Want, Window, Write,
     },
     event::{self, FOUND},
 };
