@@ -128,65 +128,143 @@ local function trim(keys, args)
   return { p.ver }
 end
 
--- Whether `sender` may write to the conversation now; a refusal in words otherwise.
-local function may_write(p, cid, sender, now, group_muted)
-  local row = server.call('HGET', p.tag .. 'g:' .. cid, sender)
+-- The rule by which everything that a user adds to a conversation is allowed, for appends, edits and reactions alike: 'OK', or why not; nil
+-- and what is damaged otherwise. `muted` and `dissolved` are the conversation's own fields.
+local function may_write(p, cid, user, now, muted, dissolved)
+  local row = server.call('HGET', p.tag .. 'g:' .. cid, user)
   if not row then return 'NOT_MEMBER' end
   local role, muted_until, blocked = string.match(row, '^(%d)|%d+|%d+|(%d+)|(%d)$')
-  if not role then return nil, p.tag .. 'g:' .. cid .. ' ' .. sender end
+  if not role then return nil, p.tag .. 'g:' .. cid .. ' ' .. user end
+  -- After the membership: who is no member is not told that there has been such a group.
+  if dissolved == '1' then return 'DISSOLVED' end
   if blocked == '1' then return 'BLOCKED' end
   if tonumber(muted_until) > now then return 'MUTED' end
-  if group_muted == '1' and role == '1' then return 'MUTED' end
+  if muted == '1' and role == '1' then return 'MUTED' end
   return 'OK'
 end
 
+-- The refusal that follows from the rule; none if the user may.
+local function unwritable(p, cid, user, now, muted, dissolved)
+  local verdict, corrupt = may_write(p, cid, user, now, muted, dissolved)
+  if corrupt then return fail('K1CORRUPT ' .. corrupt) end
+  if verdict ~= 'OK' then return fail('K1REFUSE ' .. verdict) end
+  return nil
+end
+
+-- Carries out an operation S, N, D, Z, X or Y, which stands at args[i]; answers the number of its words, nil for another operation.
+local function write(p, args, i)
+  local op, key = args[i], p.tag .. (args[i + 1] or '')
+  if op == 'S' or op == 'N' then
+    server.call(op == 'S' and 'HSET' or 'HSETNX', key, args[i + 2], args[i + 3])
+    local names = index_of(p, args[i + 1])
+    if names then server.call('ZADD', names, 0, args[i + 2]) end
+    return 4
+  elseif op == 'D' then
+    server.call('HDEL', key, args[i + 2])
+    local names = index_of(p, args[i + 1])
+    if names then server.call('ZREM', names, args[i + 2]) end
+    return 3
+  elseif op == 'Z' then
+    server.call('ZADD', key, args[i + 2], args[i + 3])
+    return 4
+  elseif op == 'X' then
+    server.call('ZADD', key, 'XX', args[i + 2], args[i + 3])
+    return 4
+  elseif op == 'Y' then
+    server.call('ZREM', key, args[i + 2])
+    return 3
+  end
+  return nil
+end
+
+-- Carries out the operations from args[i] on, E (emit) among them.
+local function carry_out(p, args, i)
+  while args[i] do
+    local words = write(p, args, i)
+    if not words then
+      emit(p, args[i + 1])
+      words = 2
+    end
+    i = i + words
+  end
+end
+
+-- How old a message may be that a retry finds.
+local RETRY_MS = 48 * 3600 * 1000
+
+-- The time in a row's message id: 48 bits of Unix ms stand first.
+local function sent_at(row)
+  local at = 0
+  for i = 1, 6 do
+    at = at * 256 + string.byte(row, i)
+  end
+  return at
+end
+
+-- Seq and row of the message that an earlier call has stored under the identity of `row`, which ends at byte `last`; nothing if there is
+-- none of the last 48 hours.
+local function sent_before(p, cid, days, hash, row, last, now)
+  for _, day in ipairs(days) do
+    local seq = server.call('HGET', p.tag .. 'd:' .. day .. ':' .. cid, hash)
+    local found = seq and server.call('XRANGE', p.tag .. 'm:' .. cid, seq .. '-0', seq .. '-0')
+    local stored = found and found[1] and found[1][2][2]
+    -- Another sender's or another id's row under the same hash is a collision, not a duplicate.
+    if stored and string.sub(stored, 17, last) == string.sub(row, 17, last) and now - sent_at(stored) <= RETRY_MS then
+      return seq, stored
+    end
+  end
+  return nil
+end
+
 -- append: conversation, sender, day, yesterday, dedupe hash, dedupe lifetime in seconds, length of the row's identity, now, hot limit,
--- privileged, row. Answers version, seq, and the stored row when an earlier call had stored it.
+-- privileged, row, tomorrow, the day before yesterday, then operations as of cas that make the conversation where it does not stand. They are
+-- carried out with the message or not at all. Answers version, seq, and the stored row when an earlier call had stored it (whether it says
+-- the same is for the caller to see), or nothing and 1 when the conversation was made.
+--
+-- The days are those of the caller's clock, and clocks differ: around midnight an earlier call may stand under the day after; and 24 hours
+-- after a slow clock's midnight a fast one is two days ahead. An older storage service names two days, and is told OTHER_PAYLOAD.
 local function append(keys, args)
   local p, refused = open(keys, args)
   if not p then return refused end
-  local cid, sender, row = args[3], args[4], args[13]
+  local cid, sender, row, now, privileged = args[3], args[4], args[13], tonumber(args[10]), args[12] == '1'
   local ckey, mkey = p.tag .. 'c:' .. cid, p.tag .. 'm:' .. cid
   local c = server.call('HMGET', ckey, 's', 'f', 'mu', 'di')
-  if not c[1] then return fail('K1REFUSE NO_CONVERSATION') end
-  if not tonumber(c[1]) then return fail('K1CORRUPT ' .. ckey .. ' s') end
-  local dkey = p.tag .. 'd:' .. args[5] .. ':' .. cid
-  local seen = server.call('HGET', dkey, args[7])
-  local fresh = not seen
-  if fresh then
-    seen = server.call('HGET', p.tag .. 'd:' .. args[6] .. ':' .. cid, args[7])
-  end
+  local makes = not c[1] and args[16]
+  if not c[1] and not makes then return fail('K1REFUSE NO_CONVERSATION') end
+  local end_seq = tonumber(c[1] or '0')
+  if not end_seq then return fail('K1CORRUPT ' .. ckey .. ' s') end
+  local days = { args[5], args[14], args[6], args[15] }
+  if not args[14] then days = { args[5], args[6] } end
+  local seen, stored = sent_before(p, cid, days, args[7], row, 16 + tonumber(args[9]), now)
   if seen then
-    local found = server.call('XRANGE', mkey, seen .. '-0', seen .. '-0')
-    local stored = found[1] and found[1][2][2]
-    local last = 16 + tonumber(args[9])
-    -- Another sender's or another id's row under the same hash is a collision, not a duplicate.
-    if stored and string.sub(stored, 17, last) == string.sub(row, 17, last) then
-      if string.sub(stored, 17) ~= string.sub(row, 17) then return fail('K1REFUSE OTHER_PAYLOAD') end
-      close(p, args)
-      return { p.ver, tonumber(seen), stored }
-    end
+    if not args[14] and string.sub(stored, 17) ~= string.sub(row, 17) then return fail('K1REFUSE OTHER_PAYLOAD') end
+    close(p, args)
+    return { p.ver, tonumber(seen), stored }
   end
-  if c[4] == '1' then return fail('K1REFUSE DISSOLVED') end
-  if args[12] ~= '1' then
-    local verdict, corrupt = may_write(p, cid, sender, tonumber(args[10]), c[3])
-    if corrupt then return fail('K1CORRUPT ' .. corrupt) end
-    if verdict ~= 'OK' then return fail('K1REFUSE ' .. verdict) end
+  local gkey = p.tag .. 'g:' .. cid
+  if privileged then
+    if c[4] == '1' then return fail('K1REFUSE DISSOLVED') end
+  elseif not makes or server.call('HEXISTS', gkey, sender) == 1 then
+    -- A block may have written the sender's row before the conversation was made.
+    local unallowed = unwritable(p, cid, sender, now, c[3], c[4])
+    if unallowed then return unallowed end
   end
-  local seq = tonumber(c[1]) + 1
+  local seq = end_seq + 1
   if seq - (tonumber(c[2] or '0')) > tonumber(args[11]) then return fail('K1REFUSE HOT_LIMIT') end
   local s = n(seq)
   server.call('XADD', mkey, s .. '-0', 'm', row)
+  if makes then carry_out(p, args, 16) end
   server.call('HSET', ckey, 's', s, 'a', args[10])
+  local dkey = p.tag .. 'd:' .. args[5] .. ':' .. cid
   server.call('HSET', dkey, args[7], s)
-  if fresh and server.call('HLEN', dkey) == 1 then
-    server.call('EXPIRE', dkey, args[8])
+  server.call('EXPIRE', dkey, args[8], 'NX')
+  -- Who sends has read.
+  if not privileged or server.call('HEXISTS', gkey, sender) == 1 then
+    server.call('HSET', p.tag .. 'r:' .. cid, 's' .. sender, s, 'r' .. sender, s)
   end
-  if args[12] ~= '1' then
-    server.call('HSET', p.tag .. 'r:' .. cid, 's' .. sender, s)
-  end
-  emit(p, 'm' .. s .. ' ' .. cid, args[12] == '1')
+  emit(p, 'm' .. s .. ' ' .. cid, privileged)
   close(p, args)
+  if makes then return { p.ver, seq, false, 1 } end
   return { p.ver, seq }
 end
 
@@ -311,35 +389,10 @@ local function index(keys, args)
   return { p.ver }
 end
 
--- Carries out an operation S, D, Z, X or Y, which stands at args[i]; answers the number of its words, nil for another operation.
-local function write(p, args, i)
-  local op, key = args[i], p.tag .. (args[i + 1] or '')
-  if op == 'S' then
-    server.call('HSET', key, args[i + 2], args[i + 3])
-    local names = index_of(p, args[i + 1])
-    if names then server.call('ZADD', names, 0, args[i + 2]) end
-    return 4
-  elseif op == 'D' then
-    server.call('HDEL', key, args[i + 2])
-    local names = index_of(p, args[i + 1])
-    if names then server.call('ZREM', names, args[i + 2]) end
-    return 3
-  elseif op == 'Z' then
-    server.call('ZADD', key, args[i + 2], args[i + 3])
-    return 4
-  elseif op == 'X' then
-    server.call('ZADD', key, 'XX', args[i + 2], args[i + 3])
-    return 4
-  elseif op == 'Y' then
-    server.call('ZREM', key, args[i + 2])
-    return 3
-  end
-  return nil
-end
-
--- cas: number of conditions, conditions (suffix, field, '=' .. value, '+' present or '-' absent; suffix, prefix of fields, '<' .. how many
--- there may be at most after one more), then operations:
+-- cas: number of conditions, conditions (suffix, field, '=' .. value, '+' present, '-' absent, or 'w' .. now: the suffix is of members, of
+-- whom the one named may write; suffix, prefix of fields, '<' .. how many there may be at most after one more), then operations:
 --   S suffix field value    set a field          D suffix field    delete it
+--   N suffix field value    set it unless it is there
 --   Z suffix score member   set a score          Y suffix member   remove it
 --   X suffix score member   set the score of a member that is there
 --   E body                  emit an event
@@ -352,6 +405,11 @@ local function cas(keys, args)
     local want = string.sub(args[i + 2], 1, 1)
     if want == '<' then
       if count(p, args[i], args[i + 1]) >= tonumber(string.sub(args[i + 2], 2)) then return fail('K1REFUSE FULL') end
+    elseif want == 'w' then
+      local cid = string.sub(args[i], 3)
+      local c = server.call('HMGET', p.tag .. 'c:' .. cid, 'mu', 'di')
+      local unallowed = unwritable(p, cid, args[i + 1], tonumber(string.sub(args[i + 2], 2)), c[1], c[2])
+      if unallowed then return unallowed end
     else
       local stored = server.call('HGET', p.tag .. args[i], args[i + 1])
       local holds = not stored
@@ -364,20 +422,13 @@ local function cas(keys, args)
     end
     i = i + 3
   end
-  while args[i] do
-    local words = write(p, args, i)
-    if not words then
-      emit(p, args[i + 1])
-      words = 2
-    end
-    i = i + words
-  end
+  carry_out(p, args, i)
   close(p, args)
   return { p.ver, p.events }
 end
 
 -- Operations of restore, with the number of their words.
-local WORDS = { S = 4, D = 3, Z = 4, X = 4, Y = 3, M = 4, I = 6 }
+local WORDS = { S = 4, N = 4, D = 3, Z = 4, X = 4, Y = 3, M = 4, I = 6 }
 
 -- Why the rows of a restoration cannot be written; none if they can. A row stands already, or comes behind the newest.
 local function unfit(p, args)
@@ -668,11 +719,13 @@ reading('k1_version', version)
 mutation('k1_claim', claim, { 'allow-oom' })
 mutation('k1_trim', trim, { 'allow-oom' })
 mutation('k1_append', append)
-mutation('k1_cursor', cursor)
+mutation('k1_cursor', cursor, { 'allow-oom' })
 mutation('k1_hints', hints)
 mutation('k1_enter', enter)
 mutation('k1_index', index, { 'allow-oom' })
 mutation('k1_cas', cas)
+-- For what takes away, or writes over little: at full memory a user can still free what is theirs.
+mutation('k1_free', cas, { 'allow-oom' })
 mutation('k1_restore', restore)
 reading('k1_get', get)
 reading('k1_history', history)

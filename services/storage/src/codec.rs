@@ -133,6 +133,13 @@ impl Row {
     }
 }
 
+/// When a row was stored, Unix ms; none for bytes that are too short.
+#[cfg(test)]
+pub(crate) fn sent_at(row: &[u8]) -> Option<i64> {
+    let (first, _) = row.split_first_chunk::<6>()?;
+    Some(first.iter().fold(0, |at, byte| at << 8 | i64::from(*byte)))
+}
+
 fn put_varint(out: &mut BytesMut, mut value: usize) {
     while value >= 0x80 {
         out.put_u8(value as u8 | 0x80);

@@ -164,7 +164,6 @@ struct Member {
     admin: bool,
     blocked: bool,
     read: u64,
-    own: u64,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -278,7 +277,7 @@ impl Talk {
         match self.members.get_mut(&by) {
             None => return refused("PERMISSION_DENIED NOT_MEMBER"),
             Some(member) if member.blocked => return refused("PERMISSION_DENIED BLOCKED"),
-            Some(member) => member.own = seq,
+            Some(member) => member.read = seq,
         }
         self.messages.push(Message { by, id, text, edited: None, recalled: false, reactions: BTreeMap::new() });
         Seen::Stored { seq, duplicate: false }
@@ -350,6 +349,7 @@ impl Talk {
     }
 
     fn edit(&mut self, seq: u8, by: u8, text: u8) -> Seen {
+        let blocked = self.viewer(by).is_some_and(|m| m.blocked);
         let Some(message) = self.visible(seq, by) else { return refused("NOT_FOUND") };
         if message.by != by {
             return refused("PERMISSION_DENIED NOT_ALLOWED");
@@ -357,11 +357,15 @@ impl Talk {
         if message.recalled {
             return refused("NOT_FOUND");
         }
+        if blocked {
+            return refused("PERMISSION_DENIED BLOCKED");
+        }
         message.edited = Some(text);
         Seen::Done
     }
 
     fn react(&mut self, seq: u8, by: u8, emoji: u8, add: bool) -> Seen {
+        let blocked = self.viewer(by).is_some_and(|m| m.blocked);
         let Some(message) = self.visible(seq, by) else { return refused("NOT_FOUND") };
         if message.recalled {
             return refused("NOT_FOUND");
@@ -370,8 +374,11 @@ impl Talk {
         let before = users.len();
         if !add {
             users.retain(|u| *u != by);
-        } else if !users.contains(&by) {
+        } else if !users.contains(&by) && !blocked {
             users.push(by);
+        } else if !users.contains(&by) {
+            message.reactions.retain(|_, users| !users.is_empty());
+            return refused("PERMISSION_DENIED BLOCKED");
         }
         let changed = users.len() != before;
         message.reactions.retain(|_, users| !users.is_empty());
@@ -415,7 +422,7 @@ impl Talk {
         Some(HeadView {
             seq,
             read: member.read,
-            unread: seq.saturating_sub(member.behind().max(member.read).max(member.own)),
+            unread: seq.saturating_sub(member.behind().max(member.read)),
             members: self.members.len() as u64,
             last: (seq > member.behind()).then_some(seq),
         })

@@ -299,8 +299,8 @@ impl Core {
         // A non-member's call must not tell that the conversation exists.
         let data = json!({"conversation_id": id, "user_id": user_id, "read_seq": FOUND.to_string()});
         let moved = self.move_cursor(&id, &user_id, CursorKind::Read, seq, "receipt.read", data).await?;
-        let unread = self.seen(&user_id, &id).await?.unread();
-        Ok(MarkReadResponse { read_seq: moved, unread })
+        let seen = self.seen(&user_id, &id).await?;
+        Ok(MarkReadResponse { read_seq: moved.max(seen.read), unread: seen.unread() })
     }
 
     pub(super) async fn move_cursor(
@@ -366,7 +366,8 @@ impl Core {
             let passed = |wanted: &dyn Fn(&str) -> bool| {
                 cursors.iter().any(|(name, at)| wanted(name) && model::number::<u64>(at).is_some_and(|at| at >= seq))
             };
-            if passed(&|name| name.strip_prefix('r') == Some(&user)) {
+            // Who has sent has read.
+            if passed(&|name| name.strip_prefix(['r', 's']) == Some(&user)) {
                 response.read_by.push(user.clone());
             }
             if passed(&|name| name.strip_prefix('d').and_then(|d| d.split_once('/')).is_some_and(|(u, _)| u == user)) {

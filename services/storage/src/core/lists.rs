@@ -81,7 +81,7 @@ impl Core {
             Op::Emit(event::body("list.left", user_id, Self::now(), &data)),
         ];
         let swap = Swap { conditions: Vec::new(), ops };
-        self.engine().swap(self.partition(user_id), swap, Self::end()).await?;
+        self.engine().free(self.partition(user_id), swap, Self::end()).await?;
         Ok(true)
     }
 

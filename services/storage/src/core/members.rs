@@ -187,7 +187,7 @@ impl Core {
         });
         ops.push(Op::Emit(event::body("member.removed", id, now, &data)));
         let conditions = vec![condition(Field::new(c, "mv"), Some(head.member_version.to_string().into()))];
-        self.engine().swap(self.partition(id), Swap { conditions, ops }, Self::end()).await?;
+        self.engine().free(self.partition(id), Swap { conditions, ops }, Self::end()).await?;
         Ok(RemoveMembersResponse { removed, member_version: version })
     }
 

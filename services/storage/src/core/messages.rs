@@ -13,12 +13,13 @@ use kith_proto::{
 use rand::RngExt;
 use serde::Serialize;
 use serde_json::json;
+use tonic::Code;
 use ulid::Ulid;
 
 use super::{
     Core, Plan, check,
     model::{self, Overlay, Seen, key},
-    no_conversation,
+    no_conversation, same,
 };
 use crate::{
     codec,
@@ -55,6 +56,7 @@ impl Core {
             now_ms,
             privileged,
             hot_limit: self.0.limits.messages_per_conversation,
+            opening: Vec::new(),
         };
         let may_be_first = !peers.is_empty() && !self.0.hints.knows(&conversation_id);
         let Appended { seq, earlier } = if may_be_first {
@@ -71,6 +73,9 @@ impl Core {
             Some(row) => {
                 let row = codec::unpack(row)
                     .map_err(|e| model::corrupt(&format!("m:{conversation_id} {seq}"), &e.to_string()))?;
+                if !same::message(&row, &draft) {
+                    return Err(other_message());
+                }
                 (row.id, row.sent_at())
             }
         };
@@ -129,7 +134,7 @@ impl Core {
             .collect::<Result<_, _>>()?;
         let has_more = match window {
             Window::After(after) => messages.last().map_or(after.max(hidden), |m| m.seq) < seq && !messages.is_empty(),
-            _ => messages.first().is_some_and(|m| m.seq > hidden + 1),
+            _ => messages.first().is_some_and(|m| m.seq.saturating_sub(1) > hidden),
         };
         Ok(ListMessagesResponse { messages, has_more, seq })
     }
@@ -181,11 +186,13 @@ impl Core {
         Field::new(key::overlays(id), seq.to_string())
     }
 
-    /// Changes a message's overlay and emits an event; `change` says false when nothing is to be changed.
+    /// Changes a message's overlay and emits an event; `change` says false when nothing is to be changed. What a `writer` adds needs the right to
+    /// write in that moment; without one the change takes something away.
     async fn change_overlay(
         &self,
         id: &str,
         seq: u64,
+        writer: Option<&str>,
         event: impl Fn() -> Bytes + Send + Sync,
         change: impl Fn(&mut Overlay) -> Result<bool, Error> + Send + Sync,
     ) -> Result<bool, Error> {
@@ -198,7 +205,11 @@ impl Core {
                 return Ok(Plan::nothing(false));
             }
             let packed = serde_json::to_vec(&overlay).map_err(|e| Error::internal(e.to_string()))?;
-            Ok(Plan::new(vec![Op::Set(field.clone(), packed.into()), Op::Emit(event())], true))
+            let ops = vec![Op::Set(field.clone(), packed.into()), Op::Emit(event())];
+            Ok(match writer {
+                Some(user_id) => Plan::new(ops, true).by_writer(id, user_id, Self::now()),
+                None => Plan::freeing(ops, true),
+            })
         })
         .await
     }
@@ -219,7 +230,7 @@ impl Core {
                     "only the sender or a group's admin may recall a message",
                 ));
             }
-            if limit_ms > 0 && now - message.sent_at > limit_ms {
+            if limit_ms > 0 && now.saturating_sub(message.sent_at) > limit_ms {
                 return Err(Error::denied(reason::NOT_ALLOWED, "too late: the time for recalling is over"));
             }
         }
@@ -228,6 +239,7 @@ impl Core {
             .change_overlay(
                 &id,
                 seq,
+                None,
                 || event::body("message.recalled", &id, now, &data),
                 |overlay| {
                     let fresh = overlay.recalled_at == 0;
@@ -253,7 +265,7 @@ impl Core {
             return Err(Error::denied(reason::NOT_ALLOWED, "only the sender may edit a message"));
         }
         let now = Self::now();
-        if limit_ms > 0 && now - message.sent_at > limit_ms {
+        if limit_ms > 0 && now.saturating_sub(message.sent_at) > limit_ms {
             return Err(Error::denied(reason::NOT_ALLOWED, "too late: the time for editing is over"));
         }
         let text = String::from_utf8_lossy(&content).into_owned();
@@ -269,6 +281,7 @@ impl Core {
         self.change_overlay(
             &id,
             seq,
+            Some(&user_id),
             || body.clone(),
             |overlay| {
                 if overlay.recalled_at != 0 {
@@ -294,6 +307,8 @@ impl Core {
             .change_overlay(
                 &id,
                 seq,
+                // Taking one's own away is left to those who may not write any more.
+                add.then_some(user_id.as_str()),
                 || event::body("message.reaction", &id, now, &data),
                 |overlay| {
                     if overlay.recalled_at != 0 {
@@ -305,6 +320,10 @@ impl Core {
             .await?;
         Ok(ReactResponse { changed })
     }
+}
+
+fn other_message() -> Error {
+    Error::new(Code::AlreadyExists, "client_msg_id: used for another message within the last 24 hours")
 }
 
 /// The data of message.edited.

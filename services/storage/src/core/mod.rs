@@ -15,6 +15,7 @@ pub(crate) mod model;
 mod peers;
 mod relations;
 mod requests;
+mod same;
 #[cfg(test)]
 mod tests;
 pub(crate) mod users;
@@ -60,6 +61,10 @@ pub(crate) struct Plan<T> {
     ops: Vec<Op>,
     result: T,
     room: Option<Room>,
+    /// What else must hold when it is carried out.
+    asks: Option<Condition>,
+    /// Whether it takes away, or writes over little: it is done at full memory, too.
+    frees: bool,
 }
 
 /// Room for one more in a set: fewer than `most` fields of the hash begin with the field's name.
@@ -72,7 +77,7 @@ struct Room {
 
 impl<T> Plan<T> {
     pub(crate) fn new(ops: Vec<Op>, result: T) -> Self {
-        Self { ops, result, room: None }
+        Self { ops, result, room: None, asks: None, frees: false }
     }
 
     /// Nothing changes.
@@ -84,6 +89,17 @@ impl<T> Plan<T> {
     fn within(mut self, of: Field, most: u64, words: &'static str) -> Self {
         self.room = Some(Room { of, most, words });
         self
+    }
+
+    /// Takes away, or writes over little.
+    pub(crate) fn freeing(ops: Vec<Op>, result: T) -> Self {
+        Self { frees: true, ..Self::new(ops, result) }
+    }
+
+    /// Carried out only if `user_id` may write to the conversation in that moment.
+    pub(crate) fn by_writer(self, conversation_id: &str, user_id: &str, now_ms: i64) -> Self {
+        let field = Field::new(model::key::members(conversation_id), user_id);
+        Self { asks: Some(Condition { field, expect: Expect::MayWrite(now_ms) }), ..self }
     }
 }
 
@@ -158,14 +174,20 @@ impl Core {
             if plan.ops.is_empty() {
                 return Ok(plan.result);
             }
-            let conditions = fields.iter().zip(&values).map(|(field, value)| Condition {
+            // First whether it is allowed: a refusal says more than a conflict.
+            let conditions = plan.asks.into_iter().chain(fields.iter().zip(&values).map(|(field, value)| Condition {
                 field: field.clone(),
                 expect: value.clone().map_or(Expect::Absent, Expect::Value),
-            });
+            }));
             // Counted last: that something else has changed says more.
             let room = plan.room.iter().map(|r| Condition { field: r.of.clone(), expect: Expect::Fewer(r.most) });
             let swap = Swap { conditions: conditions.chain(room).collect(), ops: plan.ops };
-            match self.engine().swap(partition, swap, end).await {
+            let swapped = if plan.frees {
+                self.engine().free(partition, swap, end).await
+            } else {
+                self.engine().swap(partition, swap, end).await
+            };
+            match swapped {
                 Ok(()) => return Ok(plan.result),
                 Err(EngineError::Refused(Refusal::Full)) if let Some(room) = &plan.room => {
                     return Err(full(room.words));

@@ -211,7 +211,6 @@ pub(crate) struct Seen {
     pub(crate) read: u64,
     pub(crate) cleared: u64,
     pub(crate) delivered: u64,
-    own: u64,
     last: Option<(Bytes, Option<Bytes>)>,
 }
 
@@ -234,10 +233,10 @@ impl Seen {
         Ok(Some(Self {
             head,
             member,
-            read: row.read.unwrap_or(0),
+            // Who sends has read. Older versions have not written that down.
+            read: row.read.unwrap_or(0).max(row.own.unwrap_or(0)),
             cleared: row.cleared.unwrap_or(0),
             delivered: row.delivered.unwrap_or(0),
-            own: row.own.unwrap_or(0),
             last: row.last,
         }))
     }
@@ -249,7 +248,7 @@ impl Seen {
     }
 
     pub(crate) fn unread(&self) -> u64 {
-        self.head.seq.saturating_sub(self.hidden().max(self.read).max(self.own))
+        self.head.seq.saturating_sub(self.hidden().max(self.read))
     }
 
     pub(crate) fn into_conversation(self, id: &str) -> Result<Conversation, Error> {

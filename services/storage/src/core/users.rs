@@ -231,7 +231,7 @@ impl Core {
         let field = Field::new(key::devices(&request.user_id), format!("d{}", request.device_id));
         self.update(self.partition(&request.user_id), vec![field.clone()], |values| {
             Ok(if values[0].is_some() {
-                Plan::new(vec![Op::Delete(field.clone())], true)
+                Plan::freeing(vec![Op::Delete(field.clone())], true)
             } else {
                 Plan::nothing(false)
             })
@@ -255,7 +255,7 @@ impl Core {
                 "user_id": request.user_id, "device_id": request.device_id, "issued_at_or_before": after.to_string(),
             });
             let event = Op::Emit(event::body("token.revoked", &request.user_id, Self::now(), &data));
-            Ok(Plan::new(vec![Op::Set(field.clone(), after.to_string().into()), event], ()))
+            Ok(Plan::freeing(vec![Op::Set(field.clone(), after.to_string().into()), event], ()))
         })
         .await
     }

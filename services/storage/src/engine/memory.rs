@@ -1,10 +1,13 @@
 //! The engine in memory, for tests: the same operations, each atomic. A schedule can put other tasks in between and lose answers.
 
 mod lists;
+mod rules;
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     ops::Bound,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -17,8 +20,7 @@ use super::{
     ListRow, MemberPage, MemberRow, Moved, Op, Range, Refusal, Restoring, Spot, Stored, Swap, Want, Window, Write,
 };
 use crate::{
-    codec::ID_BYTES,
-    core::model::{MemberData, cursor, number},
+    core::model::{cursor, number},
     event,
 };
 
@@ -27,6 +29,7 @@ use crate::{
 pub(crate) struct MemoryEngine {
     partitions: Mutex<HashMap<u32, Data>>,
     schedule: Mutex<VecDeque<u8>>,
+    full: AtomicBool,
 }
 
 /// One partition.
@@ -100,12 +103,28 @@ impl MemoryEngine {
 
     /// An engine with these data.
     pub(crate) fn with(data: BTreeMap<u32, Data>) -> Self {
-        Self { partitions: Mutex::new(data.into_iter().collect()), schedule: Mutex::default() }
+        Self { partitions: Mutex::new(data.into_iter().collect()), ..Self::default() }
     }
 
     /// Changes one partition by hand.
     pub(crate) fn by_hand<T>(&self, partition: u32, change: impl FnOnce(&mut Data) -> T) -> T {
         change(self.partitions.lock().entry(partition).or_default())
+    }
+
+    /// Whether its memory is full: nothing that grows is done.
+    pub(crate) fn fill(&self, full: bool) {
+        self.full.store(full, Ordering::SeqCst);
+    }
+
+    async fn grow<T>(
+        &self,
+        partition: u32,
+        change: impl FnOnce(&mut Data) -> Result<T, EngineError> + Send,
+    ) -> Result<T, EngineError> {
+        if self.full.load(Ordering::SeqCst) {
+            return Err(EngineError::Exhausted("the storage engine's memory is full", Duration::from_secs(10)));
+        }
+        self.write(partition, change).await
     }
 
     async fn turn(&self) -> Fate {
@@ -159,49 +178,6 @@ impl Data {
         self.outbox.push((self.ver, body));
     }
 
-    fn append(&mut self, a: Append) -> Result<Appended, EngineError> {
-        let refused = |why| Err(EngineError::Refused(why));
-        let head = format!("c:{}", a.conversation_id);
-        let Some(last) = self.count(&head, "s") else { return refused(Refusal::NoConversation) };
-        let identity = (a.conversation_id.clone(), a.sender_id.clone(), a.client_msg_id.clone());
-        if let Some(seq) = self.seen.get(&identity) {
-            let stored = self.messages[&a.conversation_id][seq].clone();
-            if stored[ID_BYTES..] != a.row[ID_BYTES..] {
-                return refused(Refusal::OtherPayload);
-            }
-            return Ok(Appended { seq: *seq, earlier: Some(stored) });
-        }
-        if self.field(&head, "di").is_some() {
-            return refused(Refusal::Dissolved);
-        }
-        if !a.privileged {
-            let Some(row) = self.field(&format!("g:{}", a.conversation_id), &a.sender_id) else {
-                return refused(Refusal::NotMember);
-            };
-            let member = MemberData::unpack(row).ok_or_else(|| EngineError::DataLoss(a.sender_id.clone()))?;
-            let group_muted = self.field(&head, "mu").is_some_and(|m| m.as_ref() == b"1");
-            if member.blocked {
-                return refused(Refusal::Blocked);
-            }
-            if member.muted_until > a.now_ms || (group_muted && member.role == 1) {
-                return refused(Refusal::Muted);
-            }
-        }
-        let seq = last + 1;
-        if seq - self.count(&head, "f").unwrap_or(0) > a.hot_limit {
-            return refused(Refusal::HotLimit);
-        }
-        self.messages.entry(a.conversation_id.clone()).or_default().insert(seq, a.row);
-        self.set(head.clone(), "s", seq.to_string());
-        self.set(head, "a", a.now_ms.to_string());
-        if !a.privileged {
-            self.set(format!("r:{}", a.conversation_id), format!("s{}", a.sender_id), seq.to_string());
-        }
-        self.emit(event::message_body(&a.conversation_id, seq, a.privileged));
-        self.seen.insert(identity, seq);
-        Ok(Appended { seq, earlier: None })
-    }
-
     fn cursor(&mut self, c: &Cursor) -> Result<Moved, EngineError> {
         let Some(last) = self.count(&format!("c:{}", c.conversation_id), "s") else {
             return Err(EngineError::Refused(Refusal::NoConversation));
@@ -249,6 +225,10 @@ impl Data {
                     return Err(EngineError::Refused(Refusal::Full));
                 }
                 Expect::Fewer(_) => true,
+                Expect::MayWrite(now_ms) => {
+                    self.may_write(key.strip_prefix("g:").unwrap_or_default(), name, *now_ms)?;
+                    true
+                }
             };
             if !holds {
                 return Err(EngineError::Conflict);
@@ -261,6 +241,9 @@ impl Data {
     fn write_op(&mut self, op: Op) {
         match op {
             Op::Set(field, value) => self.set(field.key, field.name, value),
+            Op::SetNew(Field { key, name }, value) => {
+                self.hashes.entry(key).or_default().entry(name).or_insert(value);
+            }
             Op::Delete(field) => {
                 self.hashes.entry(field.key).or_default().remove(&field.name);
             }
@@ -389,7 +372,7 @@ impl Engine for MemoryEngine {
     }
 
     async fn append(&self, partition: u32, append: Append, _: Instant) -> Result<Appended, EngineError> {
-        self.write(partition, |data| data.append(append)).await
+        self.grow(partition, |data| data.append(append)).await
     }
 
     async fn cursor(&self, partition: u32, cursor: Cursor, _: Instant) -> Result<Moved, EngineError> {
@@ -411,6 +394,10 @@ impl Engine for MemoryEngine {
     }
 
     async fn swap(&self, partition: u32, swap: Swap, _: Instant) -> Result<(), EngineError> {
+        self.grow(partition, |data| data.swap(swap)).await
+    }
+
+    async fn free(&self, partition: u32, swap: Swap, _: Instant) -> Result<(), EngineError> {
         self.write(partition, |data| data.swap(swap)).await
     }
 

@@ -28,13 +28,15 @@ pub(crate) struct Append {
     pub(crate) now_ms: i64,
     pub(crate) privileged: bool,
     pub(crate) hot_limit: u64,
+    /// What makes the conversation, where it does not stand: carried out with the message, or not at all. Empty: nothing does.
+    pub(crate) opening: Vec<Op>,
 }
 
 /// Where a message stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Appended {
     pub(crate) seq: u64,
-    /// The stored row, when an earlier call had stored the message.
+    /// The stored row, when an earlier call had stored a message of this identity: whether it says the same is for the caller to see.
     pub(crate) earlier: Option<Bytes>,
 }
 
@@ -73,6 +75,8 @@ pub(crate) enum Expect {
     Absent,
     /// Fewer fields than this whose names begin with the field's name, which is one letter or empty; else the call is refused as FULL.
     Fewer(u64),
+    /// The field is a member's row: that member may write to its conversation at this time (Unix ms). Else the rule's refusal.
+    MayWrite(i64),
 }
 
 /// A condition on one field.
@@ -99,6 +103,8 @@ impl Field {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Op {
     Set(Field, Bytes),
+    /// Unless it is there.
+    SetNew(Field, Bytes),
     Delete(Field),
     Score {
         key: String,
@@ -264,7 +270,7 @@ pub(crate) struct ListRow {
     pub(crate) settings: Option<Bytes>,
 }
 
-/// Why an append or a cursor was refused.
+/// Why an append, a cursor or a condition was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Refusal {
     NoConversation,
@@ -272,7 +278,6 @@ pub(crate) enum Refusal {
     Blocked,
     Muted,
     Dissolved,
-    OtherPayload,
     HotLimit,
     NoUser,
     /// A set holds as much as it may.
@@ -305,6 +310,9 @@ pub(crate) enum EngineError {
     /// Stored data are damaged or missing.
     #[error("{0}")]
     DataLoss(String),
+    /// The engine or its library failed at the call: it would fail again.
+    #[error("the storage engine failed at the call")]
+    Internal,
 }
 
 impl EngineError {
@@ -323,6 +331,7 @@ impl From<EngineError> for Error {
             EngineError::Deadline => {
                 Self::new(Code::DeadlineExceeded, "the storage engine did not answer in time: retry with the same ids")
             }
+            EngineError::Internal => Self::internal(error.to_string()),
             EngineError::Conflict => Self::new(Code::Aborted, "changed by another call at the same time: try again"),
             EngineError::DataLoss(what) => Self::new(Code::DataLoss, what).with_reason(reason::DATA_LOSS),
             EngineError::Refused(refusal) => match refusal {
@@ -331,9 +340,6 @@ impl From<EngineError> for Error {
                 Refusal::Blocked => Self::denied(reason::BLOCKED, "the recipient does not take your messages"),
                 Refusal::Muted => Self::denied(reason::MUTED, "muted in this conversation"),
                 Refusal::Dissolved => Self::not_found("this group has been dissolved"),
-                Refusal::OtherPayload => {
-                    Self::new(Code::AlreadyExists, "client_msg_id: used for another message within the last 24 hours")
-                }
                 Refusal::NoUser => Self::not_found("no such user"),
                 Refusal::Full => Self::exhausted("a list holds as much as it may", Duration::from_secs(3_600)),
                 Refusal::NotAbove => Self::new(Code::FailedPrecondition, "the partition is at this version already"),
@@ -366,6 +372,8 @@ pub(crate) trait Engine: Send + Sync + 'static {
     /// Enters a conversation into a list, and an entry gives way where it is full; one that stands is raised. Says whether anything was told.
     async fn enter(&self, partition: u32, entry: Entry, end: Instant) -> Result<bool, EngineError>;
     async fn swap(&self, partition: u32, swap: Swap, end: Instant) -> Result<(), EngineError>;
+    /// [`Engine::swap`] for what takes away, or writes over little: it is done at full memory, too, so that users can free what is theirs.
+    async fn free(&self, partition: u32, swap: Swap, end: Instant) -> Result<(), EngineError>;
     async fn get(&self, partition: u32, wants: Vec<Want>, end: Instant) -> Result<Vec<Got>, EngineError>;
     /// None: no such conversation.
     async fn history(

@@ -188,7 +188,11 @@ fn message(key: &str, data: &[u8]) -> Result<Change, Unrestorable> {
     let (sender_id, client_msg_id, privileged) = (data.sender_id.clone(), data.client_msg_id.clone(), data.privileged);
     let row = data.row()?;
     let c = key::conversation(&id);
-    let reads = vec![Field::new(c.clone(), "k"), Field::new(c.clone(), "s")];
+    let reads = vec![
+        Field::new(c.clone(), "k"),
+        Field::new(c.clone(), "s"),
+        Field::new(key::members(&id), sender_id.clone()),
+    ];
     let last = reads[1].clone();
     let decide = move |values: &[Option<Bytes>]| {
         if values[0].is_none() {
@@ -198,8 +202,10 @@ fn message(key: &str, data: &[u8]) -> Result<Change, Unrestorable> {
         let mut writes = vec![Write::Row { conversation_id: id.clone(), seq, row: row.clone() }];
         if seq > before {
             writes.extend([set(c.clone(), "s", seq.to_string()), set(c.clone(), "a", sent_at.to_string())]);
-            if !privileged {
-                writes.push(set(key::cursors(&id), format!("s{sender_id}"), seq.to_string()));
+            // Who sends has read.
+            if !privileged || values[2].is_some() {
+                let cursor = |kind| set(key::cursors(&id), format!("{kind}{sender_id}"), seq.to_string());
+                writes.extend(["s", "r"].map(cursor));
             }
         }
         writes.push(Write::Sent {

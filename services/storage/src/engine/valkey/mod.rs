@@ -138,6 +138,14 @@ impl ValkeyEngine {
         Ok(answer)
     }
 
+    async fn swap_by(&self, function: &str, partition: u32, swap: &Swap, end: Instant) -> Result<(), EngineError> {
+        let build = |call| {
+            let (call, bodies) = wire::swap(call, swap);
+            (call, Emits::Bodies(bodies))
+        };
+        self.write(partition, function, build, end).await.map(drop)
+    }
+
     async fn read(
         &self,
         number: u32,
@@ -298,7 +306,7 @@ impl Hub {
         bytes: u64,
     ) -> Result<(u64, Vec<Pending>), EngineError> {
         let end = Instant::now() + DRAIN;
-        let build = |call: Call| call.arg(after.to_string()).arg(limit.to_string()).arg(bytes.to_string()).arg("1");
+        let build = |call: Call| call.number(after).number(limit).number(bytes).arg("1");
         let (values, doubt) = self.read(partition, claim, "k1_outbox", build, end).await?;
         let mut ver = values.first().and_then(wire::number).unwrap_or(0);
         let mut entries = wire::named(&format!("outbox of partition {}", partition.number), wire::read_outbox(values))?;
@@ -354,12 +362,7 @@ impl Engine for ValkeyEngine {
     }
 
     async fn append(&self, partition: u32, append: Append, end: Instant) -> Result<Appended, EngineError> {
-        let build = |call| {
-            let call = wire::append(call, &append);
-            let Append { conversation_id, row, privileged, .. } = append;
-            (call, Emits::Message { conversation_id, row, privileged })
-        };
-        let values = self.write(partition, "k1_append", build, end).await?;
+        let values = self.write(partition, "k1_append", |call| wire::append(call, &append), end).await?;
         let mut values = values.into_iter().skip(1);
         let seq = values.next().as_ref().and_then(wire::number).ok_or_else(|| unreadable("append"))?;
         Ok(Appended { seq, earlier: values.next().and_then(wire::bytes) })
@@ -382,7 +385,7 @@ impl Engine for ValkeyEngine {
         let build = |mut call: Call| {
             call = call.arg(user_id);
             for (conversation_id, activity) in &hints {
-                call = call.arg(conversation_id).arg(activity.to_string());
+                call = call.arg(conversation_id).number(*activity);
             }
             (call, Emits::Nothing)
         };
@@ -401,11 +404,11 @@ impl Engine for ValkeyEngine {
     }
 
     async fn swap(&self, partition: u32, swap: Swap, end: Instant) -> Result<(), EngineError> {
-        let build = |call| {
-            let (call, bodies) = wire::swap(call, &swap);
-            (call, Emits::Bodies(bodies))
-        };
-        self.write(partition, "k1_cas", build, end).await.map(drop)
+        self.swap_by("k1_cas", partition, &swap, end).await
+    }
+
+    async fn free(&self, partition: u32, swap: Swap, end: Instant) -> Result<(), EngineError> {
+        self.swap_by("k1_free", partition, &swap, end).await
     }
 
     async fn get(&self, partition: u32, wants: Vec<Want>, end: Instant) -> Result<Vec<Got>, EngineError> {
@@ -448,6 +451,8 @@ impl Engine for ValkeyEngine {
             let Some(first) = doubt.first(id) else { continue };
             let known = first.saturating_sub(1);
             row.own = row.own.map(|own| own.min(known));
+            // It moves with what is sent.
+            row.read = row.read.map(|read| read.min(known));
             if let Some((_, seq)) = row.fields.iter_mut().find(|(name, _)| name == "s") {
                 *seq = known.to_string().into();
             }
@@ -467,7 +472,7 @@ impl Engine for ValkeyEngine {
         limit: u32,
         end: Instant,
     ) -> Result<Option<MemberPage>, EngineError> {
-        let build = |call: Call| call.arg(conversation_id).arg(after.to_string()).arg(limit.to_string());
+        let build = |call: Call| call.arg(conversation_id).number(after).number(limit);
         let values = self.read(partition, "k1_members", build, end).await?;
         wire::named(&format!("j:{conversation_id}"), wire::read_members(values))
     }

@@ -21,6 +21,9 @@ const DAY_MS: i64 = 86_400_000;
 /// A day's bucket lives until a day after its last second, and some.
 const BUCKET_SECONDS: u32 = 50 * 3_600;
 
+/// Up to here every whole number is a double of its own.
+const EXACT: i64 = 1 << 53;
+
 /// What an answer means for its call.
 pub(super) enum Verdict {
     Done(Vec<Value>),
@@ -59,11 +62,20 @@ pub(super) fn verdict(value: Value) -> Verdict {
             Verdict::Refused(EngineError::DataLoss(what))
         }
         "K1CORRUPT" => Verdict::Refused(EngineError::DataLoss(format!("{detail}: not what was written"))),
+        // Credentials that are being rotated, a library that is not loaded yet: nothing was done, and it passes.
+        code @ ("NOAUTH" | "WRONGPASS" | "NOPERM") => Verdict::Refused(not_ready(code, detail)),
+        code if detail.contains("Function not found") => Verdict::Refused(not_ready(code, detail)),
+        // A function that fails does so again: a retry would only fail more often.
         code => {
-            tracing::error!(code, detail, "the storage engine refused a call");
-            Verdict::Refused(EngineError::Unavailable("the storage engine refused the call: try again".into()))
+            tracing::error!(code, detail, "the storage engine failed at a call");
+            Verdict::Refused(EngineError::Internal)
         }
     }
+}
+
+fn not_ready(code: &str, detail: &str) -> EngineError {
+    tracing::warn!(code, detail, "the storage engine does not take a call");
+    EngineError::Unavailable("the storage engine is not ready: nothing was stored, try again".into())
 }
 
 fn refusal(why: &str) -> EngineError {
@@ -73,7 +85,6 @@ fn refusal(why: &str) -> EngineError {
         "BLOCKED" => Refusal::Blocked,
         "MUTED" => Refusal::Muted,
         "DISSOLVED" => Refusal::Dissolved,
-        "OTHER_PAYLOAD" => Refusal::OtherPayload,
         "HOT_LIMIT" => Refusal::HotLimit,
         "NOT_ABOVE" => Refusal::NotAbove,
         "NO_USER" => Refusal::NoUser,
@@ -85,10 +96,12 @@ fn refusal(why: &str) -> EngineError {
 /// What a committed call puts on the event log.
 pub(super) enum Emits {
     Nothing,
+    /// `opening`: the events that come before it where it makes its conversation.
     Message {
         conversation_id: String,
         row: Bytes,
         privileged: bool,
+        opening: Vec<Bytes>,
     },
     Cursor(Bytes),
     /// The event of an entry, and the one of the entry that gave way to it.
@@ -103,10 +116,13 @@ pub(super) enum Emits {
 pub(super) fn emitted(emits: &Emits, ver: u64, values: &[Value]) -> Vec<Pending> {
     match emits {
         // A third value is the row of an earlier call: nothing was emitted.
-        Emits::Message { conversation_id, row, privileged } if values.len() == 2 => {
+        Emits::Message { conversation_id, row, privileged, opening } if values.len() == 2 || opened(values) => {
             let seq = values.get(1).and_then(number).unwrap_or(0);
             let body = event::message_body(conversation_id, seq, *privileged);
-            vec![Pending { ver, body, row: Some(row.clone()) }]
+            let before: &[Bytes] = if opened(values) { opening } else { &[] };
+            let mut events = in_a_row(ver.saturating_sub(1), before);
+            events.push(Pending { ver, body, row: Some(row.clone()) });
+            events
         }
         Emits::Nothing | Emits::Message { .. } => Vec::new(),
         Emits::Cursor(body) => {
@@ -123,13 +139,21 @@ pub(super) fn emitted(emits: &Emits, ver: u64, values: &[Value]) -> Vec<Pending>
                 Some(2) => vec![left, entered.clone()],
                 _ => Vec::new(),
             };
-            emitted(&Emits::Bodies(told), ver, values)
+            in_a_row(ver, &told)
         }
-        Emits::Bodies(bodies) => {
-            let first = (ver + 1).saturating_sub(bodies.len() as u64);
-            (first..).zip(bodies).map(|(ver, body)| Pending { ver, body: body.clone(), row: None }).collect()
-        }
+        Emits::Bodies(bodies) => in_a_row(ver, bodies),
     }
+}
+
+/// Events of which the last has this version.
+fn in_a_row(last: u64, bodies: &[Bytes]) -> Vec<Pending> {
+    let first = last.saturating_add(1).saturating_sub(bodies.len() as u64);
+    (first..=last).zip(bodies).map(|(ver, body)| Pending { ver, body: body.clone(), row: None }).collect()
+}
+
+/// Whether the answer to an append says that the conversation was made.
+pub(super) fn opened(values: &[Value]) -> bool {
+    values.get(3).and_then(number) == Some(1)
 }
 
 /// A call of a function of the library on one partition; counts its bytes.
@@ -160,7 +184,11 @@ impl Call {
         self
     }
 
-    fn number(self, value: impl std::fmt::Display) -> Self {
+    /// A whole number, as near as the library counts it: its numbers are doubles, and a script that computes with more than they hold
+    /// fails or errs. Whatever callers give, nothing that is stored lies beyond.
+    pub(super) fn number(self, value: impl TryInto<i64>) -> Self {
+        // Only what is above the range of i64 does not fit into it.
+        let value = value.try_into().unwrap_or(i64::MAX).clamp(-EXACT, EXACT);
         self.arg(value.to_string())
     }
 }
@@ -174,9 +202,10 @@ fn sent_hash(sender_id: &str, client_msg_id: &str) -> [u8; 8] {
     hash.digest().to_be_bytes()
 }
 
-pub(super) fn append(call: Call, a: &Append) -> Call {
+pub(super) fn append(call: Call, a: &Append) -> (Call, Emits) {
     let day = a.now_ms.div_euclid(DAY_MS);
-    call.arg(&a.conversation_id)
+    let call = call
+        .arg(&a.conversation_id)
         .arg(&a.sender_id)
         .number(day)
         .number(day - 1)
@@ -187,6 +216,17 @@ pub(super) fn append(call: Call, a: &Append) -> Call {
         .number(a.hot_limit)
         .arg(if a.privileged { "1" } else { "0" })
         .arg(&a.row)
+        .number(day + 1)
+        .number(day - 2);
+    let (call, opening) = operations(call, &a.opening);
+    let Append { conversation_id, row, privileged, .. } = a;
+    let emits = Emits::Message {
+        conversation_id: conversation_id.clone(),
+        row: row.clone(),
+        privileged: *privileged,
+        opening,
+    };
+    (call, emits)
 }
 
 pub(super) fn cursor(call: Call, c: &Cursor) -> Call {
@@ -203,13 +243,19 @@ pub(super) fn swap(mut call: Call, swap: &Swap) -> (Call, Vec<Bytes>) {
     for condition in &swap.conditions {
         let expect = match &condition.expect {
             Expect::Absent => b"-".to_vec(),
+            Expect::MayWrite(now_ms) => format!("w{now_ms}").into_bytes(),
             Expect::Value(value) => [b"=", value.as_ref()].concat(),
             Expect::Fewer(most) => format!("<{most}").into_bytes(),
         };
         call = call.arg(&condition.field.key).arg(&condition.field.name).arg(expect);
     }
+    operations(call, &swap.ops)
+}
+
+/// Operations, and the events among them.
+fn operations(mut call: Call, ops: &[Op]) -> (Call, Vec<Bytes>) {
     let mut bodies = Vec::new();
-    for op in &swap.ops {
+    for op in ops {
         if let Op::Emit(body) = op {
             bodies.push(body.clone());
         }
@@ -221,9 +267,10 @@ pub(super) fn swap(mut call: Call, swap: &Swap) -> (Call, Vec<Bytes>) {
 fn operation(call: Call, op: &Op) -> Call {
     match op {
         Op::Set(field, value) => call.arg("S").arg(&field.key).arg(&field.name).arg(value),
+        Op::SetNew(field, value) => call.arg("N").arg(&field.key).arg(&field.name).arg(value),
         Op::Delete(field) => call.arg("D").arg(&field.key).arg(&field.name),
-        Op::Score { key, score, member } => call.arg("Z").arg(key).number(score).arg(member),
-        Op::Rescore { key, score, member } => call.arg("X").arg(key).number(score).arg(member),
+        Op::Score { key, score, member } => call.arg("Z").arg(key).number(*score).arg(member),
+        Op::Rescore { key, score, member } => call.arg("X").arg(key).number(*score).arg(member),
         Op::Unscore { key, member } => call.arg("Y").arg(key).arg(member),
         Op::Emit(body) => call.arg("E").arg(body),
     }
@@ -234,13 +281,13 @@ pub(super) fn restore(mut call: Call, ver: u64, writes: &[Write]) -> Call {
     for write in writes {
         call = match write {
             Write::Op(op) => operation(call, op),
-            Write::Row { conversation_id, seq, row } => call.arg("M").arg(conversation_id).number(seq).arg(row),
+            Write::Row { conversation_id, seq, row } => call.arg("M").arg(conversation_id).number(*seq).arg(row),
             Write::Sent { conversation_id, sender_id, client_msg_id, sent_at, seq } => call
                 .arg("I")
                 .arg(conversation_id)
                 .number(sent_at.div_euclid(DAY_MS))
                 .arg(sent_hash(sender_id, client_msg_id))
-                .number(seq)
+                .number(*seq)
                 .number(sent_at / 1_000 + i64::from(BUCKET_SECONDS)),
         };
     }
@@ -260,11 +307,16 @@ pub(super) fn get(mut call: Call, wants: &[Want]) -> Call {
 
 pub(super) fn history(call: Call, conversation_id: &str, window: Window, limit: u32) -> Call {
     let (before, after) = match window {
-        Window::Newest => (0, -1),
-        Window::Before(seq) => (seq, -1),
-        Window::After(seq) => (0, i64::try_from(seq).unwrap_or(i64::MAX)),
+        Window::Newest => (0, None),
+        Window::Before(seq) => (seq, None),
+        Window::After(seq) => (0, Some(seq)),
     };
-    call.arg(conversation_id).number(before).number(after).number(limit).number(PAGE_BYTES)
+    let call = call.arg(conversation_id).number(before);
+    let call = match after {
+        None => call.number(-1),
+        Some(after) => call.number(after),
+    };
+    call.number(limit).number(PAGE_BYTES)
 }
 
 pub(super) fn walk(call: Call, user_id: &str, behind: Option<&Spot>, limit: u32) -> Call {

@@ -410,7 +410,8 @@ impl Writer {
             let events = wire::emitted(&item.emits, ver, values);
             if !events.is_empty() {
                 let message = match &item.emits {
-                    Emits::Message { conversation_id, .. } => {
+                    // Where it made its conversation, that is in doubt as well.
+                    Emits::Message { conversation_id, .. } if !wire::opened(values) => {
                         values.get(1).and_then(wire::number).map(|seq| (conversation_id.clone(), seq))
                     }
                     _ => None,

@@ -46,7 +46,7 @@ proptest! {
     #[test]
     fn arbitrary_answers_to_mutations_make_no_panic(values in values(), ver in any::<u64>(), body in proptest::collection::vec(any::<u8>(), 0..40)) {
         let body = Bytes::from(body);
-        let message = Emits::Message { conversation_id: "d:a:b".to_owned(), row: body.clone(), privileged: false };
+        let message = Emits::Message { conversation_id: "d:a:b".to_owned(), row: body.clone(), privileged: false, opening: vec![body.clone()] };
         for emits in [Emits::Nothing, message, Emits::Cursor(body.clone()), Emits::Bodies(vec![body.clone(), body.clone()])] {
             drop(emitted(&emits, ver, &values));
         }
