@@ -43,7 +43,8 @@ impl Value {
         Some(match json.first()? {
             b'{' => {
                 let fields: BTreeMap<String, &RawValue> = serde_json::from_slice(json).ok()?;
-                let read = |(name, value): (String, &RawValue)| Some((name, Self::read(value.get().as_bytes(), deeper?)?));
+                let read =
+                    |(name, value): (String, &RawValue)| Some((name, Self::read(value.get().as_bytes(), deeper?)?));
                 Self::Object(fields.into_iter().map(read).collect::<Option<_>>()?)
             }
             b'[' => {

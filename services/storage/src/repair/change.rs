@@ -188,11 +188,8 @@ fn message(key: &str, data: &[u8]) -> Result<Change, Unrestorable> {
     let (sender_id, client_msg_id, privileged) = (data.sender_id.clone(), data.client_msg_id.clone(), data.privileged);
     let row = data.row()?;
     let c = key::conversation(&id);
-    let reads = vec![
-        Field::new(c.clone(), "k"),
-        Field::new(c.clone(), "s"),
-        Field::new(key::members(&id), sender_id.clone()),
-    ];
+    let reads =
+        vec![Field::new(c.clone(), "k"), Field::new(c.clone(), "s"), Field::new(key::members(&id), sender_id.clone())];
     let last = reads[1].clone();
     let decide = move |values: &[Option<Bytes>]| {
         if values[0].is_none() {

@@ -220,12 +220,8 @@ pub(super) fn append(call: Call, a: &Append) -> (Call, Emits) {
         .number(day - 2);
     let (call, opening) = operations(call, &a.opening);
     let Append { conversation_id, row, privileged, .. } = a;
-    let emits = Emits::Message {
-        conversation_id: conversation_id.clone(),
-        row: row.clone(),
-        privileged: *privileged,
-        opening,
-    };
+    let emits =
+        Emits::Message { conversation_id: conversation_id.clone(), row: row.clone(), privileged: *privileged, opening };
     (call, emits)
 }
 
