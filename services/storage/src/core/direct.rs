@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use kith_kit::{error::Error, ids};
 use kith_proto::{
-    chat::v1::ConversationKind,
-    storage::v1::{OpenDirectRequest, OpenDirectResponse, Role},
+    chat::v1::{ConversationKind, Draft},
+    storage::v1::{OpenDirectRequest, OpenDirectResponse, Role, relate, step_result},
 };
 use serde_json::json;
 use tonic::Code;
@@ -13,9 +13,11 @@ use super::{
     Core, Plan,
     conversations::conversation_ops,
     lists::MOST_ENTRIES,
-    members::{JoinPlace, joined_json},
+    members::{JoinPlace, joined_json, leave},
+    messages::same_message,
     model::{self, MemberData, key},
-    peers,
+    no_conversation, peers,
+    relations::relate_step,
 };
 use crate::{
     engine::{Append, Appended, EngineError, Field, Op, Refusal},
@@ -94,9 +96,36 @@ impl<'a> Pair<'a> {
     }
 }
 
-/// Whether opening the conversation can help: it is not there, or a block made its first row and the sender's is still missing.
-fn may_have_to_be_opened(refused: &EngineError) -> bool {
-    matches!(refused, EngineError::Refused(Refusal::NoConversation | Refusal::NotMember))
+impl Pair<'_> {
+    /// Makes the conversation where nothing of it stands but rows that a block has written.
+    fn opening(&self, now: i64) -> Vec<Op> {
+        let plan = self.plan(&[const { None }; 5], now);
+        let keep = |op| match op {
+            Op::Set(field, row) if field.key == key::members(&self.id) => Op::SetNew(field, row),
+            op => op,
+        };
+        plan.ops.into_iter().map(keep).collect()
+    }
+}
+
+/// Whether the first message of a conversation would be refused, as far as its sender's row tells: a block may have written that before.
+fn would_be_refused(first: &Append, row: Option<&Bytes>, members: &str) -> Result<(), Error> {
+    let refused = |why| Err(EngineError::Refused(why).into());
+    if let Some(row) = row.filter(|_| !first.privileged) {
+        let member = MemberData::unpack(row).ok_or_else(|| model::corrupt(members, "not a member row"))?;
+        if member.blocked {
+            return refused(Refusal::Blocked);
+        }
+        if member.muted_until > first.now_ms {
+            return refused(Refusal::Muted);
+        }
+    }
+    if first.hot_limit == 0 { refused(Refusal::HotLimit) } else { Ok(()) }
+}
+
+/// Whether nothing was stored, and nothing will be.
+fn is_final(error: &EngineError) -> bool {
+    !matches!(error, EngineError::Unavailable(_) | EngineError::Deadline | EngineError::WrongHolder(_))
 }
 
 impl Core {
@@ -121,29 +150,63 @@ impl Core {
     pub(super) async fn append_or_open(
         &self,
         conversation_id: &str,
-        sender_id: &str,
+        draft: &Draft,
         peers: &[String],
         message: &(impl Fn() -> Append + Sync),
     ) -> Result<Appended, Error> {
         let partition = self.partition(conversation_id);
-        let c = key::conversation(conversation_id);
-        let fields =
-            [Field::new(c.clone(), "k"), Field::new(key::members(conversation_id), sender_id), Field::new(c, "s")];
+        let (c, members) = (key::conversation(conversation_id), key::members(conversation_id));
+        let sender_id = draft.sender_id.as_str();
+        let fields = [Field::new(c.clone(), "k"), Field::new(members.clone(), sender_id), Field::new(c, "s")];
         // A read costs less than a refusal, which waits for the disk with its group.
         let values = self.fields(partition, &fields, Self::end()).await?;
-        let stands = values[..2].iter().all(Option::is_some);
-        if !stands && let Some(stored) = self.first_message(conversation_id, sender_id, peers, message).await? {
-            return Ok(stored);
+        match (&values[0], &values[1]) {
+            (None, row) => {
+                would_be_refused(&message(), row.as_ref(), &members)?;
+                let opened = self.first_message(conversation_id, sender_id, peers, message).await?;
+                return opened.ok_or_else(no_conversation);
+            }
+            // A member who was taken out comes in again.
+            (Some(_), None) => self.open_again(conversation_id, sender_id, peers).await?,
+            (Some(_), Some(_)) => {}
         }
         let stored = self.engine().append(partition, message(), Self::end()).await?;
-        if stands && values[2].as_ref().and_then(model::number::<u64>).is_some_and(|seq| seq <= YOUNG) {
+        if let Some(row) = &stored.earlier {
+            same_message(conversation_id, stored.seq, row.clone(), draft)?;
+        }
+        if values[2].as_ref().and_then(model::number::<u64>).is_some_and(|seq| seq <= YOUNG) {
             self.list_again(conversation_id, sender_id, peers).await?;
         }
         Ok(stored)
     }
 
+    async fn open_again(&self, conversation_id: &str, sender_id: &str, peers: &[String]) -> Result<(), Error> {
+        for peer in peers {
+            let pair = Pair::of(conversation_id, sender_id, peer)?;
+            if self.exist(&pair).await? {
+                let open = OpenDirectRequest { user_a: sender_id.to_owned(), user_b: peer.clone() };
+                return self.open_direct(open).await.map(drop);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether both users do.
+    async fn exist(&self, pair: &Pair<'_>) -> Result<bool, Error> {
+        let [a, b] = pair.users;
+        let unknown = [(a, b), (b, a)].into_iter().filter(|(user, _)| !self.0.known_users.holds(user));
+        let steps: Vec<_> = unknown.map(|(user, other)| relate_step(user, relate::Kind::Known, other, "", 0)).collect();
+        for found in self.apply(steps).await? {
+            match found {
+                Err(error) if error.code == Code::NotFound => return Ok(false),
+                found => drop(found?),
+            }
+        }
+        Ok(true)
+    }
+
     /// Opens a conversation with the first of `peers` that exists and stores its first message; none if nobody does. A list that is read
-    /// after the answer shows the conversation.
+    /// after the answer shows the conversation; where the message is refused, no list, no conversation and no event is left.
     async fn first_message(
         &self,
         conversation_id: &str,
@@ -159,38 +222,59 @@ impl Core {
             let at_once = pair.users.iter().all(|user| self.0.known_users.holds(user))
                 && self.engine().in_order(&places)
                 && self.count_of_list(sender_id).await < MOST_ENTRIES;
+            let mut entered = Vec::new();
             if !at_once {
-                match self.list(&pair, now, true).await {
-                    Err(error) if error.code == Code::NotFound => continue,
-                    entered => entered?,
+                if !self.exist(&pair).await? {
+                    continue;
                 }
+                entered = self.list(&pair, now, true).await?;
             }
-            let listed = async { if at_once { self.list(&pair, now, false).await } else { Ok(()) } };
-            // That nothing stands is the rule; what a block left makes the comparison fail, and is read then.
-            let made = self.make(&pair, None, now);
+            let listed = async { if at_once { self.list(&pair, now, false).await } else { Ok(Vec::new()) } };
+            let first = Append { opening: pair.opening(now), ..message() };
             // Queued in this order, so that all share a group.
-            let (listed, made, stored) =
-                futures::join!(listed, made, self.engine().append(partition, message(), Self::end()));
-            match listed {
-                Ok(()) => {}
-                Err(_) if stored.is_ok() => self.list_stored(&pair, now).await?,
-                // A user's partition has changed hands meanwhile.
-                Err(error) if error.is_retryable() => self.list(&pair, now, false).await?,
-                Err(error) => return Err(error),
-            }
-            if made.is_ok() {
-                // Not before: whoever knows the conversation asks no more whether it stands and is listed.
-                self.0.hints.fresh(&pair.id, now);
-            }
-            return match stored {
-                Err(early) if may_have_to_be_opened(&early) => {
-                    made?;
-                    Ok(Some(self.engine().append(partition, message(), Self::end()).await?))
+            let (listed, stored) = futures::join!(listed, self.engine().append(partition, first, Self::end()));
+            let stored = match stored {
+                Ok(stored) => stored,
+                Err(error) => {
+                    entered.extend(listed.unwrap_or_default());
+                    if is_final(&error) {
+                        self.unlist(&pair, entered, now).await;
+                    }
+                    return Err(error.into());
                 }
-                stored => Ok(Some(stored?)),
             };
+            if listed.is_err() {
+                self.list_stored(&pair, now).await?;
+            }
+            // Not before: whoever knows the conversation asks no more whether it stands and is listed.
+            self.0.hints.fresh(&pair.id, now);
+            return Ok(Some(stored));
         }
         Ok(None)
+    }
+
+    /// Takes entries back that were made for a message that was refused. Should somebody else open the conversation in this moment, it is
+    /// listed again; and whatever a list lacks comes with the next message.
+    async fn unlist(&self, pair: &Pair<'_>, entered: Vec<&str>, now: i64) {
+        let stands = || async {
+            let stands = self.field(&pair.id, Field::new(key::conversation(&pair.id), "k")).await?;
+            Ok::<_, Error>(stands.is_some())
+        };
+        let undo = async {
+            if entered.is_empty() || stands().await? {
+                return Ok(());
+            }
+            for left in self.apply(entered.iter().map(|user| leave(user, &pair.id)).collect()).await? {
+                left?;
+            }
+            if stands().await? {
+                self.list(pair, now, false).await?;
+            }
+            Ok::<_, Error>(())
+        };
+        if let Err(error) = undo.await {
+            tracing::warn!(%error, conversation_id = %pair.id, "a list holds an entry of a conversation that was not opened: it is not shown");
+        }
     }
 
     /// Enters a young conversation that this instance does not know into both lists: the one that made it may have ended before it had done
@@ -212,28 +296,55 @@ impl Core {
 
     /// [`Core::list`] where the message is stored already: whatever goes wrong, its sender has to come again.
     async fn list_stored(&self, pair: &Pair<'_>, now: i64) -> Result<(), Error> {
-        self.list(pair, now, false).await.map_err(|error| match error.code {
+        self.list(pair, now, false).await.map(drop).map_err(|error| match error.code {
             Code::NotFound | Code::Unavailable | Code::DeadlineExceeded => error,
             _ => Error::unavailable("not listed yet: retry with the same ids"),
         })
     }
 
     /// Enters a conversation into the lists of both; NOT_FOUND if one of them does not exist. `begun`: by the first of them, who is refused
-    /// where the list is full; whatever else happens there, the oldest entry gives way.
-    async fn list(&self, pair: &Pair<'_>, now: i64, begun: bool) -> Result<(), Error> {
-        let [first, second] = pair.users;
-        let mut steps = vec![peers::enter(first, &pair.id, now, begun), peers::enter(second, &pair.id, now, false)];
-        if begun && self.count_of_list(first).await >= MOST_ENTRIES {
+    /// where the list is full; whatever else happens there, the oldest entry gives way. Says whose list did not hold it; where it fails, what
+    /// it has entered is taken back.
+    async fn list<'a>(&self, pair: &Pair<'a>, now: i64, begun: bool) -> Result<Vec<&'a str>, Error> {
+        let mut entered = Vec::new();
+        let mut users = Vec::from(pair.users);
+        if begun && self.count_of_list(pair.users[0]).await >= MOST_ENTRIES {
             // By itself: if it is refused, nothing is left in the list of the other.
-            for entered in self.apply(vec![steps.remove(0)]).await? {
-                entered?;
+            self.enter_all(pair, vec![users.remove(0)], now, begun, &mut entered).await?;
+        }
+        match self.enter_all(pair, users, now, begun, &mut entered).await {
+            Ok(()) => {
+                pair.users.iter().for_each(|user| self.0.known_users.add(user));
+                Ok(entered)
+            }
+            Err(error) => {
+                if !error.is_retryable() {
+                    Box::pin(self.unlist(pair, entered, now)).await;
+                }
+                Err(error)
             }
         }
-        for entered in self.apply(steps).await? {
-            entered?;
+    }
+
+    async fn enter_all<'a>(
+        &self,
+        pair: &Pair<'a>,
+        users: Vec<&'a str>,
+        now: i64,
+        begun: bool,
+        entered: &mut Vec<&'a str>,
+    ) -> Result<(), Error> {
+        let own = |user: &str| begun && user == pair.users[0];
+        let steps = users.iter().map(|user| peers::enter(user, &pair.id, now, own(user))).collect();
+        let mut outcome = Ok(());
+        for (user, result) in users.into_iter().zip(self.apply(steps).await?) {
+            match result {
+                Ok(step_result::Result::Done(done)) if done.changed => entered.push(user),
+                Ok(_) => {}
+                Err(error) => outcome = Err(error),
+            }
         }
-        pair.users.iter().for_each(|user| self.0.known_users.add(user));
-        Ok(())
+        outcome
     }
 
     /// Entries of a list, if this instance holds it; 20,000 where it does not, which costs a step more.
@@ -259,8 +370,8 @@ mod tests {
 
     use kith_kit::config::Limits;
     use kith_proto::{
-        chat::v1::{Draft, MessageType, Receipt},
-        storage::v1::{AppendRequest, ListConversationsRequest, UpsertUsersRequest, UserUpdate},
+        chat::v1::{MessageType, Receipt},
+        storage::v1::{AppendRequest, ListConversationsRequest, SetBlockRequest, UpsertUsersRequest, UserUpdate},
     };
 
     use super::*;
@@ -269,20 +380,90 @@ mod tests {
     const PARTITIONS: u32 = 8;
 
     async fn send(core: &Core, client_msg_id: &str) -> Receipt {
+        try_send(core, client_msg_id, "hi", "bob").await.unwrap()
+    }
+
+    async fn try_send(core: &Core, client_msg_id: &str, text: &str, peer: &str) -> Result<Receipt, Error> {
         let draft = Draft {
             client_msg_id: client_msg_id.to_owned(),
             sender_id: "alice".to_owned(),
             r#type: MessageType::Text as i32,
-            content: r#"{"text":"hi"}"#.into(),
+            content: format!(r#"{{"text":"{text}"}}"#).into(),
             ..Draft::default()
         };
         let request = AppendRequest {
-            conversation_id: "d:alice:bob".to_owned(),
+            conversation_id: ids::direct_conversation_id("alice", peer).unwrap(),
             draft: Some(draft),
-            peers: vec!["bob".to_owned()],
+            peers: vec![peer.to_owned()],
             ..AppendRequest::default()
         };
-        core.append(request).await.unwrap()
+        core.append(request).await
+    }
+
+    async fn with_users() -> Arc<MemoryEngine> {
+        let engine = Arc::new(MemoryEngine::default());
+        let core = Core::new(engine.clone(), PARTITIONS, Limits::default(), None);
+        let users = ["alice", "bob"].map(|id| UserUpdate { user_id: id.to_owned(), ..UserUpdate::default() });
+        core.upsert_users(UpsertUsersRequest { users: users.into() }).await.unwrap();
+        engine
+    }
+
+    #[tokio::test]
+    async fn a_refused_first_send_leaves_no_trace_in_the_store_the_lists_and_the_event_log() {
+        let none = Limits { messages_per_conversation: 0, ..Limits::default() };
+        for (cause, peer, limits, code) in [
+            ("blocked", "bob", Limits::default(), Code::PermissionDenied),
+            ("no such user", "carol", Limits::default(), Code::NotFound),
+            ("over the hot limit", "bob", none, Code::ResourceExhausted),
+            ("memory full", "bob", Limits::default(), Code::ResourceExhausted),
+            ("other payload", "bob", Limits::default(), Code::AlreadyExists),
+        ] {
+            let engine = with_users().await;
+            // Another instance: what follows comes to one that knows nothing.
+            let other = Core::new(engine.clone(), PARTITIONS, Limits::default(), None);
+            match cause {
+                "blocked" => {
+                    let block = SetBlockRequest { user_id: "bob".into(), target_id: "alice".into(), blocked: true };
+                    other.set_block(block).await.unwrap();
+                }
+                "memory full" => engine.fill(true),
+                "other payload" => drop(send(&other, "c-1").await),
+                _ => {}
+            }
+            let core = Core::new(engine.clone(), PARTITIONS, limits, None);
+            let before = engine.copy();
+            let refused = try_send(&core, "c-1", "something else", peer).await.unwrap_err();
+            assert_eq!(refused.code, code, "{cause}: {refused}");
+            assert!(engine.copy() == before, "{cause}");
+            assert_eq!(try_send(&core, "c-1", "something else", peer).await.unwrap_err().code, code, "{cause}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_block_that_comes_in_between_refuses_the_first_message_and_its_entries_are_taken_back() {
+        let engine = with_users().await;
+        let core = Core::new(engine.clone(), PARTITIONS, Limits::default(), None);
+        let pair = Pair::new("alice", "bob").unwrap();
+        let message = || Append {
+            conversation_id: pair.id.clone(),
+            sender_id: "alice".to_owned(),
+            client_msg_id: "c-1".to_owned(),
+            row: crate::codec::pack(ulid::Ulid::from(1_u128), &Draft::default()),
+            identity_len: 2,
+            now_ms: Core::now(),
+            privileged: false,
+            hot_limit: 10,
+            opening: Vec::new(),
+        };
+        // The verdict was read before the block: the call goes on as if there was none.
+        let block = SetBlockRequest { user_id: "bob".into(), target_id: "alice".into(), blocked: true };
+        core.set_block(block).await.unwrap();
+        let peers = ["bob".to_owned()];
+        let refused = core.first_message(&pair.id, "alice", &peers, &message).await.unwrap_err();
+        assert_eq!(refused.code, Code::PermissionDenied);
+        let data = engine.copy();
+        assert!(data.values().all(|d| d.messages.is_empty() && d.scores.values().all(|s| s.is_empty())));
+        assert!(data.values().all(|d| !d.hashes.contains_key(&key::conversation(&pair.id))));
     }
 
     async fn listed(core: &Core, user: &str) -> usize {

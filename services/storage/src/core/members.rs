@@ -22,7 +22,7 @@ use crate::{
 /// Members of one call and of one event.
 pub(super) const CHUNK: usize = 500;
 
-fn leave(user_id: &str, conversation_id: &str) -> Step {
+pub(super) fn leave(user_id: &str, conversation_id: &str) -> Step {
     let entry = LeaveList { conversation_id: conversation_id.to_owned() };
     Step { id: user_id.to_owned(), step: Some(step::Step::LeaveList(entry)) }
 }

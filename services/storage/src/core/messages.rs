@@ -4,7 +4,7 @@ use bytes::Bytes;
 use futures::future::join_all;
 use kith_kit::error::{Error, reason};
 use kith_proto::{
-    chat::v1::{Message, Receipt},
+    chat::v1::{Draft, Message, Receipt},
     storage::v1::{
         AppendRequest, ConversationMessages, EditRequest, EditResponse, ListAfterRequest, ListAfterResponse,
         ListMessagesRequest, ListMessagesResponse, ReactRequest, ReactResponse, RecallRequest, RecallResponse,
@@ -60,7 +60,7 @@ impl Core {
         };
         let may_be_first = !peers.is_empty() && !self.0.hints.knows(&conversation_id);
         let Appended { seq, earlier } = if may_be_first {
-            Box::pin(self.append_or_open(&conversation_id, &draft.sender_id, &peers, &message)).await?
+            Box::pin(self.append_or_open(&conversation_id, &draft, &peers, &message)).await?
         } else {
             self.engine().append(self.partition(&conversation_id), message(), Self::end()).await?
         };
@@ -71,11 +71,7 @@ impl Core {
                 (id, now_ms)
             }
             Some(row) => {
-                let row = codec::unpack(row)
-                    .map_err(|e| model::corrupt(&format!("m:{conversation_id} {seq}"), &e.to_string()))?;
-                if !same::message(&row, &draft) {
-                    return Err(other_message());
-                }
+                let row = same_message(&conversation_id, seq, row, &draft)?;
                 (row.id, row.sent_at())
             }
         };
@@ -322,8 +318,14 @@ impl Core {
     }
 }
 
-fn other_message() -> Error {
-    Error::new(Code::AlreadyExists, "client_msg_id: used for another message within the last 24 hours")
+/// The stored row that a retry of `draft` has found; ALREADY_EXISTS if it says something else.
+pub(super) fn same_message(id: &str, seq: u64, row: Bytes, draft: &Draft) -> Result<codec::Row, Error> {
+    let row = codec::unpack(row).map_err(|e| model::corrupt(&format!("m:{id} {seq}"), &e.to_string()))?;
+    if same::message(&row, draft) {
+        Ok(row)
+    } else {
+        Err(Error::new(Code::AlreadyExists, "client_msg_id: used for another message within the last 24 hours"))
+    }
 }
 
 /// The data of message.edited.

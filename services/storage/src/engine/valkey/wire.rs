@@ -1,16 +1,18 @@
 //! Calls as `FCALL`s, and answers as typed values. Reading answers is total: what the library does not write is DATA_LOSS.
 
-use std::time::Duration;
+mod verdict;
 
 use bytes::Bytes;
 use redis::{Cmd, Value};
 use xxhash_rust::xxh3::Xxh3;
 
+pub(super) use verdict::{Verdict, verdict};
+
 use super::partition::Pending;
 use crate::{
     engine::{
         Append, Cursor, CursorKind, EngineError, Entry, Expect, FieldPage, Got, HeadRow, History, ListRow, MemberPage,
-        MemberRow, Op, Range, Refusal, Spot, Stored, Swap, Want, Window, Write,
+        MemberRow, Op, Range, Spot, Stored, Swap, Want, Window, Write,
     },
     event::{self, FOUND},
 };
@@ -23,75 +25,6 @@ const BUCKET_SECONDS: u32 = 50 * 3_600;
 
 /// Up to here every whole number is a double of its own.
 const EXACT: i64 = 1 << 53;
-
-/// What an answer means for its call.
-pub(super) enum Verdict {
-    Done(Vec<Value>),
-    /// The claim is not the partition's; who holds it, if known.
-    Fenced(Option<String>),
-    /// The slot is not (or no longer) this node's, or the node is no primary.
-    Elsewhere,
-    Refused(EngineError),
-}
-
-/// Reads the answer to a call.
-pub(super) fn verdict(value: Value) -> Verdict {
-    let error = match value {
-        Value::Array(values) => return Verdict::Done(values),
-        Value::ServerError(error) => error,
-        other => return Verdict::Done(vec![other]),
-    };
-    let detail = error.details().unwrap_or_default();
-    match error.code() {
-        "FENCED" => Verdict::Fenced((!detail.is_empty()).then(|| detail.to_owned())),
-        "MOVED" | "ASK" | "READONLY" | "CLUSTERDOWN" | "TRYAGAIN" | "MASTERDOWN" => Verdict::Elsewhere,
-        "NOREPLICAS" => Verdict::Refused(EngineError::Unavailable(
-            "too few replicas of the storage engine are in sync: nothing was stored, try again".into(),
-        )),
-        "LOADING" | "BUSY" | "MISCONF" => Verdict::Refused(EngineError::Unavailable(
-            "the storage engine is not ready: nothing was stored, try again".into(),
-        )),
-        "OOM" => {
-            Verdict::Refused(EngineError::Exhausted("the storage engine's memory is full", Duration::from_secs(10)))
-        }
-        "K1REFUSE" => Verdict::Refused(refusal(detail)),
-        "K1CONFLICT" => Verdict::Refused(EngineError::Conflict),
-        "K1FOREIGN" => {
-            tracing::error!(found = detail, "the storage engine holds data of another ChatCluster or layout");
-            let what = format!("the storage engine holds data of another ChatCluster or layout ({detail})");
-            Verdict::Refused(EngineError::DataLoss(what))
-        }
-        "K1CORRUPT" => Verdict::Refused(EngineError::DataLoss(format!("{detail}: not what was written"))),
-        // Credentials that are being rotated, a library that is not loaded yet: nothing was done, and it passes.
-        code @ ("NOAUTH" | "WRONGPASS" | "NOPERM") => Verdict::Refused(not_ready(code, detail)),
-        code if detail.contains("Function not found") => Verdict::Refused(not_ready(code, detail)),
-        // A function that fails does so again: a retry would only fail more often.
-        code => {
-            tracing::error!(code, detail, "the storage engine failed at a call");
-            Verdict::Refused(EngineError::Internal)
-        }
-    }
-}
-
-fn not_ready(code: &str, detail: &str) -> EngineError {
-    tracing::warn!(code, detail, "the storage engine does not take a call");
-    EngineError::Unavailable("the storage engine is not ready: nothing was stored, try again".into())
-}
-
-fn refusal(why: &str) -> EngineError {
-    EngineError::Refused(match why {
-        "NO_CONVERSATION" => Refusal::NoConversation,
-        "NOT_MEMBER" => Refusal::NotMember,
-        "BLOCKED" => Refusal::Blocked,
-        "MUTED" => Refusal::Muted,
-        "DISSOLVED" => Refusal::Dissolved,
-        "HOT_LIMIT" => Refusal::HotLimit,
-        "NOT_ABOVE" => Refusal::NotAbove,
-        "NO_USER" => Refusal::NoUser,
-        "FULL" => Refusal::Full,
-        other => return EngineError::DataLoss(format!("an unknown refusal of the function library: {other}")),
-    })
-}
 
 /// What a committed call puts on the event log.
 pub(super) enum Emits {
@@ -318,7 +251,7 @@ pub(super) fn history(call: Call, conversation_id: &str, window: Window, limit: 
 pub(super) fn walk(call: Call, user_id: &str, behind: Option<&Spot>, limit: u32) -> Call {
     let call = call.arg(user_id);
     let call = match behind {
-        Some(Spot(activity, conversation_id)) => call.number(activity).arg(conversation_id),
+        Some(Spot(activity, conversation_id)) => call.number(*activity).arg(conversation_id),
         None => call.arg("").arg(""),
     };
     call.number(limit)
