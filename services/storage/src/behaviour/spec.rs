@@ -30,7 +30,7 @@ pub(super) enum Act {
         id: u8,
         text: u8,
     },
-    /// An append that opens its conversation: [`Act::opens`], then stores.
+    /// An append that opens its conversation, in one.
     First {
         talk: u8,
         by: u8,
@@ -93,13 +93,6 @@ pub(super) enum Act {
     List {
         by: u8,
     },
-}
-
-impl Act {
-    /// What it opens before it does what it says, whatever comes of that.
-    pub(super) fn opens(&self) -> Option<Self> {
-        if let Self::First { talk, .. } = *self { Some(Self::Open { talk }) } else { None }
-    }
 }
 
 /// What a caller saw.
@@ -198,9 +191,8 @@ impl Spec {
     pub(super) fn apply(&mut self, act: &Act) -> Seen {
         match *act {
             Act::Open { talk } => self.open(talk),
-            Act::Append { talk, by, id, text } | Act::First { talk, by, id, text } => {
-                self.talks[usize::from(talk)].append(by, id, text)
-            }
+            Act::Append { talk, by, id, text } => self.talks[usize::from(talk)].append(by, id, text),
+            Act::First { talk, by, id, text } => self.first(talk, by, id, text),
             Act::History { talk, by, part, limit } => self.talks[usize::from(talk)].history(by, part, limit),
             Act::Recall { talk, seq, by } => self.talks[usize::from(talk)].recall(seq, by),
             Act::Edit { talk, seq, by, text } => self.talks[usize::from(talk)].edit(seq, by, text),
@@ -222,6 +214,18 @@ impl Spec {
             talk.members.entry(user).or_default();
         }
         Seen::Changed(!std::mem::replace(&mut talk.open, true))
+    }
+
+    /// Refused, it opens nothing.
+    fn first(&mut self, talk: u8, by: u8, id: u8, text: u8) -> Seen {
+        let found = &self.talks[usize::from(talk)];
+        if !found.open && found.members.get(&by).is_some_and(|m| m.blocked) {
+            return refused("PERMISSION_DENIED BLOCKED");
+        }
+        if !found.open {
+            self.open(talk);
+        }
+        self.talks[usize::from(talk)].append(by, id, text)
     }
 
     fn join(&mut self, user: u8) -> Seen {

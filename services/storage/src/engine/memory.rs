@@ -98,7 +98,10 @@ impl MemoryEngine {
 
     /// Everything as it is now.
     pub(crate) fn copy(&self) -> BTreeMap<u32, Data> {
-        self.partitions.lock().iter().map(|(number, data)| (*number, data.clone())).collect()
+        let partitions = self.partitions.lock();
+        // A read leaves an empty partition, which is none.
+        let written = partitions.iter().filter(|(_, data)| **data != Data::default());
+        written.map(|(number, data)| (*number, data.clone())).collect()
     }
 
     /// An engine with these data.
