@@ -393,7 +393,7 @@ impl Engine for MemoryEngine {
     }
 
     async fn enter(&self, partition: u32, entry: Entry, _: Instant) -> Result<bool, EngineError> {
-        self.write(partition, |data| data.enter(entry)).await
+        self.grow(partition, |data| data.enter(entry)).await
     }
 
     async fn swap(&self, partition: u32, swap: Swap, _: Instant) -> Result<(), EngineError> {
