@@ -16,7 +16,7 @@ use super::{
     members::{JoinPlace, joined_json, leave},
     messages::same_message,
     model::{self, MemberData, key},
-    no_conversation, peers,
+    no_conversation, no_user, peers,
     relations::relate_step,
 };
 use crate::{
@@ -137,6 +137,9 @@ impl Core {
         let created = if stands.iter().all(Option::is_some) {
             false
         } else {
+            if !self.exist(&pair).await? {
+                return Err(no_user());
+            }
             let now = Self::now();
             self.list(&pair, now, false).await?;
             let created = self.make(&pair, Some(stands), now).await?;
@@ -462,7 +465,9 @@ mod tests {
         let refused = core.first_message(&pair.id, "alice", &peers, &message).await.unwrap_err();
         assert_eq!(refused.code, Code::PermissionDenied);
         let data = engine.copy();
-        assert!(data.values().all(|d| d.messages.is_empty() && d.scores.values().all(|s| s.is_empty())));
+        assert!(
+            data.values().all(|d| d.messages.is_empty() && d.scores.values().all(std::collections::BTreeMap::is_empty))
+        );
         assert!(data.values().all(|d| !d.hashes.contains_key(&key::conversation(&pair.id))));
     }
 
