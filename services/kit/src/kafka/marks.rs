@@ -177,7 +177,7 @@ impl Marks {
             match outcome {
                 Ok(()) => return Some(checkpoint),
                 Err(error) => {
-                    tracing::warn!(topic = self.topic, partition, %error, "a checkpoint was not taken by Kafka")
+                    tracing::warn!(topic = self.topic, partition, %error, "a checkpoint was not taken by Kafka");
                 }
             }
             stop.run_until_cancelled(backoff.pause()).await?;

@@ -210,7 +210,7 @@ impl Written {
         let stream = kith_kit::ids::partition_of(conversation, partitions);
         let data = serde_json::json!({
             "conversation_id": conversation, "seq": seq.to_string(), "message_id": format!("m{seq}"), "client_msg_id": "c",
-            "sender_id": "alice", "sent_at": kith_kit::clock::now_ms().to_string(), "type": "text", "content": {"text": "hi"},
+            "sender_id": conversation.split(':').nth(1), "sent_at": kith_kit::clock::now_ms().to_string(), "type": "text", "content": {"text": "hi"},
         });
         let headers = [
             ("ce_specversion", "1.0".to_owned()),
