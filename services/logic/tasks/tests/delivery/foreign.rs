@@ -49,7 +49,7 @@ fn foreign(seq: u64) -> Vec<(&'static str, Written)> {
     bare.headers.clear();
     let (mut elsewhere, mut junk, mut huge, mut other) = (message(next), message(next), message(next), message(next));
     elsewhere.partition = (elsewhere.partition + 1) % EVENT_PARTITIONS;
-    junk.data = "\u{1}{\"not\": json".to_owned();
+    "\u{1}{\"not\": json".clone_into(&mut junk.data);
     huge.data = format!("[\"{}\"]", "x".repeat(900_000));
     // Another conversation's message under this one's key.
     other.data = Written::message("d:carol:dave", next).data;

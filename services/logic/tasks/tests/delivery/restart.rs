@@ -2,11 +2,7 @@
 
 use std::{collections::BTreeSet, sync::atomic::Ordering};
 
-use kith_kit::{ids, kafka::client_config, testing::eventually};
-use rdkafka::{
-    TopicPartitionList,
-    consumer::{BaseConsumer, Consumer as _},
-};
+use kith_kit::ids;
 use tokio::time::timeout;
 
 use crate::world::{LIMIT, World, Written};
@@ -21,16 +17,6 @@ fn conversations() -> Vec<String> {
     let mut seen = BTreeSet::new();
     let names = (0..).map(|n| format!("d:a{n}:bob"));
     names.filter(|id| seen.insert(ids::partition_of(id, PARTITIONS))).take(STREAMS).collect()
-}
-
-fn committed(world: &World) -> Option<(i64, String)> {
-    let mut config = client_config(&world.broker.config()).unwrap();
-    let consumer: BaseConsumer = config.set("group.id", "demo.tasks").create().unwrap();
-    let mut list = TopicPartitionList::new();
-    list.add_partition("demo.events", 0);
-    let found = consumer.committed_offsets(list, LIMIT).ok()?;
-    let entry = found.find_partition("demo.events", 0)?;
-    Some((entry.offset().to_raw()?, entry.metadata().to_owned()))
 }
 
 async fn write(world: &World, conversations: &[String], ver: u64) {
@@ -59,12 +45,8 @@ async fn a_restart_keeps_a_high_water_that_fits_no_metadata() {
     let (end, running) = world.start();
     write(&world, &conversations, FIRST).await;
     expect(&mut world, &conversations, FIRST).await;
-    let whole = STREAMS as i64;
-    eventually("all of it to be committed", LIMIT, async || {
-        committed(&world).is_some_and(|(offset, metadata)| offset == whole && metadata.starts_with("3;"))
-    })
-    .await
-    .unwrap();
+    let metadata = world.all_committed(0).await;
+    assert!(metadata.starts_with("3;"), "a checkpoint: {metadata}");
     end.cancel();
     timeout(LIMIT, running).await.unwrap().unwrap().unwrap();
 

@@ -16,9 +16,10 @@ use kith_kit::{
     error::Error,
     kafka::{
         admin::{Topic, ensure_topic},
+        client_config,
         producer::{Delivery, Producer, Record},
     },
-    testing::KafkaBroker,
+    testing::{KafkaBroker, eventually},
 };
 use kith_proto::{
     sessions::v1::{
@@ -32,6 +33,10 @@ use kith_proto::{
         self as storage,
         conversations_server::{Conversations, ConversationsServer},
     },
+};
+use rdkafka::{
+    Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer as _},
 };
 use tokio::{
     net::TcpListener,
@@ -176,6 +181,25 @@ impl World {
             payload: written.data.as_bytes(),
         };
         self.producer.send(&record).unwrap()
+    }
+
+    /// Waits until everything that stands in a partition of the event log is committed; the metadata of that offset.
+    pub async fn all_committed(&self, partition: i32) -> String {
+        let (mut config, mut metadata) = (client_config(&self.broker.config()).unwrap(), String::new());
+        config.set("group.id", "demo.tasks");
+        eventually("everything to be committed", LIMIT, async || {
+            let consumer: BaseConsumer = config.create().unwrap();
+            let mut list = TopicPartitionList::new();
+            list.add_partition("demo.events", partition);
+            let Ok(found) = consumer.committed_offsets(list, LIMIT) else { return false };
+            let Ok((_, end)) = consumer.fetch_watermarks("demo.events", partition, LIMIT) else { return false };
+            let entry = found.find_partition("demo.events", partition).unwrap();
+            metadata = entry.metadata().to_owned();
+            entry.offset() == Offset::Offset(end)
+        })
+        .await
+        .unwrap();
+        metadata
     }
 
     pub async fn expect(&mut self, conversation: &str, seqs: std::ops::RangeInclusive<u64>) {
