@@ -33,7 +33,8 @@ pub async fn a_reaction_is_one_emoji_in_one_spelling_or_a_shortcode(target: &Tar
     let (alice, bob) = two(target).await?;
     let id = say(&alice, &bob, &["hi"]).await?[0].conversation_id.clone();
     let react = async |method: Method, emoji: &str| {
-        let path: String = emoji.bytes().map(|b| format!("%{b:02X}")).collect();
+        let path: Vec<String> = emoji.bytes().map(|b| format!("%{b:02X}")).collect();
+        let path = path.concat();
         bob.api.raw(method, &format!("/v1/conversations/{id}/messages/1/reactions/{path}"), None).await
     };
     for bad in ["hello world", "👍👍", "Thumbs", " ", "👍a", "\u{200d}", "é", "javascript:"] {

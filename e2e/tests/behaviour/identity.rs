@@ -34,6 +34,9 @@ pub async fn ids_that_could_be_read_in_two_ways_are_refused(target: &Target) -> 
     Ok(())
 }
 
+/// A call on a conversation: what stands behind its path, and the body.
+type Call = (Method, &'static str, Option<Value>);
+
 pub async fn a_conversation_of_others_is_as_one_that_does_not_exist(target: &Target) -> Proof {
     let (alice, bob) = two(target).await?;
     let eve = target.new_user("eve").await?;
@@ -41,7 +44,6 @@ pub async fn a_conversation_of_others_is_as_one_that_does_not_exist(target: &Tar
     let absent = format!("d:{}:{}", unique("a"), unique("b"));
     let message =
         |id: &str| json!({"client_msg_id": "c", "conversation_id": id, "type": "text", "content": {"text": "hi"}});
-    type Call = (Method, &'static str, Option<Value>);
     let calls: [Call; 14] = [
         (Method::GET, "", None),
         (Method::PATCH, "", Some(json!({"pinned": true}))),
@@ -130,7 +132,7 @@ async fn description(target: &Target) -> Result<Value, Failure> {
 
 const METHODS: [Method; 5] = [Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE];
 
-fn taken<'a>(operations: &'a Value) -> impl Iterator<Item = Method> + 'a {
+fn taken(operations: &Value) -> impl Iterator<Item = Method> + '_ {
     METHODS.into_iter().filter(|m| operations.get(m.as_str().to_lowercase()).is_some())
 }
 

@@ -15,8 +15,11 @@ const STORAGE: &[&str] = &["storage"];
 /// What every component may ask of every other: whether it lives, and what it is.
 const COMMON: &[&str] = &["/grpc.health.v1.Health/", "/grpc.reflection.v1.ServerReflection/"];
 
+/// Methods of a service, and who calls each.
+type Rows = &'static [(&'static str, &'static [&'static str])];
+
 /// Services, their methods, and who calls them.
-const TABLE: &[(&str, &[(&str, &[&str])])] = &[
+const TABLE: &[(&str, Rows)] = &[
     (
         "/kith.storage.v1.Messages/",
         &[

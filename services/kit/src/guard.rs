@@ -28,7 +28,7 @@ use crate::{
 /// The path of every reflection call.
 const REFLECTION: &str = "/grpc.reflection.";
 /// A caller's refusals are logged once in so long.
-const QUIET: Duration = Duration::from_mins(1);
+const QUIET: Duration = Duration::from_secs(60);
 /// Callers whose refusals are remembered: more certificates than a ChatCluster has.
 const REMEMBERED: usize = 1_024;
 

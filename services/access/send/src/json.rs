@@ -243,7 +243,7 @@ mod tests {
         let Object(outer) = read(r#"{"items":[{"raw":{"a": 1.50},"seq":"7"}]}"#).unwrap();
         assert_eq!((outer.items[0].0.raw.get(), outer.items[0].0.seq), (r#"{"a": 1.50}"#, Some(U64(7))));
         for bad in [
-            r#"[[]]"#,
+            "[[]]",
             r#"[[{"raw":1}]]"#,
             r#"{"items":[[1,"7"]]}"#,
             r#"{"items":[{"raw":1},[1]]}"#,

@@ -185,21 +185,22 @@ impl World {
 
     /// Waits until everything that stands in a partition of the event log is committed; the metadata of that offset.
     pub async fn all_committed(&self, partition: i32) -> String {
-        let (mut config, mut metadata) = (client_config(&self.broker.config()).unwrap(), String::new());
+        let mut config = client_config(&self.broker.config()).unwrap();
         config.set("group.id", "demo.tasks");
-        eventually("everything to be committed", LIMIT, async || {
+        let metadata = parking_lot::Mutex::new(String::new());
+        eventually("everything to be committed", LIMIT, || async {
             let consumer: BaseConsumer = config.create().unwrap();
             let mut list = TopicPartitionList::new();
             list.add_partition("demo.events", partition);
             let Ok(found) = consumer.committed_offsets(list, LIMIT) else { return false };
             let Ok((_, end)) = consumer.fetch_watermarks("demo.events", partition, LIMIT) else { return false };
             let entry = found.find_partition("demo.events", partition).unwrap();
-            metadata = entry.metadata().to_owned();
+            entry.metadata().clone_into(&mut metadata.lock());
             entry.offset() == Offset::Offset(end)
         })
         .await
         .unwrap();
-        metadata
+        metadata.into_inner()
     }
 
     pub async fn expect(&mut self, conversation: &str, seqs: std::ops::RangeInclusive<u64>) {
