@@ -75,7 +75,9 @@ if [ "${NIGHTLY:-}" = 1 ]; then check deny-install 600 "$KITH_LOCAL/deps.sh" den
 if [ -x "$BIN/cargo-deny" ]; then check deny 30 "$BIN/cargo-deny" --offline check --config .deny.toml bans licenses sources; fi
 for chart in charts/*/; do check "helm-$(basename "$chart")" 10 "$BIN/helm" lint --strict "$chart"; done
 build="nice -n 5 cargo test --release --locked --no-run"
-check compile 900 bash -c "$build --workspace && $build -p kith-e2e --test cluster"
+# Tests of the local processes run the service binary, which tests alone do not bring into its place.
+binary="nice -n 5 cargo build --release --locked -p kith"
+check compile 900 bash -c "$build --workspace && $build -p kith-e2e --test cluster && $binary"
 check test 240 cargo test --release --workspace --locked --no-fail-fast
 if [ "${NIGHTLY:-}" = 1 ]; then
   # Every decoder against a thousand times the arbitrary input of an ordinary check.
