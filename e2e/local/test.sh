@@ -50,7 +50,7 @@ diagnosed() {
   . "$KITH_LOCAL/platform.sh"
   diagnose >"$TEST_LOGS/diagnosis.log" 2>&1 || true
   echo "  events, pods and logs are in $TEST_LOGS/diagnosis.log; conditions that are not well:"
-  conditions 2>&1 | grep -E '^[^=]*(Ready=(False|Unknown)|(Degraded|Progressing|FailoverBlocked|ForeignData)=True)' | head -n 20 | sed 's/^/    | /' || true
+  conditions 2>&1 | grep -E '^[^=]*(Ready=(False|Unknown)|(Degraded|Progressing|FailoverBlocked|ForeignData|MemoryPressure)=True)' | head -n 20 | sed 's/^/    | /' || true
 }
 
 finish() {

@@ -271,8 +271,13 @@ pub fn is_ready(pod: &Pod) -> bool {
 }
 
 fn unhealthy(what: &str, generation: Option<i64>, found: &[Condition]) -> Vec<String> {
-    let bad_when_true =
-        [conditions::DEGRADED, conditions::PROGRESSING, conditions::FAILOVER_BLOCKED, conditions::FOREIGN_DATA];
+    let bad_when_true = [
+        conditions::DEGRADED,
+        conditions::PROGRESSING,
+        conditions::FAILOVER_BLOCKED,
+        conditions::FOREIGN_DATA,
+        conditions::MEMORY_PRESSURE,
+    ];
     let mut ailments = Vec::new();
     if !found.iter().any(|c| c.type_ == conditions::READY) {
         ailments.push(format!("{what}: no condition Ready yet"));

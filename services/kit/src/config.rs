@@ -216,6 +216,14 @@ impl Default for Limits {
     }
 }
 
+const DEFAULT_IDLE_MS: u32 = 90_000;
+
+// By reference, as serde hands fields over.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_default_idle(idle_ms: &u32) -> bool {
+    *idle_ms == DEFAULT_IDLE_MS
+}
+
 /// One Gateway's settings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -234,11 +242,15 @@ pub struct Gateway {
     pub drain_per_second: u32,
     /// HTTP requests per second and user; 0: no limit.
     pub requests_per_second: u32,
-    /// How long an HTTP connection of a known user may wait for its next request, milliseconds.
+    /// How long an HTTP connection of a known user may wait for its next request, milliseconds. Left out where it is the default, as the
+    /// origins are: services of the version before refuse fields that they do not know.
+    #[serde(skip_serializing_if = "is_default_idle")]
     pub idle_ms: u32,
     /// Web pages that may call the API, besides those of its own host: origins, or `*`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub api_origins: Vec<String>,
     /// Web pages that may open a WebSocket, besides those of its own host: origins, or `*`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub websocket_origins: Vec<String>,
 }
 
@@ -252,7 +264,7 @@ impl Default for Gateway {
             drain_ms: 30_000,
             drain_per_second: 500,
             requests_per_second: 100,
-            idle_ms: 90_000,
+            idle_ms: DEFAULT_IDLE_MS,
             api_origins: Vec::new(),
             websocket_origins: Vec::new(),
         }

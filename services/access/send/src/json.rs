@@ -242,15 +242,9 @@ mod tests {
         }
         let Object(outer) = read(r#"{"items":[{"raw":{"a": 1.50},"seq":"7"}]}"#).unwrap();
         assert_eq!((outer.items[0].0.raw.get(), outer.items[0].0.seq), (r#"{"a": 1.50}"#, Some(U64(7))));
-        for bad in [
-            "[[]]",
-            r#"[[{"raw":1}]]"#,
-            r#"{"items":[[1,"7"]]}"#,
-            r#"{"items":[{"raw":1},[1]]}"#,
-            "null",
-            "1",
-            "\"\"",
-        ] {
+        for bad in
+            ["[[]]", r#"[[{"raw":1}]]"#, r#"{"items":[[1,"7"]]}"#, r#"{"items":[{"raw":1},[1]]}"#, "null", "1", "\"\""]
+        {
             let error = read(bad).unwrap_err().to_string();
             assert!(error.contains("expected an object"), "{bad}: {error}");
         }

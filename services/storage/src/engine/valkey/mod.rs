@@ -2,6 +2,7 @@
 
 mod claims;
 mod coalesce;
+mod fields;
 mod hub;
 mod node;
 mod nudge;
@@ -24,13 +25,12 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::{hub::Hub, view::View};
 use coalesce::Coalesce;
-pub(crate) use hub::Hub;
 use node::Item;
 pub(crate) use partition::{Backlog, Claim, Loss, Partition, Pending};
 use partition::{Doubt, State};
 pub(crate) use repair::{Held, Standing};
-pub(crate) use view::View;
 use wire::{Call, Emits, Verdict};
 
 use super::{
@@ -39,12 +39,9 @@ use super::{
 };
 use crate::outbox::Outbox;
 
-/// How long reading the outbox back may take.
+/// How long reading the outbox back may take, and a look at who holds a partition.
 const DRAIN: Duration = Duration::from_secs(5);
-/// A look at who holds a partition.
 const PROBE: Duration = Duration::from_secs(1);
-/// Attempts at reading a page of a hash whose index was not whole.
-const INDEXINGS: u32 = 3;
 const OUTBOX_FULL: EngineError = EngineError::Exhausted(
     "the event log does not take events and the outbox is full: nothing was stored",
     Duration::from_secs(1),
@@ -498,15 +495,6 @@ impl Engine for ValkeyEngine {
     }
 
     async fn field_page(&self, partition: u32, range: Range, end: Instant) -> Result<FieldPage, EngineError> {
-        for _ in 0..INDEXINGS {
-            let values = self.read(partition, "k1_fields", |call| wire::fields(call, &range), end).await?;
-            if let Some(page) = wire::named(&range.key, wire::read_fields(values))? {
-                return Ok(page);
-            }
-            // A storage service of the version before wrote fields without it.
-            let build = |call: Call| (call.arg(&range.key), Emits::Nothing);
-            self.write(partition, "k1_index", build, end).await?;
-        }
-        Err(EngineError::Unavailable("the list changes too fast: try again".into()))
+        self.indexed_page(partition, &range, end).await
     }
 }
