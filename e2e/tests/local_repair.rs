@@ -9,6 +9,7 @@ use kith_e2e::{
     wait::await_until,
 };
 use kith_kit::{
+    client::Dialer,
     error::{Error, reason},
     ids,
     storage::Storage,
@@ -31,6 +32,8 @@ const SOON: Duration = Duration::from_secs(30);
 struct World {
     platform: Platform,
     client: Storage,
+    /// As a storage instance sees the others.
+    peers: Dialer,
     end: CancellationToken,
 }
 
@@ -49,7 +52,8 @@ async fn world(storages: usize) -> World {
     let config = platform.client_config("api").expect("a configuration");
     let client = Storage::new(&config, end.clone()).expect("a client");
     client.discovered().await;
-    World { platform, client, end }
+    let peers = Dialer::new(&platform.client_config("storage").expect("a configuration"), "storage").expect("a dialer");
+    World { platform, client, peers, end }
 }
 
 impl World {
@@ -86,7 +90,7 @@ impl World {
     /// How a partition stands at the instance that holds it, or has found it lost.
     async fn standing(&self, partition: u32) -> Partition {
         for storage in self.storages() {
-            let channel = self.client.router().dialer().channel(&storage.listen.to_string());
+            let channel = self.peers.channel(&storage.listen.to_string());
             let request = PartitionsRequest { partitions: vec![partition] };
             let Ok(answer) = PeerClient::new(channel).partitions(request).await else { continue };
             if let Some(found) = answer.into_inner().partitions.pop().filter(|p| p.state != "closed") {
@@ -209,7 +213,7 @@ async fn assert_lost(world: &World, id: &str) {
 async fn assert_only_the_holder_repairs(world: &World, partition: u32) {
     let mut refused = 0;
     for storage in world.storages() {
-        let channel = world.client.router().dialer().channel(&storage.listen.to_string());
+        let channel = world.peers.channel(&storage.listen.to_string());
         match PeerClient::new(channel).repair(RepairRequest { partition, ..RepairRequest::default() }).await {
             Ok(report) => assert_eq!((report.get_ref().state.as_str(), report.get_ref().restored), ("open", 0)),
             Err(status) => {
