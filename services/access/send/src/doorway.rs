@@ -1,23 +1,27 @@
 //! Check, then append: the one way of a message into storage.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use kith_kit::{error::Error, ids, storage::Storage};
 use kith_proto::{chat::v1::Receipt, storage::v1::AppendRequest};
 use tonic::Code;
 
-use crate::draft::{Checked, Draft};
+use crate::{
+    draft::{Checked, Door, Draft},
+    limit::SentBytes,
+};
 
 /// The doorway. Cheap to clone.
 #[derive(Clone)]
 pub struct Doorway {
     storage: Storage,
+    sent: Arc<SentBytes>,
 }
 
 impl Doorway {
     /// Into this storage layer.
     pub fn new(storage: Storage) -> Self {
-        Self { storage }
+        Self { storage, sent: Arc::default() }
     }
 
     /// Stores a message: success means durable. The sender has been authenticated; whether they may write there is storage's answer.
@@ -32,7 +36,14 @@ impl Doorway {
 
     async fn measured(&self, draft: Draft, privileged: bool) -> Result<Receipt, Error> {
         let started = Instant::now();
-        let result = match draft.check() {
+        let door = draft.door;
+        let checked = draft.check().and_then(|checked| {
+            if door == Door::Client {
+                self.sent.check(&checked.draft)?;
+            }
+            Ok(checked)
+        });
+        let result = match checked {
             Ok(checked) => self.append(checked, privileged).await,
             Err(error) => Err(error),
         };

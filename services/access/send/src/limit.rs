@@ -11,6 +11,8 @@ use governor::{
     clock::{Clock, DefaultClock},
     state::keyed::DashMapStateStore,
 };
+use kith_kit::error::Error;
+use kith_proto::chat::v1::Draft;
 
 /// Users that are remembered before those who have come to rest are forgotten.
 const SWEEP_AT: usize = 65_536;
@@ -63,9 +65,54 @@ impl Limiter {
     }
 }
 
+/// Bytes that one user's clients may send in a minute, and at once: thousands of ordinary messages, and an end to filling the engine.
+const BYTES_PER_MINUTE: u32 = 4 << 20;
+/// What a message weighs beside what its sender gives.
+const MESSAGE_BYTES: usize = 128;
+
+/// The bytes that each sender has sent lately.
+pub struct SentBytes(Limiter);
+
+impl Default for SentBytes {
+    fn default() -> Self {
+        Self(Limiter::with_burst(BYTES_PER_MINUTE / 60, BYTES_PER_MINUTE))
+    }
+}
+
+impl SentBytes {
+    /// Takes what a message weighs from its sender's share; RESOURCE_EXHAUSTED, and nothing taken, when that is used up.
+    pub fn check(&self, draft: &Draft) -> Result<(), Error> {
+        let mentions: usize = draft.mentions.iter().map(String::len).sum();
+        let ext: usize = draft.ext.iter().map(|(key, value)| key.len() + value.len()).sum();
+        let bytes = MESSAGE_BYTES + draft.content.len() + mentions + ext;
+        self.0.check_n(&draft.sender_id, bytes).map_err(|wait| {
+            Error::exhausted(format!("too many bytes of this user: at most {BYTES_PER_MINUTE} a minute"), wait)
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_user_sends_so_many_bytes_a_minute_and_others_are_not_touched() {
+        let sent = SentBytes::default();
+        let draft = |sender: &str, bytes: usize| Draft {
+            sender_id: sender.to_owned(),
+            content: vec![b'x'; bytes].into(),
+            ..Draft::default()
+        };
+        let large = draft("mallory", 60 << 10);
+        let taken = (0..1_000).take_while(|_| sent.check(&large).is_ok()).count();
+        assert!((68..=70).contains(&taken), "{taken}");
+        let refused = sent.check(&large).unwrap_err();
+        assert_eq!(refused.http_status(), 429);
+        assert!(refused.retry_after.is_some());
+        assert!(sent.check(&draft("alice", 60 << 10)).is_ok());
+        let ordinary = draft("bob", 128);
+        assert!((0..3_000).all(|_| sent.check(&ordinary).is_ok()), "nobody meets it who chats");
+    }
 
     #[test]
     fn a_burst_ends_and_others_are_not_touched() {
