@@ -78,7 +78,7 @@ build="nice -n 5 cargo test --release --locked --no-run"
 # Tests of the local processes run the service binary, which tests alone do not bring into its place.
 binary="nice -n 5 cargo build --release --locked -p kith"
 check compile 900 bash -c "$build --workspace && $build -p kith-e2e --test cluster && $binary"
-check test 240 cargo test --release --workspace --locked --no-fail-fast
+check test 300 cargo test --release --workspace --locked --no-fail-fast
 if [ "${NIGHTLY:-}" = 1 ]; then
   # Every decoder against a thousand times the arbitrary input of an ordinary check.
   check fuzz 1800 env PROPTEST_CASES=250000 cargo test --release --workspace --lib --bins --locked --no-fail-fast -- \
@@ -92,7 +92,7 @@ check up 420 "$KITH_LOCAL/up.sh"
 if "$KITH_LOCAL/env.sh" print >"$TEST_LOGS/env" 2>&1; then
   failed_before=$failed
   # One shared cluster: tests that take things down say so and run alone, the others share it.
-  check e2e 420 env E2E=1 bash -c '. "$0" && exec cargo test --release -p kith-e2e --test cluster --locked --no-fail-fast -- --test-threads="${E2E_THREADS:-4}" ${NIGHTLY:+--include-ignored}' "$TEST_LOGS/env"
+  check e2e 540 env E2E=1 bash -c '. "$0" && exec cargo test --release -p kith-e2e --test cluster --locked --no-fail-fast -- --test-threads="${E2E_THREADS:-4}" ${NIGHTLY:+--include-ignored}' "$TEST_LOGS/env"
   if [ "$failed" -gt "$failed_before" ]; then (diagnosed); fi
   if [ "${NIGHTLY:-}" = 1 ]; then
     # Hours of it, each on a cluster of three nodes.
