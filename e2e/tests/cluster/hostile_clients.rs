@@ -1,7 +1,7 @@
 //! A hostile client against the live platform: one user tries everything at full rate while others chat, and no pod restarts.
 //! `KITH_HOSTILE_SECONDS` sets for how long (`make nightly`: an hour).
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 
 use kith_e2e::{
     cluster::{Cluster, ClusterError},
@@ -34,7 +34,12 @@ async fn one_hostile_client_hurts_nobody_else() -> Proof {
         Ok(now) => vec![format!("pods were restarted or replaced: {before:?}, then {now:?}")],
         Err(error) => vec![format!("the pods could not be looked at: {error}")],
     };
-    let options = HostileOptions { lasts: Duration::from_secs(seconds), silent: SILENT, ..HostileOptions::default() };
+    let options = HostileOptions {
+        lasts: Duration::from_secs(seconds),
+        from: Ipv4Addr::LOCALHOST.into(),
+        silent: SILENT,
+        ..HostileOptions::default()
+    };
     let outcome = hostile::run(&target, &options, look).await?;
     println!("{outcome}");
     assert!(outcome.is_clean(), "others were hurt\n{outcome}");
