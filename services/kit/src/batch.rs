@@ -6,10 +6,10 @@ use std::{
 };
 
 use futures::{StreamExt, stream::FuturesUnordered};
-use rand::RngExt;
 use tonic::Code;
 
 use crate::{
+    backoff::jittered,
     client::Transport,
     error::{Error, reason},
     route::{ATTEMPT, Router},
@@ -104,8 +104,7 @@ impl Router {
                 break;
             }
             self.discovery().look_again();
-            let jittered = pause.mul_f64(rand::rng().random_range(0.5..1.5));
-            tokio::time::sleep(jittered).await;
+            tokio::time::sleep(jittered(pause)).await;
             pause = (pause * 2).min(MAX_PAUSE);
         }
         Ok(done)

@@ -10,11 +10,11 @@ use std::{
 
 use futures::TryFutureExt;
 use parking_lot::Mutex;
-use rand::RngExt;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status};
 
 use crate::{
+    backoff::jittered,
     client::{Dialer, Transport, health},
     config::{Config, Service},
     discovery::Discovery,
@@ -234,8 +234,7 @@ impl Router {
     }
 
     async fn pause(&self, pause: Duration, end: Instant) -> Duration {
-        let jittered = pause.mul_f64(rand::rng().random_range(0.5..1.5));
-        tokio::time::sleep(jittered.min(end.saturating_duration_since(Instant::now()))).await;
+        tokio::time::sleep(jittered(pause).min(end.saturating_duration_since(Instant::now()))).await;
         (pause * 2).min(MAX_PAUSE)
     }
 }

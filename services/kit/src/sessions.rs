@@ -10,12 +10,12 @@ use kith_proto::sessions::v1::{
     KickRequest, KickResponse, Presence, QueryPresenceRequest, SessionAckRequest, SessionAckResponse,
     sessions_client::SessionsClient,
 };
-use rand::RngExt;
 use tokio_util::sync::CancellationToken;
 use tonic::Request;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
+    backoff::jittered,
     batch::{Settled, settled, timed},
     clock,
     config::Config,
@@ -129,8 +129,7 @@ impl Sessions {
                 return Err(Error::unavailable("a part of the platform could not be told of the kick: try again"));
             }
             self.router.discovery().look_again();
-            let jittered = pause.mul_f64(rand::rng().random_range(0.5..1.5));
-            tokio::time::sleep(jittered).await;
+            tokio::time::sleep(jittered(pause)).await;
             pause = (pause * 2).min(MAX_PAUSE);
         }
     }

@@ -7,6 +7,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use kith_kit::{
+    backoff::jittered,
     client::Dialer,
     discovery::{Discovery, Endpoints},
     rendezvous,
@@ -198,8 +199,7 @@ impl Stream {
             if started.elapsed() > MAX_PAUSE {
                 pause = MIN_PAUSE;
             }
-            let jittered = pause.mul_f64(rand::rng().random_range(0.5..1.5));
-            if self.end.run_until_cancelled(tokio::time::sleep(jittered)).await.is_none() {
+            if self.end.run_until_cancelled(tokio::time::sleep(jittered(pause))).await.is_none() {
                 return;
             }
             pause = (pause * 2).min(MAX_PAUSE);

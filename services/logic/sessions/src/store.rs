@@ -9,6 +9,7 @@ use std::{
 
 use futures::{StreamExt, stream};
 use kith_kit::{
+    backoff::jittered,
     error::{Error, reason},
     storage::Storage,
 };
@@ -17,7 +18,6 @@ use kith_proto::{
     storage::v1::{Device, ItemError, PutDeviceRequest},
 };
 use parking_lot::Mutex;
-use rand::RngExt;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
@@ -170,7 +170,7 @@ impl Pending {
 }
 
 fn due() -> Instant {
-    Instant::now() + GATHER.mul_f64(rand::rng().random_range(0.5..1.5))
+    Instant::now() + jittered(GATHER)
 }
 
 /// When everything is due.
