@@ -10,7 +10,7 @@ use std::{
 };
 
 use kith_operator::dataplane::{
-    Gate,
+    Gate, bus,
     switchover::switchover,
     types::{Presence, Reason},
 };
@@ -150,6 +150,46 @@ async fn count(desired: kith_operator::dataplane::types::Desired, end: Cancellat
         }
     }
     (acknowledged, longest)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_heir_that_follows_the_late_primary_of_a_shard_without_slots_is_believed_by_all() {
+    let mut fleet = Fleet::start(1, 2);
+    fleet.ready(LIMIT).await;
+    fleet.desired.formed = true;
+    fleet.add_shard(2);
+    fleet.ready(LIMIT).await;
+    // Its pods come back elsewhere, one of them late, as when a shard is made anew on the volumes that an earlier one left.
+    let (publish, mut report, end) = fleet.probe(fleet.links.clone(), Gate::default());
+    let late = fleet.primary("demo-1").await.expect("a primary");
+    let id = fleet.look().await.state(&late).expect("up").id.clone();
+    let pods: Vec<String> = fleet.nodes.iter().map(|n| n.pod.clone()).filter(|p| p.starts_with("demo-1")).collect();
+    for pod in &pods {
+        fleet.node(pod).kill();
+    }
+    for pod in pods.iter().filter(|pod| **pod != late) {
+        fleet.restart_elsewhere(pod);
+    }
+    publish.send_replace(Arc::new(fleet.desired.clone()));
+    let replaced = report.wait_for(|r| !r.failovers.is_empty());
+    tokio::time::timeout(LIMIT, replaced).await.expect("in time").expect("the prober runs");
+    fleet.restart_elsewhere(&late);
+    publish.send_replace(Arc::new(fleet.desired.clone()));
+    // It answers before it hears of its heir, and the heir was told to follow it, as an operator did that saw the two at that moment.
+    let heir = report.borrow().failovers[0].pod.clone();
+    let told = ["CLUSTER", "REPLICATE", id.as_str()];
+    eventually("the late one to answer", LIMIT, async || fleet.look().await.by_id(&id).is_some()).await;
+    fleet.command(&heir, &told).await.expect("the heir does as it is told");
+    fleet.ready(LIMIT).await;
+    // Whoever leads: no slots move to a shard of which two nodes think differently.
+    eventually("everybody to know the shard as it is", LIMIT, async || {
+        fleet.pass().await;
+        let seen = fleet.look().await;
+        let members = seen.up().filter(|(node, _)| node.shard == "demo-1").map(|(_, state)| state.id.clone());
+        members.collect::<Vec<_>>().iter().all(|id| bus::out_of_touch(&seen, id, None).is_none())
+    })
+    .await;
+    end.cancel();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,6 +9,7 @@ use k8s_openapi::{
     apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
 };
 use kith_crds::names;
+use kith_kit::callers;
 
 use super::{
     kafka,
@@ -24,29 +25,35 @@ enum From {
     /// Everyone.
     Anyone,
     /// These components, and the operator when `operator` is set.
-    Only { components: &'static [Component], operator: bool },
+    Only { components: Vec<Component>, operator: bool },
 }
 
 use Component::{Api, Business, Gateway, Kafka, Sessions, Storage, Tasks, Valkey};
 
+/// Those that the table of callers names for the package that `server` serves, and `server` itself: its instances look after each other.
+fn callers(server: Component, package: &str) -> From {
+    let named = callers::of_package(package);
+    let calls = |component: &Component| *component == server || named.contains(&component.name());
+    From::Only { components: Component::ALL.into_iter().filter(calls).collect(), operator: false }
+}
+
 /// The rules: component, port, who.
 fn rules(plan: &Plan) -> Vec<(Component, i32, From)> {
-    let only = |components| From::Only { components, operator: false };
+    let only = |components: &[Component]| From::Only { components: components.to_vec(), operator: false };
     let mut rules = vec![
-        (Storage, GRPC_PORT, only(&[Storage, Tasks, Sessions, Business, Api, Gateway])),
-        (Sessions, GRPC_PORT, only(&[Tasks, Sessions, Business, Api, Gateway])),
-        (Tasks, GRPC_PORT, only(&[Business, Api])),
+        (Storage, GRPC_PORT, callers(Storage, "kith.storage.v1")),
+        (Sessions, GRPC_PORT, callers(Sessions, "kith.sessions.v1")),
         (Business, GRPC_PORT, From::Anyone),
         (Api, 8_080, From::Anyone),
         (Gateway, 8_081, From::Anyone),
-        (Valkey, valkey::CLIENT_PORT, From::Only { components: &[Storage, Valkey], operator: true }),
+        (Valkey, valkey::CLIENT_PORT, From::Only { components: vec![Storage, Valkey], operator: true }),
         (Valkey, valkey::BUS_PORT, only(&[Valkey])),
     ];
     if let KafkaPlan::Managed(managed) = &plan.event_log.kafka {
         rules.push((
             Kafka,
             kafka::INTERNAL_PORT,
-            From::Only { components: &[Storage, Tasks, Sessions, Kafka], operator: true },
+            From::Only { components: vec![Storage, Tasks, Sessions, Kafka], operator: true },
         ));
         rules.push((Kafka, kafka::CONTROLLER_PORT, only(&[Kafka])));
         if managed.spec.external_access.is_some() {

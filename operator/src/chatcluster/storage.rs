@@ -60,7 +60,7 @@ pub(super) async fn step(
         Identity { namespace: &plan.namespace, name: &plan.name, uid: &plan.uid, cluster_name: &plan.cluster_name };
     let runtime = context.clusters.ensure(&who, login, &desired)?;
     runtime.desire(&desired);
-    let outcome = dataplane::converge(&runtime.links, &context.guard, &desired, BUDGET).await;
+    let outcome = dataplane::converge(&runtime.links, &context.guard, &runtime.gate, &desired, BUDGET).await;
     if formed {
         let world = rebalance::world::of(&desired, &outcome.seen);
         rebalance::automatic::ensure(context, cluster, &world).await?;

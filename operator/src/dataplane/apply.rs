@@ -88,6 +88,7 @@ fn commands(desired: &Desired, action: &Action) -> Vec<(String, Vec<String>)> {
             let (ip, port, bus) = (address.ip().to_string(), address.port().to_string(), bus_port.to_string());
             vec![(pod.clone(), words(&["CLUSTER", "MEET", &ip, &port, &bus]))]
         }
+        Action::Raise { pod } => vec![(pod.clone(), words(&["CLUSTER", "BUMPEPOCH"]))],
         Action::Replicate { pod, primary } => {
             vec![(pod.clone(), words(&["CLUSTER", "REPLICATE", primary.as_str()]))]
         }

@@ -3,10 +3,12 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    apply::apply,
+    apply::{ApplyError, apply},
     link::Links,
+    migrations,
     observe::{Depth, observe},
-    plan::plan,
+    plan::{Action, plan},
+    prober::Gate,
     readiness::{Readiness, readiness},
     types::{Desired, Observation, Problem},
 };
@@ -30,8 +32,8 @@ pub struct Outcome {
     pub unfinished: bool,
 }
 
-/// Brings the data plane to what is desired, for at most `budget`. Without anything to do it only reads.
-pub async fn converge(links: &Links, guard: &LeaseGuard, desired: &Desired, budget: Duration) -> Outcome {
+/// Brings the data plane to what is desired, for at most `budget`. Without anything to do it only reads. `gate` is that of the prober.
+pub async fn converge(links: &Links, guard: &LeaseGuard, gate: &Gate, desired: &Desired, budget: Duration) -> Outcome {
     let end = Instant::now() + budget;
     links.keep_only(&desired.members().filter_map(|(_, m)| m.address).collect::<Vec<_>>()).await;
     let mut actions = 0;
@@ -41,7 +43,7 @@ pub async fn converge(links: &Links, guard: &LeaseGuard, desired: &Desired, budg
         let mut unfinished = !next.actions.is_empty();
         let mut failed = false;
         if unfinished {
-            match apply(links, guard, desired, &seen, &next.actions).await {
+            match carry_out(links, guard, gate, desired, &seen, &next.actions).await {
                 Ok(()) => actions += next.actions.len(),
                 Err(error) => {
                     tracing::warn!(cluster = %desired.cluster, %error, "a data plane step failed; the next pass decides anew");
@@ -59,4 +61,28 @@ pub async fn converge(links: &Links, guard: &LeaseGuard, desired: &Desired, budg
         }
         tokio::time::sleep(SETTLE).await;
     }
+}
+
+/// Carries the actions out; those that need rest only while no slots move, and after another look that wants the same.
+async fn carry_out(
+    links: &Links,
+    guard: &LeaseGuard,
+    gate: &Gate,
+    desired: &Desired,
+    seen: &Observation,
+    actions: &[Action],
+) -> Result<(), ApplyError> {
+    if !actions.iter().any(Action::needs_rest) {
+        return apply(links, guard, desired, seen, actions).await;
+    }
+    let _held = gate.promoting().await;
+    let seen = observe(links, desired, Depth::Full).await;
+    let failed = |source| ApplyError { what: "CLUSTER GETSLOTMIGRATIONS".to_owned(), source };
+    let jobs = migrations::ask(links, desired, &seen, |_| true).await.map_err(failed)?;
+    // An earlier operator may have left a move that the engine goes on with.
+    let moving = jobs.iter().flat_map(|(_, jobs)| jobs).any(migrations::Job::is_active);
+    if moving || plan(desired, &seen).actions != actions {
+        return Ok(());
+    }
+    apply(links, guard, desired, &seen, actions).await
 }

@@ -151,7 +151,18 @@ impl Fake {
                 self.node(pod).epoch = *epoch;
             }
             Action::Meet { pod, address, .. } => self.meet(pod, *address),
+            Action::Raise { pod } => {
+                let highest = self.nodes.iter().map(|n| n.epoch).max().unwrap_or(0);
+                let node = self.node(pod);
+                if node.epoch < highest {
+                    node.epoch = highest + 1;
+                }
+            }
             Action::Replicate { pod, primary } => {
+                let leads = self.nodes.iter().find(|n| n.id == *primary).map_or(0, |n| n.epoch);
+                let node = self.node(pod);
+                let stale = node.replicates.is_none() && !node.owners.is_empty() && node.epoch > leads;
+                assert!(!stale, "the others would ignore all that it says");
                 let (owners, library, keys, offset, history) = {
                     let p = self.nodes.iter().find(|n| n.id == *primary).expect("the primary is known");
                     (p.owners.clone(), p.library, p.keys, p.offset, p.history.clone())

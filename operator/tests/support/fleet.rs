@@ -127,7 +127,7 @@ impl Fleet {
     }
 
     pub(crate) async fn pass(&self) -> Outcome {
-        converge(&self.links, &self.guard, &self.desired, Duration::from_secs(5)).await
+        converge(&self.links, &self.guard, &Gate::default(), &self.desired, Duration::from_secs(5)).await
     }
 
     /// Passes until the data plane is ready; how long that took.

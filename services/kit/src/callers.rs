@@ -104,7 +104,15 @@ pub fn may_call(component: &str, path: &str) -> bool {
     })
 }
 
-#[cfg(test)]
+/// The components that call a method of this package (`kith.storage.v1`), in the order of [`COMPONENTS`]; network policies are made of it.
+pub fn of_package(package: &str) -> Vec<&'static str> {
+    let of_it =
+        |service: &str| service.strip_prefix('/').and_then(|s| s.rsplit_once('.')).is_some_and(|(p, _)| p == package);
+    let rows = || TABLE.iter().filter(|(service, _)| of_it(service)).flat_map(|(_, methods)| methods.iter());
+    COMPONENTS.into_iter().filter(|component| rows().any(|(_, callers)| callers.contains(component))).collect()
+}
+
+#[cfg(all(test, feature = "grpc"))]
 mod tests {
     use std::collections::BTreeSet;
 

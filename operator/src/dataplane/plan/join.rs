@@ -105,25 +105,46 @@ fn introduce(scene: &Scene, pod: &str, state: &NodeState, able: &dyn Fn(&NodeId)
 }
 
 /// Members that own nothing follow their shard's primary.
+///
+/// The others believe that a primary of their acquaintance became a replica only when the primary that it names has at least the epoch that
+/// it had itself; of anything else they ignore every later message (`clusterProcessPacket` of the engine, "Ignore stale message"). A shard
+/// without slots comes to that when its dead primary returns: nobody claims slots of it, so it goes on as a primary beside its heir. The
+/// one that leads rises first, then, also when the operator died in between.
 pub(super) fn replicate(scene: &Scene) -> Vec<Action> {
     let mut actions = Vec::new();
     for (shard, primary) in scene.desired.shards.iter().zip(&scene.primaries) {
         let Some(primary) = primary else { continue };
         // Following a primary that is not there would end in an empty copy, and promotion counts replicas as they are.
-        if !scene.seen.by_id(primary).is_some_and(|(_, s)| s.is_primary()) {
-            continue;
-        }
+        let Some((leader, leading)) = scene.seen.by_id(primary).filter(|(_, s)| s.is_primary()) else { continue };
+        let epoch = leading.myself().map_or(0, |me| me.epoch);
+        let mut outranked = false;
+        let mut follow = Vec::new();
         for member in &shard.members {
             let Some(state) = scene.seen.state(&member.pod).filter(|s| s.id != *primary) else { continue };
             let follows = state.myself().and_then(|me| me.replicates.as_ref()) == Some(primary);
             let free = scene.ownership.slots_of(&state.id).is_empty() && state.own_slots().is_empty();
             let able = !state.is_primary() || state.keys == 0;
-            if !follows && free && able && state.knows(primary).is_some() {
-                actions.push(Action::Replicate { pod: member.pod.clone(), primary: primary.clone() });
+            let joins = !follows && free && able && state.knows(primary).is_some();
+            // A node without a mark was never of this shard, and the others take its word.
+            let acquainted = (joins || follows) && state.owners.contains(&scene.desired.cluster_uid);
+            outranked |= acquainted && known_as_primary(scene, &state.id).is_some_and(|known| known > epoch);
+            if joins {
+                follow.push(Action::Replicate { pod: member.pod.clone(), primary: primary.clone() });
             }
+        }
+        if outranked {
+            actions.push(Action::Raise { pod: leader.pod.clone() });
+        } else {
+            actions.extend(follow);
         }
     }
     actions
+}
+
+/// The highest epoch with which anybody takes this node for a primary, itself included.
+fn known_as_primary(scene: &Scene, id: &NodeId) -> Option<u64> {
+    let told = scene.seen.up().flat_map(|(_, state)| &state.view).filter(|known| known.id == *id && known.primary);
+    told.map(|known| known.epoch).max()
 }
 
 /// Nodes that the cluster knows and that are no members: forgotten when they own nothing, cannot be reached, and every member

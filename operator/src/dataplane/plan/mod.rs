@@ -49,6 +49,11 @@ pub enum Action {
         /// Its bus.
         bus_port: u16,
     },
+    /// Gives a primary an epoch above all that it knows. Not while slots move; see [`Action::needs_rest`].
+    Raise {
+        /// The pod.
+        pod: String,
+    },
     /// Makes a pod without slots a replica.
     Replicate {
         /// The pod.
@@ -80,6 +85,13 @@ pub enum Action {
         /// Whom.
         id: NodeId,
     },
+}
+
+impl Action {
+    /// Whether no slots may move and no primary may change meanwhile: an epoch decides who wins slots.
+    pub fn needs_rest(&self) -> bool {
+        matches!(self, Self::Raise { .. })
+    }
 }
 
 /// What to do and what to say.

@@ -237,6 +237,44 @@ fn the_old_primary_follows_the_new_one() {
     assert!(readiness(&wish, &fake.observe(&wish)).is_ready());
 }
 
+/// The primary of the second shard, which owns nothing, was replaced and is back: both call themselves primaries, and the third follows the
+/// old one, whose epoch is the lower.
+fn returned() -> (Desired, Fake) {
+    let mut fake = Fake::formed(&desired(1));
+    let wish = Desired { formed: true, ..desired(2) };
+    fake.nodes.extend(Fake::empty(&wish).nodes.into_iter().filter(|n| n.shard == "demo-1"));
+    fake.settle(&wish, 20);
+    let top = fake.nodes.iter().map(|n| n.epoch).max().expect("nodes");
+    let heir = fake.nodes.iter_mut().find(|n| n.shard == "demo-1" && n.replicates.is_some()).expect("a replica");
+    (heir.replicates, heir.epoch) = (None, top + 1);
+    (wish, fake)
+}
+
+#[test]
+fn whoever_leads_an_empty_shard_outranks_who_led_it_before_that_one_follows() {
+    let (wish, mut fake) = returned();
+    assert!(matches!(plan(&wish, &fake.observe(&wish)).actions[..], [Action::Raise { .. }]));
+    // The fake refuses a replica that the others would not believe.
+    fake.settle(&wish, 20);
+    assert!(readiness(&wish, &fake.observe(&wish)).is_ready());
+}
+
+#[test]
+fn a_replica_that_the_others_still_take_for_the_primary_it_was_is_put_right() {
+    let (wish, fake) = returned();
+    let mut seen = fake.observe(&wish);
+    let heir = fake.nodes.iter().filter(|n| n.shard == "demo-1").max_by_key(|n| n.epoch).expect("nodes");
+    let leads = fake.nodes.iter().find(|n| n.shard == "demo-1" && n.replicates.is_none() && n.id != heir.id);
+    let leads = leads.expect("the old primary");
+    let node = seen.nodes.iter_mut().find(|n| n.pod == heir.pod).expect("a pod");
+    let crate::dataplane::types::Seen::Up(state) = &mut node.seen else { panic!("it is up") };
+    // It follows already, and only it knows.
+    state.role = Role::Replica { link_up: true, last_io_s: Some(0), down_s: None, syncing: false };
+    let me = state.view.iter_mut().find(|n| n.myself).expect("itself");
+    (me.primary, me.replicates, me.epoch) = (false, Some(leads.id.clone()), leads.epoch);
+    assert_eq!(plan(&wish, &seen).actions, [Action::Raise { pod: leads.pod.clone() }]);
+}
+
 #[test]
 fn a_hidden_node_is_a_problem_in_words() {
     let wish = Desired { formed: true, ..desired(1) };
