@@ -115,12 +115,27 @@ diagnose() {
   kith_kubectl get pods,pvc -A -o wide
   kith_kubectl get events -A --sort-by=.lastTimestamp
   kith_kubectl -n "$SAMPLE_NAMESPACE" describe pods
+  echo "=== dropped connections" && dropped_connections || true
   for pod in $(kith_kubectl -n "$SYSTEM_NAMESPACE" get pods -o name); do
     echo "=== $pod" && kith_kubectl -n "$SYSTEM_NAMESPACE" logs "$pod" --tail=300 || true
   done
   for pod in $(kith_kubectl -n "$SAMPLE_NAMESPACE" get pods -o name); do
     echo "=== $pod" && kith_kubectl -n "$SAMPLE_NAMESPACE" logs "$pod" --all-containers --tail=100 || true
   done
+}
+
+# Connections that the machine's or a pod's network stack dropped: what a client sees of them is a connect that never ends.
+dropped_connections() {
+  local name
+  local counters='/^TcpExt:/ { if (!n) { n = split($0, names) } else { for (i = 2; i <= n; i++)
+    if (names[i] ~ /^(SyncookiesSent|ListenOverflows|ListenDrops|TCPReqQFullDrop|TCPBacklogDrop|PAWSEstabRejected|TCPTimeWaitOverflow|TCPSynRetrans|TCPAbortOnMemory)$/ && $i > 0)
+      printf " %s=%s", names[i], $i; print "" } }'
+  echo "the machine:$(awk "$counters" /proc/net/netstat)"
+  for name in $(ip netns list | awk '{ print $1 }'); do
+    echo "$name:$(ip netns exec "$name" awk "$counters" /proc/net/netstat) $(ip -n "$name" -br -4 addr | awk '$1 != "lo" { print $3 }')"
+  done
+  echo "connection tracking (insert_failed, drop, early_drop are those that hurt):"
+  cat /proc/net/stat/nf_conntrack
 }
 
 # alice writes to bob, who waits on a WebSocket.
