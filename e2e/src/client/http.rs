@@ -222,7 +222,8 @@ fn client(from: Option<IpAddr>) -> Result<reqwest::Client, ClientError> {
     reqwest::Client::builder()
         .local_address(from)
         .timeout(DEADLINE)
-        .connect_timeout(Duration::from_secs(2))
+        // A lost first packet is sent again after one second, and after three.
+        .connect_timeout(Duration::from_secs(5))
         // What is tested is on this machine.
         .no_proxy()
         .pool_max_idle_per_host(256)

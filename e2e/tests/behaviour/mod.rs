@@ -112,6 +112,7 @@ macro_rules! every_behaviour {
         every_behaviour!($with, message_socket: behaviour::socket, [
             a_ping_is_answered,
             a_broken_frame_closes_with_the_protocol_code,
+            a_frame_that_is_too_long_closes_with_the_protocol_code,
             a_clients_close_frame_is_answered,
             a_refused_send_names_the_frame_and_keeps_the_connection,
             an_acknowledgement_on_the_socket_moves_the_cursor,

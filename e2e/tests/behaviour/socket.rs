@@ -26,6 +26,18 @@ pub async fn a_broken_frame_closes_with_the_protocol_code(target: &Target) -> Pr
     Ok(())
 }
 
+pub async fn a_frame_that_is_too_long_closes_with_the_protocol_code(target: &Target) -> Proof {
+    let (alice, _) = two(target).await?;
+    // From just over the bound to what is still on its way when the refusal is written.
+    for bytes in [(512 << 10) + 1, 1 << 20, 2 << 20, 4 << 20, 8 << 20] {
+        let device = target.device(&alice, DeviceOptions::default()).await?;
+        device.send_text("x".repeat(bytes)).await?;
+        let code = device.until("the close", SOON, |inbox| inbox.closes.first().cloned()).await?;
+        assert_eq!(code.code, Some(close::PROTOCOL), "{bytes} bytes: {code}");
+    }
+    Ok(())
+}
+
 pub async fn a_refused_send_names_the_frame_and_keeps_the_connection(target: &Target) -> Proof {
     let (alice, bob) = two(target).await?;
     let device = target.device(&alice, DeviceOptions::default()).await?;

@@ -37,6 +37,8 @@ pub struct Failover {
     pub pod: String,
     /// Whether the old one handed over, alive.
     pub planned: bool,
+    /// Whether a person took the risk of loss.
+    pub forced: bool,
     /// How long it took, from the order to the new primary's own word.
     pub took: Duration,
     /// When it was done.
@@ -197,7 +199,7 @@ impl Prober {
         for order in std::mem::take(&mut found.orders) {
             match self.carry_out(&desired, &seen, &order).await {
                 Ok(failover) => {
-                    tracing::warn!(cluster = %desired.cluster, shard = %failover.shard, primary = %failover.pod, planned = failover.planned, took_ms = failover.took.as_millis(), "the primary changed");
+                    tracing::warn!(cluster = %desired.cluster, shard = %failover.shard, primary = %failover.pod, planned = failover.planned, forced = failover.forced, took_ms = failover.took.as_millis(), "the primary changed");
                     metrics::counter!("kith_storage_failovers_total", "cluster" => desired.cluster.clone(), "shard" => failover.shard.clone(), "planned" => failover.planned.to_string()).increment(1);
                     done.push(failover);
                 }
@@ -224,17 +226,17 @@ impl Prober {
     }
 
     async fn carry_out(&self, desired: &Desired, seen: &Observation, order: &Order) -> Result<Failover, SwitchError> {
-        let (shard, pod, planned, took) = match order {
-            Order::Takeover { shard, pod, .. } => {
+        let (shard, pod, planned, forced, took) = match order {
+            Order::Takeover { shard, pod, forced, .. } => {
                 let took = switchover::takeover(&self.links, &self.guard, desired, seen, pod).await?;
-                (shard, pod, false, took)
+                (shard, pod, false, *forced, took)
             }
             Order::Switchover { shard, from, to } => {
                 let took = switchover::switchover(&self.links, &self.guard, desired, seen, from, to).await?;
-                (shard, to, true, took)
+                (shard, to, true, false, took)
             }
         };
-        Ok(Failover { shard: shard.clone(), pod: pod.clone(), planned, took, at: Instant::now(), count: 0 })
+        Ok(Failover { shard: shard.clone(), pod: pod.clone(), planned, forced, took, at: Instant::now(), count: 0 })
     }
 }
 

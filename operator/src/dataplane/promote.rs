@@ -84,14 +84,16 @@ pub fn verdict(
             down_s: if *link_up { 0 } else { down_s.unwrap_or(u64::MAX) },
         });
     }
-    if let Some(forced) = shard.force_promote.as_deref().and_then(|pod| eligible.iter().find(|c| c.pod == pod)) {
-        return promote(forced, true);
-    }
     // While fewer replicas acknowledge than were asked for, no number of absent ones holds every acknowledged write.
     let k = if shard.lowered { 0 } else { desired.ack_replicas.min(shard.min_replicas_to_write) };
     let needed = (shard.replicas + 1).saturating_sub(k) as usize;
     if eligible.len() < needed && eligible.len() + loading.len() >= needed {
         return Verdict::Wait(format!("{} still loads its data", loading.join(", ")));
+    }
+    // A person's word counts only where the copies in sight are too few to tell: else one of them holds everything.
+    let forced = shard.force_promote.as_deref().filter(|_| eligible.len() < needed);
+    if let Some(forced) = forced.and_then(|pod| eligible.iter().find(|c| c.pod == pod)) {
+        return promote(forced, true);
     }
     let best = furthest(&eligible, last);
     match best.filter(|_| eligible.len() >= needed) {

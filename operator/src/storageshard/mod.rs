@@ -8,6 +8,7 @@ pub use status::{Facts, status};
 
 use std::{sync::Arc, time::Duration};
 
+use json_patch::{PatchOperation, RemoveOperation, TestOperation, jsonptr::PointerBuf};
 use k8s_openapi::{
     api::{
         apps::v1::StatefulSet,
@@ -20,6 +21,7 @@ use kith_crds::{
     ChatCluster, StorageShard,
     conditions::{self, Finding, reason},
     names,
+    storageshard::FailoverReason,
 };
 use kube::{
     Api, Resource, ResourceExt,
@@ -80,6 +82,13 @@ pub async fn reconcile(shard: Arc<StorageShard>, context: Arc<Context>) -> Resul
     announce(&context, &shard, &wanted).await;
     let action = result?;
     written?;
+    if let Some(pod) = status::spent_wish(&shard, &facts) {
+        let done = wanted.last_failover.as_ref().is_some_and(|f| f.to == *pod && f.reason == FailoverReason::Forced);
+        let why = if done { "was promoted" } else { "need not be promoted: a primary answers" };
+        take_wish_away(&shard, &context, pod).await?;
+        let note = format!("{pod} {why}; the annotation {} is taken away", names::ANNOTATION_FORCE_PROMOTE);
+        context.event(shard.as_ref(), false, "ForcePromoteEnded", &note).await;
+    }
     context.failures.succeeded(&key(shard.as_ref()));
     Ok(action)
 }
@@ -159,6 +168,22 @@ async fn set_finalizers(shard: &StorageShard, context: &Context, finalizers: &[S
     match api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        Err(error) => Err(ApplyError::kube::<StorageShard>(&name, error)),
+    }
+}
+
+/// Takes the wish to promote `pod` off the shard, unless it has become another one meanwhile.
+async fn take_wish_away(shard: &StorageShard, context: &Context, pod: &str) -> Result<(), ApplyError> {
+    let name = shard.name_any();
+    let api: Api<StorageShard> = Api::namespaced(context.client.clone(), &shard.namespace().unwrap_or_default());
+    let path = PointerBuf::from_tokens(["metadata", "annotations", names::ANNOTATION_FORCE_PROMOTE]);
+    let patch = json_patch::Patch(vec![
+        PatchOperation::Test(TestOperation { path: path.clone(), value: pod.into() }),
+        PatchOperation::Remove(RemoveOperation { path }),
+    ]);
+    match api.patch(&name, &PatchParams::default(), &Patch::<()>::Json(patch)).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.is_not_found() || status.is_invalid() => Ok(()),
         Err(error) => Err(ApplyError::kube::<StorageShard>(&name, error)),
     }
 }

@@ -90,9 +90,8 @@ fn take_failover(status: &mut StorageShardStatus, shard: &StorageShard, facts: &
     }
     let made =
         facts.prober.as_ref().and_then(|p| p.failovers.iter().find(|f| f.shard == shard.name_any() && f.pod == *to));
-    let forced = shard.annotations().get(names::ANNOTATION_FORCE_PROMOTE) == Some(to);
     let reason = match made {
-        _ if forced => FailoverReason::Forced,
+        Some(failover) if failover.forced => FailoverReason::Forced,
         Some(failover) if failover.planned => FailoverReason::Switchover,
         _ => FailoverReason::PrimaryDown,
     };
@@ -102,6 +101,16 @@ fn take_failover(status: &mut StorageShardStatus, shard: &StorageShard, facts: &
         // A pass may see the new primary before the prober has said why it changed.
         last.reason = reason;
     }
+}
+
+/// The pod of a wish to promote it that has nothing to do: a primary answers, and nothing stands in the way of the next failover. Such a
+/// wish is taken away, for it was meant for one failover and not for a later one.
+pub(super) fn spent_wish<'a>(shard: &'a StorageShard, facts: &Facts) -> Option<&'a String> {
+    let name = shard.name_any();
+    let snapshot = facts.snapshot.as_ref()?;
+    let troubled = facts.prober.iter().flat_map(|p| &p.problems).any(|p| p.shard.as_deref() == Some(&name));
+    let answers = snapshot.readiness.shards.iter().any(|s| s.shard == name && s.primary.is_some());
+    shard.annotations().get(names::ANNOTATION_FORCE_PROMOTE).filter(|_| answers && !troubled)
 }
 
 fn findings(shard: &StorageShard, health: Option<&ShardHealth>, facts: &Facts) -> Vec<Finding> {
@@ -198,5 +207,49 @@ fn degraded(problems: &[&Problem]) -> Finding {
     match lowered.or_else(|| gravest(problems.iter().copied())) {
         Some(problem) => Finding::holds(kind, storage_reason(problem), sentence(problem)),
         None => Finding::fails(kind, reason::ALL_READY, "the shard has all its copies"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{
+        dataplane::{
+            Report,
+            fake::{Fake, desired},
+            readiness::readiness,
+        },
+        runtime::Snapshot,
+    };
+
+    #[test]
+    fn a_wish_to_force_a_promotion_is_spent_as_soon_as_a_primary_answers_and_nothing_is_wrong() {
+        let wish = desired(1);
+        let mut fake = Fake::formed(&wish);
+        let mut shard = StorageShard::new("demo-0", kith_crds::StorageShardSpec::default());
+        let seen_with = |fake: &Fake, problems: Vec<Problem>| Facts {
+            snapshot: Some(Arc::new(Snapshot {
+                readiness: readiness(&wish, &fake.observe(&wish)),
+                problems: Vec::new(),
+                empty: Vec::new(),
+                hand_overs: std::collections::BTreeMap::new(),
+            })),
+            prober: Some(Report { problems, ..Report::default() }),
+            ..Facts::default()
+        };
+        let healthy = seen_with(&fake, Vec::new());
+        assert_eq!(spent_wish(&shard, &healthy), None, "nobody wishes for anything");
+        let pod = "demo-0-valkey-2".to_owned();
+        shard.metadata.annotations = Some([(names::ANNOTATION_FORCE_PROMOTE.to_owned(), pod.clone())].into());
+        assert_eq!(spent_wish(&shard, &healthy), Some(&pod));
+        assert_eq!(spent_wish(&shard, &Facts::default()), None, "nothing was looked at");
+        // The last pass saw the primary alive, and the prober knows better by now.
+        let blocked = Problem::new(Reason::FailoverBlocked, "too few copies".to_owned()).of("demo-0");
+        assert_eq!(spent_wish(&shard, &seen_with(&fake, vec![blocked])), None);
+        let primary = fake.nodes.iter_mut().find(|n| n.replicates.is_none()).expect("a primary");
+        primary.up = false;
+        assert_eq!(spent_wish(&shard, &seen_with(&fake, Vec::new())), None, "the primary is dead");
     }
 }

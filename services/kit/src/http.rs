@@ -30,6 +30,7 @@ use tower::{ServiceExt, service_fn};
 use crate::{
     admission::{Admission, Seat, Seats},
     error::Error,
+    linger::Linger,
     pace::{Pace, UNKNOWN, Verdict},
     progress::Progress,
 };
@@ -132,6 +133,8 @@ impl Connection {
             }
         });
         // A byte tells that somebody is there; the rest of the request has its time in `Pace`.
+        let socket = Linger::new(socket, self.seat.clone());
+        let abrupt = socket.abrupt();
         let io = Progress::new(socket, 1, UNKNOWN);
         let waits = io.waits();
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(io), TowerToHyperService::new(service));
@@ -142,6 +145,7 @@ impl Connection {
             let until = match (leaving, verdict) {
                 (_, Verdict::Stalled) => {
                     metrics::counter!("kith_connections_stalled_total").increment(1);
+                    abrupt.store(true, Ordering::Relaxed);
                     return;
                 }
                 // What was answered is still on its way to a slow reader, and ends by itself when nothing is taken.

@@ -19,7 +19,6 @@ pub mod auth;
 pub mod backoff;
 #[cfg(feature = "grpc")]
 pub mod batch;
-#[cfg(feature = "grpc")]
 pub mod callers;
 #[cfg(feature = "grpc")]
 pub mod client;
@@ -35,6 +34,8 @@ mod guard;
 pub mod http;
 #[cfg(feature = "kafka")]
 pub mod kafka;
+#[cfg(feature = "grpc")]
+mod linger;
 #[cfg(feature = "grpc")]
 pub mod login;
 #[cfg(feature = "grpc")]

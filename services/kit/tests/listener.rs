@@ -3,7 +3,12 @@
 
 use std::time::Duration;
 
-use axum::{Extension, Router, routing::get};
+use axum::{
+    Extension, Router,
+    body::Bytes,
+    extract::DefaultBodyLimit,
+    routing::{get, post},
+};
 use kith_kit::{
     admission::{Seat, Seats},
     http::{Bounds, serve},
@@ -32,6 +37,7 @@ async fn server(unknown_per_address: usize) -> Server {
         "hello alice"
     };
     let app = Router::new().route("/", get(|| async { "hello" })).route("/known", get(known));
+    let app = app.route("/small", post(|_: Bytes| async { "small" }).layer(DefaultBodyLimit::max(1_024)));
     let seats = Seats { all: 64, unknown_per_address, per_caller: 8 };
     let bounds = Bounds { seats, idle: Duration::from_secs(90), grace: Duration::from_secs(1) };
     let end = CancellationToken::new();
@@ -100,4 +106,20 @@ async fn a_caller_who_is_known_waits_between_requests_and_makes_room_for_others(
     let unknown = server.connect_from("127.0.0.1").await;
     assert!(ended(unknown).await, "one that says nothing ends");
     assert!(ask(&mut known, request).await > 0, "one that is known is still served");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_sends_a_body_that_is_too_long_reads_the_refusal() {
+    let server = server(64).await;
+    let body = vec![b'x'; 8 << 20];
+    for _ in 0..20 {
+        let mut socket = server.connect_from("127.0.0.1").await;
+        let head = format!("POST /small HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
+        socket.write_all(head.as_bytes()).await.unwrap();
+        // All of it is sent before a byte of the answer is read, as simple clients do.
+        socket.write_all(&body).await.expect("the rest of the body is taken");
+        let mut answer = String::new();
+        tokio::time::timeout(SOON, socket.read_to_string(&mut answer)).await.expect("an end").expect("no reset");
+        assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
+    }
 }

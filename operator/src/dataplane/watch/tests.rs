@@ -130,6 +130,15 @@ fn a_person_may_take_the_risk() {
 }
 
 #[test]
+fn a_persons_word_does_not_outrank_copies_that_are_enough() {
+    let mut stage = Stage::new();
+    stage.fake.nodes[2].offset = 1_001;
+    stage.wish.shards[0].force_promote = Some("demo-0-valkey-1".to_owned());
+    stage.kill(0);
+    assert_eq!(stage.takeover_of(3_000).as_deref(), Some("demo-0-valkey-2"), "it holds what the other lacks");
+}
+
+#[test]
 fn a_person_cannot_force_a_pod_that_is_no_replica_of_the_dead_primary() {
     for pod in ["demo-1-valkey-0", "demo-0-valkey-0", "demo-0-valkey-1", "nobody"] {
         let mut stage = Stage::new();
