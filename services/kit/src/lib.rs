@@ -20,6 +20,8 @@ pub mod backoff;
 #[cfg(feature = "grpc")]
 pub mod batch;
 #[cfg(feature = "grpc")]
+pub mod budget;
+#[cfg(feature = "grpc")]
 pub mod callers;
 #[cfg(feature = "grpc")]
 pub mod client;
