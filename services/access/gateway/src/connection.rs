@@ -162,7 +162,7 @@ impl Connection {
                     }
                     None => break,
                 },
-                Some(command) = commands.recv() => input_of_command(command),
+                Some(command) = commands.recv() => self.input_of_command(command),
                 Some(answer) = self.jobs.next(), if !self.jobs.is_empty() => match answer {
                     Some(answer) => self.answered(answer),
                     None => continue,
@@ -211,7 +211,8 @@ impl Connection {
     fn take_ready(&mut self, commands: &mut mpsc::Receiver<Command>) {
         for _ in 0..AT_ONCE {
             let Ok(command) = commands.try_recv() else { break };
-            self.handle(input_of_command(command));
+            let input = self.input_of_command(command);
+            self.handle(input);
         }
         for _ in 0..AT_ONCE {
             let Some(Some(answer)) = self.jobs.next().now_or_never() else { break };
@@ -337,6 +338,19 @@ impl Connection {
         written(&self.cut, self.socket.flush()).await
     }
 
+    fn input_of_command(&self, command: Command) -> Input {
+        if let Some(handle) = &self.handle {
+            handle.taken(&command);
+        }
+        match command {
+            Command::Deliver(delivery) => Input::Delivery(delivery),
+            Command::Suspect => Input::Suspect,
+            Command::LeftOut => Input::LeftOut,
+            Command::Recheck => Input::Recheck,
+            Command::Drain { after_ms } => Input::Drain { after_ms },
+        }
+    }
+
     fn input_of(&self, message: Message) -> Option<Input> {
         self.frames_in.increment(1);
         match message {
@@ -407,15 +421,6 @@ fn done(outcome: Result<Option<Answer>, JoinError>) -> Option<Answer> {
         Ok(panic) => std::panic::resume_unwind(panic),
         Err(_) => None,
     })
-}
-
-fn input_of_command(command: Command) -> Input {
-    match command {
-        Command::Deliver(delivery) => Input::Delivery(delivery),
-        Command::Suspect => Input::Suspect,
-        Command::Recheck => Input::Recheck,
-        Command::Drain { after_ms } => Input::Drain { after_ms },
-    }
 }
 
 fn shorten(reason: &str) -> String {

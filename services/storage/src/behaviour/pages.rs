@@ -33,7 +33,7 @@ fn messages() -> impl Strategy<Value = Messages> {
 
 fn reads() -> impl Strategy<Value = Vec<Read>> {
     let window =
-        prop_oneof![Just(Window::Newest), (0..50_u64).prop_map(Window::Before), (0..50_u64).prop_map(Window::After),];
+        prop_oneof![Just(Window::Newest), (1..50_u64).prop_map(Window::Before), (0..50_u64).prop_map(Window::After),];
     let page = (window, 1..60_u32, prop_oneof![0..6_000_usize, 0..80_000_usize], any::<bool>())
         .prop_map(|(window, limit, bytes, first)| Read::Page(Page { window, limit, bytes, first }));
     // To the library 1 is no number of bytes.

@@ -107,7 +107,7 @@ pub struct Order {
 }
 
 /// What waits on a connection, in all.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 struct Waiting {
     items: usize,
     bytes: usize,
