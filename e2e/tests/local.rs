@@ -3,6 +3,8 @@
 
 #[macro_use]
 mod behaviour;
+#[path = "local/bytes.rs"]
+mod bytes;
 #[path = "local/lines.rs"]
 mod lines;
 

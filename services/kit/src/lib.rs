@@ -19,6 +19,8 @@ pub mod auth;
 pub mod backoff;
 #[cfg(feature = "grpc")]
 pub mod batch;
+#[cfg(feature = "grpc")]
+pub mod budget;
 pub mod callers;
 #[cfg(feature = "grpc")]
 pub mod client;

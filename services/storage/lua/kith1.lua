@@ -506,46 +506,65 @@ local function get(keys, args)
   return out
 end
 
--- history: conversation, before, after, limit, bytes. Answers version, seq, floor, then seq, row, overlay of each message: newest first
--- unless `after` is given. Stops after so many bytes, but not before the first message.
+-- What a message weighs in an answer beside its row and its overlay, at most: ids, positions, times, and what the form of answers adds.
+local BESIDE = 1024
+
+-- Entries of a stream that are read together where bytes are bounded: what is read and given to nobody stays small.
+local AT_ONCE = 16
+
+-- What a message weighs, whether there is room for it in `left` bytes (`whole`: there is, whatever it weighs), and its overlay if so: an
+-- overlay's bytes are counted before they are read. `xkey`: the overlays, where there are any.
+local function within(xkey, seq, row, left, whole)
+  local more = xkey and server.call('HSTRLEN', xkey, seq) or 0
+  local weight = #row + more + BESIDE
+  local fits = whole or weight <= left
+  return weight, fits, fits and more > 0 and server.call('HGET', xkey, seq)
+end
+
+-- history: conversation, before, after, limit, bytes, whether the first message comes whatever it weighs (absent: it does). Answers version,
+-- seq, floor, then seq, row, overlay of each message, newest first unless `after` is given; then 1 if there was no room in the bytes for
+-- the next one.
 local function history(keys, args)
   local p, refused = open(keys, args)
   if not p then return refused end
-  local cid, before, after, limit = args[2], tonumber(args[3]), tonumber(args[4]), args[5]
+  local cid, before, after, limit = args[2], tonumber(args[3]), tonumber(args[4]), tonumber(args[5])
   local c = server.call('HMGET', p.tag .. 'c:' .. cid, 's', 'f')
   if not c[1] then return { p.ver, -1, 0 } end
   if not tonumber(c[1]) then return fail('K1CORRUPT ' .. p.tag .. 'c:' .. cid .. ' s') end
-  local rows
-  local mkey = p.tag .. 'm:' .. cid
-  if after >= 0 then
-    rows = server.call('XRANGE', mkey, n(after + 1) .. '-0', '+', 'COUNT', limit)
-  elseif before > 0 then
-    rows = server.call('XREVRANGE', mkey, n(before - 1) .. '-0', '-', 'COUNT', limit)
-  else
-    rows = server.call('XREVRANGE', mkey, '+', '-', 'COUNT', limit)
-  end
+  local mkey, xkey = p.tag .. 'm:' .. cid, p.tag .. 'x:' .. cid
+  if server.call('EXISTS', xkey) == 0 then xkey = nil end
+  local read, from, to = 'XREVRANGE', before > 0 and n(before - 1) .. '-0' or '+', '-'
+  if after >= 0 then read, from, to = 'XRANGE', n(after + 1) .. '-0', '+' end
   local out = { p.ver, tonumber(c[1]), tonumber(c[2] or '0') }
-  local xkey = p.tag .. 'x:' .. cid
-  local overlays = server.call('EXISTS', xkey) == 1
-  local bytes, most = 0, tonumber(args[6])
-  for _, entry in ipairs(rows) do
-    local seq = string.match(entry[1], '^(%d+)')
-    local row = entry[2][2]
-    bytes = bytes + #row
-    if bytes > most and #out > 3 then break end
-    out[#out + 1] = seq
-    out[#out + 1] = row
-    out[#out + 1] = overlays and server.call('HGET', xkey, seq) or false
+  local left, first = tonumber(args[6]), args[7] ~= '0'
+  while limit > 0 do
+    local rows = server.call(read, mkey, from, to, 'COUNT', n(math.min(limit, AT_ONCE)))
+    for _, entry in ipairs(rows) do
+      local seq, row = string.match(entry[1], '^(%d+)'), entry[2][2]
+      local weight, fits, overlay = within(xkey, seq, row, left, first)
+      if not fits then
+        out[#out + 1] = 1
+        return out
+      end
+      out[#out + 1] = seq
+      out[#out + 1] = row
+      out[#out + 1] = overlay
+      left, first, from = left - weight, false, '(' .. entry[1]
+    end
+    if #rows < math.min(limit, AT_ONCE) then break end
+    limit = limit - #rows
   end
   return out
 end
 
--- heads: user, device, with last message, conversations. Answers version, then for each: the conversation's hash, the user's member row,
--- read, own send, cleared and delivered cursors, the last row and its overlay (seq and floor alone where there is no such conversation).
+-- heads: user, device, bytes of last messages (0: without; 1: all, whatever they weigh), conversations. Answers version, then for each: the
+-- conversation's hash, the user's member row, read, own send, cleared and delivered cursors, the last row and its overlay (seq and floor
+-- alone where there is no such conversation). In place of a row for which there was no room in the bytes stands what it weighs.
 local function heads(keys, args)
   local p, refused = open(keys, args)
   if not p then return refused end
-  local user, device, last = args[2], args[3], args[4] == '1'
+  local user, device, left, whole = args[2], args[3], tonumber(args[4]), args[4] == '1'
+  local last = left > 0
   local out = { p.ver }
   for i = 5, #args do
     local cid = args[i]
@@ -559,10 +578,16 @@ local function heads(keys, args)
       else
         head[2], head[3], head[4], head[5], head[6] = false, false, false, false, false
       end
-      local row = last and server.call('XREVRANGE', p.tag .. 'm:' .. cid, '+', '-', 'COUNT', 1)[1]
-      if row then
-        head[7] = row[2][2]
-        head[8] = server.call('HGET', p.tag .. 'x:' .. cid, string.match(row[1], '^(%d+)'))
+      local entry = last and server.call('XREVRANGE', p.tag .. 'm:' .. cid, '+', '-', 'COUNT', 1)[1]
+      if entry then
+        local row = entry[2][2]
+        local weight, fits, overlay = within(p.tag .. 'x:' .. cid, string.match(entry[1], '^(%d+)'), row, left, whole)
+        if fits then
+          head[7], head[8] = row, overlay
+          left = left - weight
+        else
+          head[7] = weight
+        end
       end
     end
     out[#out + 1] = head
@@ -686,23 +711,29 @@ local function outbox(keys, args)
   local p, refused = open(keys, args)
   if not p then return refused end
   local out = { p.ver }
-  local bytes, most = 0, tonumber(args[4])
-  for _, entry in ipairs(server.call('XRANGE', p.tag .. 'o', n(tonumber(args[2]) + 1) .. '-0', '+', 'COUNT', args[3])) do
-    local body = entry[2][2]
-    local row = false
-    if string.sub(body, 1, 1) == 'm' then
-      local seq, cid = string.match(body, '^m(%d+) (.+)$')
-      local found = seq and server.call('XRANGE', p.tag .. 'm:' .. cid, seq .. '-0', seq .. '-0')
-      row = found and found[1] and found[1][2][2] or false
-      if args[5] == '1' and entry[2][3] == 'p' then
-        body = 'M' .. string.sub(body, 2)
+  local from, limit, bytes, most = n(tonumber(args[2]) + 1) .. '-0', tonumber(args[3]), 0, tonumber(args[4])
+  while limit > 0 do
+    local entries = server.call('XRANGE', p.tag .. 'o', from, '+', 'COUNT', n(math.min(limit, AT_ONCE)))
+    for _, entry in ipairs(entries) do
+      local body = entry[2][2]
+      local row = false
+      if string.sub(body, 1, 1) == 'm' then
+        local seq, cid = string.match(body, '^m(%d+) (.+)$')
+        local found = seq and server.call('XRANGE', p.tag .. 'm:' .. cid, seq .. '-0', seq .. '-0')
+        row = found and found[1] and found[1][2][2] or false
+        if args[5] == '1' and entry[2][3] == 'p' then
+          body = 'M' .. string.sub(body, 2)
+        end
       end
+      bytes = bytes + #body + (row and #row or 0)
+      if bytes > most and #out > 1 then return out end
+      out[#out + 1] = string.match(entry[1], '^(%d+)')
+      out[#out + 1] = body
+      out[#out + 1] = row
+      from = '(' .. entry[1]
     end
-    bytes = bytes + #body + (row and #row or 0)
-    if bytes > most and #out > 1 then break end
-    out[#out + 1] = string.match(entry[1], '^(%d+)')
-    out[#out + 1] = body
-    out[#out + 1] = row
+    if #entries < math.min(limit, AT_ONCE) then break end
+    limit = limit - #entries
   end
   return out
 end

@@ -15,6 +15,7 @@ mod grpc;
 mod outbox;
 mod repair;
 mod tags;
+mod weight;
 
 use std::{sync::Arc, time::Duration};
 

@@ -8,12 +8,12 @@ use axum::{
     routing::{delete, get, patch, post, put},
 };
 use kith_kit::{
-    config::Config, cursor::Cursors, login::Authenticator, origins::Origins, sessions::Sessions, storage::Storage,
+    budget::Budget, config::Config, cursor::Cursors, login::Authenticator, origins::Origins, sessions::Sessions,
+    storage::Storage,
 };
 use kith_send::{Doorway, Limiter};
 
 use crate::{
-    budget::Budget,
     extract::Segments,
     middleware,
     routes::{blocks, conversations, devices, friends, messages, meta, presence, sync, users},
@@ -66,7 +66,7 @@ impl App {
                 gateway.requests_per_second.saturating_mul(ITEMS_AT_ONCE),
             ),
             sends: Limiter::new(config.limits.sends_per_second),
-            budget: Budget::default(),
+            budget: Budget::new("kith_api_over_budget_total"),
             origins: Origins::new(&gateway.api_origins),
             recall_ms: config.limits.recall_ms,
         }

@@ -12,14 +12,29 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
+/// What the messages of one answer may take as JSON; one always fits.
+pub(crate) const ROOM: usize = kith_kit::storage::PAGE_BYTES;
+
 /// A time in Unix ms; 0 for what never was.
 pub(crate) fn ms(time: i64) -> U64 {
     U64(u64::try_from(time).unwrap_or(0))
 }
 
-/// Messages as they are shown.
-pub(crate) fn messages(stored: &[Message]) -> Result<Vec<Box<RawValue>>, Error> {
-    stored.iter().map(message_json).collect()
+/// Messages as they are shown, in their order, as far as there is `room` for them: with escapes they may take more bytes than they weigh in
+/// storage. Those that come first in `stored` have it first.
+pub(crate) fn messages<'a>(
+    stored: impl Iterator<Item = &'a Message>,
+    room: usize,
+) -> Result<Vec<Box<RawValue>>, Error> {
+    let mut left = room;
+    let mut shown = Vec::new();
+    for message in stored {
+        let json = message_json(message)?;
+        let Some(rest) = left.checked_sub(json.get().len()) else { break };
+        left = rest;
+        shown.push(json);
+    }
+    Ok(shown)
 }
 
 /// A message that has been stored.

@@ -10,16 +10,16 @@ use std::{
 use axum::extract::ws::{CloseFrame, Message, WebSocket};
 use bytes::Bytes;
 use futures::{FutureExt, SinkExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use kith_kit::{admission::Seat, clock};
+use kith_kit::{admission::Seat, budget::Held, clock};
 use kith_proto::{chat::v1::Position, sessions::v1::Session};
 use kith_send::json::platform;
 use metrics::Counter;
-use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
+use tokio::{sync::mpsc, task::JoinError};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
     frame::close,
-    jobs::Worker,
+    jobs::{Answer, Worker},
     machine::{
         Machine,
         io::{Input, Job, Opened, Output, Settings},
@@ -84,6 +84,7 @@ pub(crate) async fn serve(
         cut: Arc::default(),
         end,
         jobs: FuturesUnordered::new(),
+        held: Vec::new(),
         waiting: VecDeque::new(),
         opened: None,
         handle: None,
@@ -105,7 +106,9 @@ struct Connection {
     sender: Option<mpsc::Sender<Command>>,
     cut: Arc<Cut>,
     end: CancellationToken,
-    jobs: FuturesUnordered<BoxFuture<'static, Option<Input>>>,
+    jobs: FuturesUnordered<BoxFuture<'static, Option<Answer>>>,
+    /// For what was read, until it has been written.
+    held: Vec<Held>,
     waiting: VecDeque<Job>,
     opened: Option<Opened>,
     handle: Option<Arc<Handle>>,
@@ -159,9 +162,9 @@ impl Connection {
                     }
                     None => break,
                 },
-                Some(command) = commands.recv() => input_of_command(command),
+                Some(command) = commands.recv() => self.input_of_command(command),
                 Some(answer) = self.jobs.next(), if !self.jobs.is_empty() => match answer {
-                    Some(input) => input,
+                    Some(answer) => self.answered(answer),
                     None => continue,
                 },
                 () = tokio::time::sleep_until(next.into()) => Input::Tick,
@@ -208,14 +211,21 @@ impl Connection {
     fn take_ready(&mut self, commands: &mut mpsc::Receiver<Command>) {
         for _ in 0..AT_ONCE {
             let Ok(command) = commands.try_recv() else { break };
-            self.handle(input_of_command(command));
+            let input = self.input_of_command(command);
+            self.handle(input);
         }
         for _ in 0..AT_ONCE {
             let Some(Some(answer)) = self.jobs.next().now_or_never() else { break };
-            if let Some(input) = answer {
+            if let Some(answer) = answer {
+                let input = self.answered(answer);
                 self.handle(input);
             }
         }
+    }
+
+    fn answered(&mut self, Answer { input, held }: Answer) -> Input {
+        self.held.extend(held);
+        input
     }
 
     /// What the client asked for before it left is still done, as far as a moment allows: acknowledgements and sends often are the
@@ -271,7 +281,11 @@ impl Connection {
             return Err(End::Cut);
         }
         self.start_jobs();
-        if wrote { self.flush().await } else { Ok(()) }
+        if wrote {
+            self.flush().await?;
+        }
+        self.held.clear();
+        Ok(())
     }
 
     fn start_jobs(&mut self) {
@@ -279,7 +293,14 @@ impl Connection {
             && let Some(job) = self.waiting.pop_front()
         {
             let (worker, opened) = (self.worker.clone(), self.opened.clone());
-            self.jobs.push(async move { worker.run(job, opened).await }.boxed());
+            let reads = matches!(job, Job::Read(_) | Job::CatchUp { .. } | Job::Compare(_));
+            let work = async move { worker.run(job, opened).await };
+            // Reads get on while the client does not take what was written: they hold what other clients wait for.
+            self.jobs.push(if reads {
+                AbortOnDropHandle::new(tokio::spawn(work)).map(done).boxed()
+            } else {
+                work.boxed()
+            });
         }
     }
 
@@ -315,6 +336,19 @@ impl Connection {
 
     async fn flush(&mut self) -> Result<(), End> {
         written(&self.cut, self.socket.flush()).await
+    }
+
+    fn input_of_command(&self, command: Command) -> Input {
+        if let Some(handle) = &self.handle {
+            handle.taken(&command);
+        }
+        match command {
+            Command::Deliver(delivery) => Input::Delivery(delivery),
+            Command::Suspect => Input::Suspect,
+            Command::LeftOut => Input::LeftOut,
+            Command::Recheck => Input::Recheck,
+            Command::Drain { after_ms } => Input::Drain { after_ms },
+        }
     }
 
     fn input_of(&self, message: Message) -> Option<Input> {
@@ -381,13 +415,12 @@ async fn written(cut: &Cut, writing: impl Future<Output = Result<(), axum::Error
     }
 }
 
-fn input_of_command(command: Command) -> Input {
-    match command {
-        Command::Deliver(delivery) => Input::Delivery(delivery),
-        Command::Suspect => Input::Suspect,
-        Command::Recheck => Input::Recheck,
-        Command::Drain { after_ms } => Input::Drain { after_ms },
-    }
+/// What a spawned job brings back; its panic is the connection's.
+fn done(outcome: Result<Option<Answer>, JoinError>) -> Option<Answer> {
+    outcome.unwrap_or_else(|error| match error.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(_) => None,
+    })
 }
 
 fn shorten(reason: &str) -> String {

@@ -11,7 +11,7 @@ use kith_send::json::message_json;
 use crate::{
     frame,
     machine::{io::Delivery, order::Item},
-    registry::{Command, Kick, Registry},
+    registry::{Kick, Registry},
 };
 
 /// Hands a frame to the connections that it names.
@@ -32,7 +32,7 @@ pub(crate) fn handle(registry: &Registry, frame: attach_response::Frame) {
             if let Some(shown) = delivery.payload.and_then(show) {
                 metrics::counter!("kith_gateway_deliveries_total").increment(handles.len() as u64);
                 for handle in handles {
-                    handle.tell(Command::Deliver(shown.clone()));
+                    handle.deliver(shown.clone());
                 }
             }
         }

@@ -2,14 +2,19 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use kith_kit::{auth::Claims, error::Error, login::Authenticator, storage::Storage};
+use kith_kit::{
+    auth::Claims,
+    budget::{Budget, Held},
+    error::Error,
+    login::Authenticator,
+    storage::{PAGE_BYTES, Storage},
+};
 use kith_proto::{
     chat::v1::Position,
     sessions::v1::SessionAckRequest,
     storage::v1::{Behind, ConversationMessages, ListBehindRequest},
 };
 use kith_send::{Doorway, Limiter};
-use tokio::sync::Semaphore;
 use tonic::Code;
 
 use crate::{
@@ -17,7 +22,7 @@ use crate::{
     links::Links,
     machine::{
         io::{CatchUpPage, Compared, Input, Job, Opened, Pulled},
-        order::Need,
+        order::{Item, Need},
         sends::Send,
     },
     typing::Typing,
@@ -27,8 +32,10 @@ use crate::{
 const LOGINS: (u32, u32) = (1, 50);
 /// Cursors and acknowledged positions of a user: a second on average, and at once. A login may bring a thousand.
 const POSITIONS: (u32, u32) = (300, 5_000);
-/// Reads of all connections at once: after a change of owners they all read.
-const MAX_READS: usize = 128;
+/// What a read of messages can come to, and one that brings positions alone. The budget bounds the reads of all connections, which after a
+/// change of owners all read, and those of one user.
+const MESSAGES: usize = PAGE_BYTES;
+const POSITIONS_ALONE: usize = 512 << 10;
 /// Messages of one read.
 const READ: u32 = 100;
 /// Conversations of one catch-up page.
@@ -48,7 +55,26 @@ pub(crate) struct Worker {
     logins: Limiter,
     /// Cursors and positions that a user may name: what they cost is counted one by one.
     positions: Limiter,
-    reads: Semaphore,
+    /// Bytes of reads.
+    budget: Budget,
+}
+
+/// What a job brings back, and what is held for it until that has been written to the client.
+pub(crate) struct Answer {
+    pub(crate) input: Input,
+    pub(crate) held: Option<Held>,
+}
+
+impl Answer {
+    fn of(input: Input) -> Self {
+        Self { input, held: None }
+    }
+
+    /// Read from storage: messages that take these bytes.
+    fn read(input: Input, mut held: Held, bytes: usize) -> Self {
+        held.made(bytes);
+        Self { input, held: Some(held) }
+    }
 }
 
 impl Worker {
@@ -62,14 +88,14 @@ impl Worker {
         let doorway = Doorway::new(storage.clone());
         let logins = Limiter::with_burst(LOGINS.0, LOGINS.1);
         let positions = Limiter::with_burst(POSITIONS.0, POSITIONS.1);
-        let reads = Semaphore::new(MAX_READS);
-        Self { storage, doorway, authenticator, links, typing, sends, logins, positions, reads }
+        let budget = Budget::new("kith_gateway_over_budget_total");
+        Self { storage, doorway, authenticator, links, typing, sends, logins, positions, budget }
     }
 
     /// Does a job of the session `opened`, if it is one that needs a session. All but sends are boxed: they are rare, and larger.
-    pub(crate) async fn run(&self, job: Job, opened: Option<Opened>) -> Option<Input> {
+    pub(crate) async fn run(&self, job: Job, opened: Option<Opened>) -> Option<Answer> {
         if let Job::Authenticate(token) = &job {
-            return Some(Input::Authenticated(Box::pin(self.authenticate(token)).await));
+            return Some(Answer::of(Input::Authenticated(Box::pin(self.authenticate(token)).await)));
         }
         let opened = opened?;
         let user = &opened.claims.sub;
@@ -77,12 +103,12 @@ impl Worker {
             Job::Authenticate(_) => None,
             Job::Recheck(claims) => {
                 let result = Box::pin(self.authenticator.check_revoked_now(&claims)).await;
-                Some(Input::Rechecked(claims, result))
+                Some(Answer::of(Input::Rechecked(claims, result)))
             }
-            Job::Send { key, send } => Some(self.send(user, key, send).await),
+            Job::Send { key, send } => Some(Answer::of(self.send(user, key, send).await)),
             Job::Ack(acks) => {
                 if let Err(error) = self.take_positions(user, acks.len()) {
-                    return Some(Input::Exhausted(error));
+                    return Some(Answer::of(Input::Exhausted(error)));
                 }
                 Box::pin(self.ack(&opened, acks)).await;
                 None
@@ -92,17 +118,32 @@ impl Worker {
                 None
             }
             Job::Read(Need::Base(id)) => {
+                let held = self.budget.wait(user, POSITIONS_ALONE).await;
                 let base = Box::pin(self.base(&opened, &id)).await;
-                Some(Input::Base(id, base))
+                Some(Answer::read(Input::Base(id, base), held, 0))
             }
             Job::Read(Need::Pull { conversation_id, after }) => {
+                let held = self.budget.wait(user, MESSAGES).await;
                 let pulled = Box::pin(self.pull(user, &conversation_id, after)).await;
-                Some(Input::Pulled(conversation_id, pulled))
+                let bytes = pulled.as_ref().map_or(0, |p| weight(&p.items));
+                Some(Answer::read(Input::Pulled(conversation_id, pulled), held, bytes))
             }
             Job::CatchUp { cursor, known } => {
-                Some(Input::CaughtUp(Box::pin(self.catch_up(&opened, cursor, known)).await))
+                let held = self.budget.wait(user, MESSAGES).await;
+                let page = Box::pin(self.catch_up(&opened, cursor, known)).await;
+                let bytes = page.as_ref().map_or(0, |p| weight(&p.items));
+                Some(Answer::read(Input::CaughtUp(page), held, bytes))
             }
-            Job::Compare(cursors) => Some(Input::Compared(Box::pin(self.compare(user, cursors)).await)),
+            Job::Compare(cursors) => {
+                let held = self.budget.wait(user, MESSAGES).await;
+                let compared = Box::pin(self.compare(user, cursors)).await;
+                let of = |(_, compared): &(Arc<str>, Compared)| match compared {
+                    Compared::Found { items, .. } => weight(items),
+                    Compared::Invisible | Compared::Failed => 0,
+                };
+                let bytes = compared.as_ref().map_or(0, |all| all.iter().map(of).sum());
+                Some(Answer::read(Input::Compared(compared), held, bytes))
+            }
         }
     }
 
@@ -145,7 +186,6 @@ impl Worker {
 
     /// The device's delivered cursor: an acknowledgement of 0 moves nothing and is answered with it.
     async fn base(&self, opened: &Opened, id: &Arc<str>) -> Result<u64, Error> {
-        let _permit = self.reads.acquire().await;
         let position = Position { conversation_id: id.as_ref().to_owned(), seq: 0 };
         let answer = self.storage.ack(&opened.claims.sub, &opened.claims.dev, vec![position]).await?;
         if let Some(failed) = answer.errors.into_iter().next() {
@@ -155,7 +195,6 @@ impl Worker {
     }
 
     async fn list_after(&self, user: &str, after: Vec<(String, u64)>) -> Result<Vec<ConversationMessages>, Error> {
-        let _permit = self.reads.acquire().await;
         let positions = after.into_iter().map(|(conversation_id, seq)| Position { conversation_id, seq }).collect();
         self.storage.list_after(user, positions, READ).await
     }
@@ -185,10 +224,7 @@ impl Worker {
             cursor: cursor.unwrap_or_default(),
         };
         let known: HashMap<Arc<str>, u64> = known.into_iter().collect();
-        let behind = {
-            let _permit = self.reads.acquire().await;
-            self.storage.list_behind(request).await?
-        };
+        let behind = self.storage.list_behind(request).await?;
         let mut page =
             CatchUpPage { next: Some(behind.next_cursor).filter(|c| !c.is_empty()), ..CatchUpPage::default() };
         let (unread, behind): (Vec<_>, Vec<_>) = behind.behind.into_iter().partition(|b| b.error.is_some());
@@ -219,6 +255,10 @@ impl Worker {
         let found = self.list_after(user, after).await?;
         Ok(cursors.into_iter().zip(found).map(|((id, _), found)| (id, compared(found))).collect())
     }
+}
+
+fn weight(items: &[Item]) -> usize {
+    items.iter().map(|item| item.json.len()).sum()
 }
 
 fn compared(found: ConversationMessages) -> Compared {

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicI64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering},
     },
 };
 
@@ -17,6 +17,8 @@ use crate::machine::io::Delivery;
 
 /// Deliveries that wait for one connection; with more its reader is too slow.
 pub(crate) const QUEUE: usize = 256;
+/// Bytes of those. What is more is left out, and read from storage when the client has taken the rest: as much at once as it may have.
+const QUEUE_BYTES: usize = 4 << 20;
 
 /// What the rest of the gateway tells a connection.
 #[derive(Debug)]
@@ -25,6 +27,8 @@ pub(crate) enum Command {
     Deliver(Delivery),
     /// Something may have been lost.
     Suspect,
+    /// Deliveries were left out: there was no room for them.
+    LeftOut,
     /// A kick may have been missed.
     Recheck,
     /// Tell the client to come back later, and close.
@@ -72,6 +76,10 @@ pub(crate) struct Handle {
     /// When the newest token was issued, Unix ms.
     token_issued_at: AtomicI64,
     commands: mpsc::Sender<Command>,
+    /// Bytes of the deliveries among them.
+    queued: AtomicUsize,
+    /// Whether deliveries were left out of which the connection has not heard yet.
+    left_out: AtomicBool,
     cut: Arc<Cut>,
     /// Whether an owner has been told of it.
     reported: AtomicBool,
@@ -80,7 +88,15 @@ pub(crate) struct Handle {
 impl Handle {
     pub(crate) fn new(session: Session, commands: mpsc::Sender<Command>, cut: Arc<Cut>) -> Self {
         let token_issued_at = AtomicI64::new(session.token_issued_at);
-        Self { session, token_issued_at, commands, cut, reported: AtomicBool::new(false) }
+        Self {
+            session,
+            token_issued_at,
+            commands,
+            queued: AtomicUsize::new(0),
+            left_out: AtomicBool::new(false),
+            cut,
+            reported: AtomicBool::new(false),
+        }
     }
 
     /// Hands a command over; one that finds no room ends the connection: a delivery is lost to it.
@@ -88,6 +104,33 @@ impl Handle {
         if let Err(mpsc::error::TrySendError::Full(_)) = self.commands.try_send(command) {
             metrics::counter!("kith_gateway_overflows_total").increment(1);
             self.cut.token.cancel();
+        }
+    }
+
+    /// Hands a delivery over. Messages for which there is no room are left out; the connection is told once, and reads them itself.
+    pub(crate) fn deliver(&self, delivery: Delivery) {
+        let bytes = delivery.bytes();
+        let before = self.queued.fetch_add(bytes, Ordering::Relaxed);
+        let fits = before == 0 || before + bytes <= QUEUE_BYTES;
+        if fits || matches!(delivery, Delivery::Event(_)) {
+            return self.tell(Command::Deliver(delivery));
+        }
+        self.queued.fetch_sub(bytes, Ordering::Relaxed);
+        if !self.left_out.swap(true, Ordering::AcqRel) {
+            metrics::counter!("kith_gateway_left_out_total").increment(1);
+            self.tell(Command::LeftOut);
+        }
+    }
+
+    /// The connection has taken a command.
+    pub(crate) fn taken(&self, command: &Command) {
+        match command {
+            Command::Deliver(delivery) => {
+                self.queued.fetch_sub(delivery.bytes(), Ordering::Relaxed);
+            }
+            // Before it reads: what is left out from now on may not be in what it reads.
+            Command::LeftOut => self.left_out.store(false, Ordering::Release),
+            Command::Suspect | Command::Recheck | Command::Drain { .. } => {}
         }
     }
 
@@ -149,5 +192,47 @@ impl Registry {
     pub(crate) fn find(&self, session_ids: &[String]) -> Vec<Arc<Handle>> {
         let sessions = self.0.read();
         session_ids.iter().filter_map(|id| sessions.get(id).cloned()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::order::Item;
+
+    fn messages(bytes: usize) -> Delivery {
+        let json = "x".repeat(bytes).into();
+        let items = Arc::new([Item { conversation_id: "c".into(), seq: 1, json }]);
+        Delivery::Messages { items, more: Arc::new([]), catch_up: false, done: false, failed: false }
+    }
+
+    #[test]
+    fn messages_that_wait_for_a_slow_reader_are_bounded_in_bytes_and_the_connection_is_told_what_is_left_out() {
+        let (sender, mut commands) = mpsc::channel(QUEUE);
+        let cut = Arc::<Cut>::default();
+        let handle = Handle::new(Session::default(), sender, cut.clone());
+        for _ in 0..20 {
+            handle.deliver(messages(1 << 20));
+        }
+        handle.deliver(Delivery::Event("e".into()));
+        let mut taken = |handle: &Handle| {
+            let mut words = String::new();
+            while let Ok(command) = commands.try_recv() {
+                handle.taken(&command);
+                words.push(match command {
+                    Command::Deliver(Delivery::Messages { .. }) => 'm',
+                    Command::Deliver(Delivery::Event(_)) => 'e',
+                    Command::LeftOut => 'l',
+                    _ => '?',
+                });
+            }
+            words
+        };
+        assert_eq!(taken(&handle), "mmmmle", "events are small, and nothing else would bring them back");
+        assert_eq!(handle.queued.load(Ordering::Relaxed), 0);
+        handle.deliver(messages(2 * QUEUE_BYTES));
+        handle.deliver(messages(1));
+        assert_eq!(taken(&handle), "ml", "one always has room");
+        assert!(!cut.is_cut());
     }
 }

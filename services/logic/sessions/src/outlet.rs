@@ -9,7 +9,8 @@ use std::{
 };
 
 use futures::{FutureExt, Stream, stream};
-use kith_proto::sessions::v1::{AttachResponse, Delivery, attach_response::Frame, delivery::Payload};
+use kith_proto::sessions::v1::{AttachResponse, Delivery, attach_response::Frame};
+use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -19,8 +20,8 @@ const MAX_DELIVERIES: usize = 8_192;
 const MAX_BYTES: usize = 16 << 20;
 /// Kicks that wait for one gateway; a gateway that does not take that many is cut off.
 const MAX_CONTROL: usize = 4_096;
-/// What a message weighs beside its content, about.
-const MESSAGE_BYTES: usize = 256;
+/// What a delivery takes beside itself, about.
+const DELIVERY_BYTES: usize = 256;
 
 /// The sending end.
 pub(crate) struct Outlet {
@@ -88,12 +89,7 @@ impl Outlet {
 }
 
 fn weight(delivery: &Delivery) -> usize {
-    let payload = match &delivery.payload {
-        Some(Payload::Messages(messages)) => messages.messages.iter().map(|m| m.content.len() + MESSAGE_BYTES).sum(),
-        Some(Payload::Event(event)) => event.data.len(),
-        None => 0,
-    };
-    payload + MESSAGE_BYTES
+    delivery.encoded_len() + DELIVERY_BYTES
 }
 
 #[cfg(test)]
@@ -101,7 +97,10 @@ mod tests {
     use futures::StreamExt;
     use kith_proto::{
         chat::v1::Message,
-        sessions::v1::{attach_response::Kick, delivery::Messages},
+        sessions::v1::{
+            attach_response::Kick,
+            delivery::{Messages, Payload},
+        },
     };
 
     use super::*;

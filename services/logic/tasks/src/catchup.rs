@@ -1,13 +1,14 @@
 //! Cuts a login catch-up into bounded batches, in order. No I/O.
 
 use kith_proto::{chat::v1::Message, sessions::v1::delivery::Messages};
+use prost::Message as _;
 
 /// Messages and bytes of one batch.
 pub const BATCH_MESSAGES: usize = 200;
-/// Content bytes of one batch; a single message always fits.
+/// Bytes of one batch, everything counted; a single message always fits.
 pub const BATCH_BYTES: usize = 1 << 20;
-/// What a message weighs beside its content, about.
-const MESSAGE_BYTES: usize = 256;
+/// What a message takes beside itself.
+const BESIDE: usize = 8;
 /// Conversations that one batch says to have more.
 pub const BATCH_MORE: usize = 1_000;
 
@@ -32,7 +33,7 @@ impl Batches {
         // What an earlier page said is past; this one knows better.
         self.has_more.retain(|c| c != conversation);
         for message in messages {
-            let weight = message.content.len() + MESSAGE_BYTES;
+            let weight = message.encoded_len() + BESIDE;
             if self.messages.len() == BATCH_MESSAGES || (self.bytes + weight > BATCH_BYTES && !self.messages.is_empty())
             {
                 let cut_here = self.messages.last().is_some_and(|m| m.conversation_id == conversation);
@@ -148,7 +149,7 @@ mod tests {
             out.extend(batches.finish(true));
             for batch in &out {
                 prop_assert!(batch.messages.len() <= BATCH_MESSAGES);
-                let bytes: usize = batch.messages.iter().map(|m| m.content.len()).sum();
+                let bytes: usize = batch.messages.iter().map(Message::encoded_len).sum();
                 prop_assert!(bytes <= BATCH_BYTES);
             }
             let got: Vec<_> = out.iter().flat_map(|b| b.messages.iter().map(|m| (m.conversation_id.clone(), m.seq))).collect();

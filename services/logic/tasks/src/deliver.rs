@@ -26,6 +26,7 @@ use kith_proto::sessions::v1::{
     sessions_client::SessionsClient,
 };
 use parking_lot::Mutex;
+use prost::Message as _;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::Code;
@@ -340,7 +341,7 @@ fn is_permanent(error: &Error) -> bool {
 
 fn payload_bytes(payload: &Payload) -> usize {
     match payload {
-        Payload::Messages(messages) => messages.messages.iter().map(|m| m.content.len() + UNIT_BYTES).sum(),
+        Payload::Messages(messages) => messages.messages.iter().map(|m| m.encoded_len() + UNIT_BYTES).sum(),
         Payload::Event(event) => event.data.len(),
     }
 }

@@ -204,7 +204,7 @@ impl Worker {
         let mut after: Vec<Position> = behind.iter().map(first).collect();
         while !after.is_empty() {
             let found = repeat(ticket, || self.storage.list_after(&login.user, after.clone(), MESSAGES)).await?;
-            let mut next = Vec::new();
+            let (mut next, mut more, mut found_any) = (Vec::new(), Vec::new(), false);
             for (position, answer) in after.into_iter().zip(found) {
                 if let Some(error) = answer.error {
                     let error = Error::from(error);
@@ -225,16 +225,20 @@ impl Worker {
                     .iter()
                     .find(|b| b.conversation_id == position.conversation_id)
                     .map_or(0, |b| b.delivered_seq);
-                let last = answer.messages.last().map(|m| m.seq);
+                let last = answer.messages.last().map_or(position.seq, |m| m.seq);
+                found_any |= !answer.messages.is_empty();
                 sent += answer.messages.len();
                 for batch in batches.add(&position.conversation_id, answer.messages, answer.has_more) {
                     self.deliver(login, ticket, batch).await?;
                 }
-                let within = before + sent < MAX_PER_LOGIN
-                    && last.is_some_and(|l| l.saturating_sub(start) < MAX_PER_CONVERSATION);
-                if let (true, true, Some(seq)) = (answer.has_more, within, last) {
-                    next.push(Position { seq, ..position });
+                let within = before + sent < MAX_PER_LOGIN && last.saturating_sub(start) < MAX_PER_CONVERSATION;
+                if answer.has_more && within {
+                    more.push(Position { seq: last, ..position });
                 }
+            }
+            // Others may have left no room for a conversation's next message: it has its turn as long as the whole gets on.
+            if found_any {
+                next.extend(more);
             }
             after = next;
         }

@@ -117,6 +117,9 @@ pub struct ListAfterRequest {
     /// Messages per conversation, 1 to 200; 0 means 50.
     #[prost(uint32, tag = "3")]
     pub limit: u32,
+    /// Of all messages together, everything counted; 0: as much as one answer may have (4 MiB).
+    #[prost(uint32, tag = "4")]
+    pub bytes: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListAfterResponse {
@@ -341,7 +344,8 @@ pub mod messages_client {
                 .insert(GrpcMethod::new("kith.storage.v1.Messages", "AppendStream"));
             self.inner.streaming(req, path, codec).await
         }
-        /// Committed messages of a conversation in ascending seq, from the caller's visible range.
+        /// Committed messages of a conversation in ascending seq, from the caller's visible range. A page ends before its limit where its messages,
+        /// everything counted, take more than 4 MiB; one always comes.
         pub async fn list_messages(
             &mut self,
             request: impl tonic::IntoRequest<super::ListMessagesRequest>,
@@ -366,7 +370,8 @@ pub mod messages_client {
                 .insert(GrpcMethod::new("kith.storage.v1.Messages", "ListMessages"));
             self.inner.unary(req, path, codec).await
         }
-        /// The newest messages after each position, for many conversations of one instance.
+        /// The messages after each position, for many conversations of one instance. Where bytes end a page before its limit has_more says so; of
+        /// one position, or where no other has any, at least one message comes (if bytes is 0).
         pub async fn list_after(
             &mut self,
             request: impl tonic::IntoRequest<super::ListAfterRequest>,
@@ -493,7 +498,8 @@ pub mod messages_server {
             tonic::Response<Self::AppendStreamStream>,
             tonic::Status,
         >;
-        /// Committed messages of a conversation in ascending seq, from the caller's visible range.
+        /// Committed messages of a conversation in ascending seq, from the caller's visible range. A page ends before its limit where its messages,
+        /// everything counted, take more than 4 MiB; one always comes.
         async fn list_messages(
             &self,
             request: tonic::Request<super::ListMessagesRequest>,
@@ -501,7 +507,8 @@ pub mod messages_server {
             tonic::Response<super::ListMessagesResponse>,
             tonic::Status,
         >;
-        /// The newest messages after each position, for many conversations of one instance.
+        /// The messages after each position, for many conversations of one instance. Where bytes end a page before its limit has_more says so; of
+        /// one position, or where no other has any, at least one message comes (if bytes is 0).
         async fn list_after(
             &self,
             request: tonic::Request<super::ListAfterRequest>,
@@ -1563,7 +1570,8 @@ pub mod conversations_client {
                 .insert(GrpcMethod::new("kith.storage.v1.Conversations", "Dissolve"));
             self.inner.unary(req, path, codec).await
         }
-        /// Heads of conversations with the caller's derived unread; at most 100 a call.
+        /// Heads of conversations with the caller's derived unread; at most 100 a call. Where their last messages, everything counted, take more
+        /// than 4 MiB, some conversations have the error RESOURCE_EXHAUSTED instead: they are asked for again, alone.
         pub async fn get_conversations(
             &mut self,
             request: impl tonic::IntoRequest<super::GetConversationsRequest>,
@@ -1938,7 +1946,8 @@ pub mod conversations_server {
             tonic::Response<super::DissolveResponse>,
             tonic::Status,
         >;
-        /// Heads of conversations with the caller's derived unread; at most 100 a call.
+        /// Heads of conversations with the caller's derived unread; at most 100 a call. Where their last messages, everything counted, take more
+        /// than 4 MiB, some conversations have the error RESOURCE_EXHAUSTED instead: they are asked for again, alone.
         async fn get_conversations(
             &self,
             request: tonic::Request<super::GetConversationsRequest>,
@@ -4782,6 +4791,9 @@ pub struct Head {
     pub device_id: ::prost::alloc::string::String,
     #[prost(bool, tag = "3")]
     pub with_last_message: bool,
+    /// The last message comes if it weighs at most so much, everything counted; 0: as much as one answer may have (4 MiB).
+    #[prost(uint32, tag = "4")]
+    pub last_message_bytes: u32,
 }
 /// Moves the user's cleared cursor to the conversation's end.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -4912,6 +4924,9 @@ pub struct HeadResult {
     /// Up to which the user has cleared it.
     #[prost(uint64, tag = "4")]
     pub cleared_seq: u64,
+    /// There is a last message, and it weighs more than was asked for.
+    #[prost(bool, tag = "5")]
+    pub last_message_over: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SettingsResult {

@@ -5,6 +5,7 @@
 
 mod damage;
 mod engines;
+mod pages;
 mod rules;
 mod run;
 mod spec;

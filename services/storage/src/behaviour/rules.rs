@@ -293,7 +293,7 @@ fn positions_near_the_end_of_their_numbers_are_clamped_or_unknown_messages() {
             let after = core.list_messages(page(0, position)).await.unwrap();
             assert_eq!((after.messages.len(), after.has_more, after.seq), (0, false, 1), "{position}");
             let at = Position { conversation_id: DIRECT.to_owned(), seq: position };
-            let synced = ListAfterRequest { user_id: "bob".into(), after: vec![at.clone()], limit: 10 };
+            let synced = ListAfterRequest { user_id: "bob".into(), after: vec![at.clone()], limit: 10, bytes: 0 };
             let synced = core.list_after(synced).await.unwrap().conversations.remove(0);
             assert_eq!((synced.messages.len(), synced.seq, synced.error), (0, 1, None), "{position}");
             for error in [

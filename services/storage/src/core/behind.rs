@@ -94,7 +94,7 @@ impl Core {
         given: &HashMap<String, u64>,
         rows: Vec<ListRow>,
     ) -> Result<Vec<(ListRow, Option<Behind>)>, Error> {
-        let steps = rows.iter().map(|r| head_step(&r.conversation_id, user_id, device_id, false)).collect();
+        let steps = rows.iter().map(|r| head_step(&r.conversation_id, user_id, device_id, 0)).collect();
         let outcomes = told_apart(self.apply_within(steps, HEADS).await?)?;
         let lacks = |row: &ListRow, outcome| {
             let conversation_id = row.conversation_id.clone();
@@ -121,7 +121,7 @@ impl Core {
 
     /// Up to where a device has received a conversation that its user may see; what the user may not see counts as received.
     pub(super) async fn delivered(&self, conversation_id: &str, user_id: &str, device_id: &str) -> Result<u64, Error> {
-        let step = head_step(conversation_id, user_id, device_id, false);
+        let step = head_step(conversation_id, user_id, device_id, 0);
         match self.apply(vec![step]).await?.into_iter().next() {
             Some(Ok(step_result::Result::Head(head))) if head.conversation.is_some() => {
                 Ok(head.delivered_seq.max(head.visible_seq.saturating_sub(1)))

@@ -8,9 +8,9 @@ use super::no_conversation;
 
 /// Content of a message, bytes of JSON.
 pub(crate) const CONTENT_BYTES: usize = 65_536;
-const MENTIONS: usize = 200;
-const EXT_ENTRIES: usize = 64;
-const EXT_BYTES: usize = 8_192;
+pub(crate) const MENTIONS: usize = 200;
+pub(crate) const EXT_ENTRIES: usize = 64;
+pub(crate) const EXT_BYTES: usize = 8_192;
 /// Bytes of a name, an announcement, a URL.
 const TEXT_BYTES: usize = 4_096;
 

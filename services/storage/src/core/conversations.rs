@@ -1,6 +1,6 @@
 //! Conversations: making, changing, ending; heads; read and delivered cursors; receipts.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use futures::future::join_all;
@@ -27,9 +27,12 @@ use super::{
 use crate::{
     engine::{Cursor, CursorKind, EngineError, Field, Op, Refusal},
     event::{self, FOUND},
+    weight,
 };
 
 const CONVERSATIONS: usize = 100;
+/// When one is asked for again that was too large to come with others: at once, if alone.
+const TOO_LARGE: Duration = Duration::from_millis(1);
 const ACKS: usize = 100;
 /// Receipts are told for conversations of at most so many members.
 const RECEIPT_MEMBERS: u32 = 200;
@@ -261,8 +264,10 @@ impl Core {
             by_partition.entry(self.partition(&id)).or_default().push(id);
         }
         let user = user_id.as_str();
+        let all: usize = by_partition.values().map(Vec::len).sum();
         let read = by_partition.into_iter().map(|(partition, ids)| async move {
-            let rows = self.engine().heads(partition, user, "", with_last_message, ids.clone(), Self::end()).await?;
+            let last = if with_last_message { weight::PAGE * ids.len() / all } else { 0 };
+            let rows = self.engine().heads(partition, user, "", last, ids.clone(), Self::end()).await?;
             Ok::<_, Error>((ids, rows))
         });
         let mut found = Vec::new();
@@ -271,6 +276,9 @@ impl Core {
             for (id, row) in ids.into_iter().zip(rows) {
                 let read = Seen::read(&id, row).and_then(|seen| {
                     let seen = seen.filter(|s| user_id.is_empty() || s.member.is_some());
+                    if seen.as_ref().is_some_and(Seen::is_last_over) {
+                        return Err(Error::exhausted("a last message is too large to come with others", TOO_LARGE));
+                    }
                     seen.map(|s| s.into_conversation(&id)).transpose()
                 });
                 match read {

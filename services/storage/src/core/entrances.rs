@@ -45,7 +45,7 @@ async fn of_messages(core: &Core, user: &str) -> Vec<(&'static str, Result<(), E
     let (u, c) = (|| user.to_owned(), || TALK.to_owned());
     let history = ListMessagesRequest { conversation_id: c(), user_id: u(), ..Default::default() };
     let after = vec![Position { conversation_id: c(), seq: 0 }];
-    let after = core.list_after(ListAfterRequest { user_id: u(), after, limit: 0 }).await.unwrap();
+    let after = core.list_after(ListAfterRequest { user_id: u(), after, limit: 0, bytes: 0 }).await.unwrap();
     let after = after.conversations.into_iter().find_map(|c| c.error).map_or(Ok(()), |e| Err(e.into()));
     let content = r#"{"text":"mine"}"#.into();
     let edit = EditRequest { conversation_id: c(), seq: 1, user_id: u(), content, limit_ms: 0 };

@@ -5,7 +5,7 @@
 //! window, sorted by true activity, and shown page by page until the window is through; then the next one begins. Each window is the same
 //! stretch of the list for all of its pages, so that every entry is shown once, whatever its hint says.
 
-use std::{cmp::Reverse, time::Duration};
+use std::time::Duration;
 
 use kith_kit::{error::Error, ids};
 use kith_proto::{
@@ -23,16 +23,21 @@ use super::{
     model::{EntryData, corrupt, key},
     peers,
 };
-use crate::engine::{ListRow, Spot};
+use crate::{
+    engine::{ListRow, Spot},
+    weight,
+};
 
 /// Entries of a window, and how many more where hints may be stale.
 const WINDOW: u32 = 50;
 const BEYOND: u32 = 150;
 /// Entries read at once where a window goes on: more than one has.
 const STRETCH: u32 = 400;
-/// Heads with their last messages that are read at once; a page ends after those with which it weighs so much.
+/// Heads with their last messages that are read at once.
 const CHUNK: usize = 50;
-const PAGE_BYTES: usize = 2 << 20;
+/// What the conversations of a page weigh at most: an answer without its cursor; and what each takes beside itself.
+const ROOM: usize = weight::PAGE - (8 << 10);
+const BESIDE: usize = 8;
 /// How long heads may take, and after how long a call ends with what it has: well before its caller asks anew.
 pub(super) const HEADS: Duration = Duration::from_millis(900);
 pub(super) const ENOUGH: Duration = Duration::from_secs(1);
@@ -50,12 +55,10 @@ struct Place {
 struct Shown {
     conversation: Conversation,
     row: ListRow,
-}
-
-impl Shown {
-    fn spot(&self) -> Spot {
-        Spot(self.conversation.updated_at, self.conversation.conversation_id.clone())
-    }
+    /// Where it stands by true activity.
+    spot: Spot,
+    /// It has a last message that weighs more than was asked for.
+    over: bool,
 }
 
 fn spot_of(row: &ListRow) -> Spot {
@@ -115,6 +118,7 @@ impl Core {
         let mut place: Option<Place> = Some(self.0.cursors.read("conversations", &owner, &cursor)?.unwrap_or_default());
         let enough = Instant::now() + ENOUGH;
         let mut conversations = Vec::new();
+        // Of the page, everything counted.
         let mut bytes = 0;
         while let Some(at) = place.take() {
             let (mut page, next) = self.next_of_window(&user_id, at, limit, &mut bytes).await?;
@@ -157,36 +161,37 @@ impl Core {
         let behind = behind.or_else(|| rows.first().map(above));
         let Some(end) = end.or_else(|| rows.last().map(spot_of)) else { return Ok((Vec::new(), None)) };
         let with_last = rows.len() <= CHUNK;
-        let mut shown = self.heads_of(user_id, rows, with_last).await?;
-        shown.sort_by_key(|s| Reverse(s.spot()));
-        if let Some(after) = after {
-            shown.retain(|s| s.spot() < after);
+        let share = if with_last { ROOM / rows.len().max(1) } else { 0 };
+        let mut shown = self.heads_of(user_id, rows, share).await?;
+        shown.sort_by(|a, b| b.spot.cmp(&a.spot));
+        if let Some(after) = &after {
+            shown.retain(|s| s.spot < *after);
         }
         let left = shown.split_off(shown.len().min(limit as usize));
         let mut page = Vec::with_capacity(shown.len());
-        let mut last = None;
+        // What was shown last: the page goes on below it.
+        let mut last = after;
         let mut cut = false;
         let mut shown = shown.into_iter();
-        loop {
+        'page: loop {
             let chunk: Vec<Shown> = shown.by_ref().take(CHUNK).collect();
-            let Some(newest) = chunk.last().map(Shown::spot) else { break };
-            last = Some(newest);
-            let chunk = if with_last {
-                chunk
-            } else {
-                let rows = chunk.into_iter().map(|s| s.row).collect();
-                self.heads_of(user_id, rows, true).await?
-            };
+            let Some(lowest) = chunk.last().map(|s| s.spot.clone()) else { break };
+            let chunk = if with_last { chunk } else { self.with_last(user_id, chunk, *bytes).await? };
             self.raise_stale(user_id, &chunk);
-            *bytes += chunk.iter().map(|s| s.conversation.encoded_len()).sum::<usize>();
-            page.extend(chunk.into_iter().map(|s| s.conversation));
-            if *bytes >= PAGE_BYTES {
-                cut = shown.len() > 0;
-                break;
+            for one in chunk {
+                let spot = one.spot.clone();
+                let Some(conversation) = self.fitting(user_id, one, *bytes).await else {
+                    cut = true;
+                    break 'page;
+                };
+                *bytes += conversation.encoded_len() + BESIDE;
+                page.push(conversation);
+                last = Some(spot);
             }
+            last = Some(lowest);
         }
         let next = match last {
-            Some(last) if cut || !left.is_empty() => Some(Place { behind, within: Some((end, last)) }),
+            last if cut || !left.is_empty() => Some(Place { behind, within: last.map(|last| (end, last)) }),
             _ if more => Some(Place { behind: Some(end), within: None }),
             _ => None,
         };
@@ -218,10 +223,45 @@ impl Core {
         }
     }
 
+    /// Conversations again, now with their last messages where there is room for those beside the page's `bytes`.
+    async fn with_last(&self, user_id: &str, chunk: Vec<Shown>, bytes: usize) -> Result<Vec<Shown>, Error> {
+        let share = (ROOM.saturating_sub(bytes) / chunk.len().max(1)).max(1);
+        let (spots, rows): (Vec<_>, Vec<_>) = chunk.into_iter().map(|s| (s.spot, s.row)).unzip();
+        let mut again = self.heads_of(user_id, rows, share).await?;
+        for shown in &mut again {
+            // It keeps its place in the window, whatever has come meanwhile.
+            if let Some(spot) = spots.iter().find(|spot| spot.1 == shown.row.conversation_id) {
+                shown.spot = spot.clone();
+            }
+        }
+        Ok(again)
+    }
+
+    /// A conversation for which there is room beside the page's `bytes`, and always for the first of a page. One whose last message took
+    /// more than its share is read again, with all that is left.
+    async fn fitting(&self, user_id: &str, shown: Shown, bytes: usize) -> Option<Conversation> {
+        let room = ROOM.saturating_sub(bytes);
+        let (first, row) = (bytes == 0, shown.row.clone());
+        let conversation = if !shown.over {
+            shown.conversation
+        } else if room <= weight::BESIDE {
+            return None;
+        } else {
+            match self.heads_of(user_id, vec![shown.row], room).await.map(|mut again| again.pop()) {
+                Ok(Some(again)) if again.over && !first => return None,
+                Ok(Some(again)) => again.conversation,
+                // Left or cleared meanwhile: as it was a moment ago.
+                Ok(None) => shown.conversation,
+                Err(error) => failed(&row, error),
+            }
+        };
+        (first || conversation.encoded_len() + BESIDE <= room).then_some(conversation)
+    }
+
     /// The conversations of entries. Those that the user may not see (any more) or has cleared are left out; one that cannot be read is
-    /// named with its error.
-    async fn heads_of(&self, user_id: &str, rows: Vec<ListRow>, with_last: bool) -> Result<Vec<Shown>, Error> {
-        let steps = rows.iter().map(|r| head_step(&r.conversation_id, user_id, "", with_last)).collect();
+    /// named with its error. Each has its last message if that weighs at most `last`.
+    async fn heads_of(&self, user_id: &str, rows: Vec<ListRow>, last: usize) -> Result<Vec<Shown>, Error> {
+        let steps = rows.iter().map(|r| head_step(&r.conversation_id, user_id, "", last)).collect();
         let outcomes = told_apart(self.apply_within(steps, HEADS).await?)?;
         let mut shown = Vec::with_capacity(rows.len());
         for (row, outcome) in rows.into_iter().zip(outcomes) {
@@ -233,6 +273,7 @@ impl Core {
                 Ok(_) => Err(Error::internal("a head step without a head")),
                 Err(error) => Err(error),
             };
+            let mut over = false;
             let conversation = match read {
                 Err(error) => failed(&row, error),
                 Ok((head, entry)) => {
@@ -243,10 +284,12 @@ impl Core {
                     }
                     conversation.pinned = entry.pinned;
                     conversation.muted = entry.muted;
+                    over = last > 0 && head.last_message_over;
                     conversation
                 }
             };
-            shown.push(Shown { conversation, row });
+            let spot = Spot(conversation.updated_at, conversation.conversation_id.clone());
+            shown.push(Shown { conversation, row, spot, over });
         }
         Ok(shown)
     }

@@ -25,8 +25,10 @@ pub(super) const MOST_ENTRIES: u64 = 20_000;
 const MOST_SETTINGS: u64 = MOST_ENTRIES;
 const TOO_MANY_SETTINGS: &str = "conversation_id: you have settings of 20,000 conversations: take some back";
 
-pub(super) fn head_step(conversation_id: &str, user_id: &str, device_id: &str, with_last_message: bool) -> Step {
-    let head = Head { user_id: user_id.to_owned(), device_id: device_id.to_owned(), with_last_message };
+/// With the last message if that weighs at most `last`.
+pub(super) fn head_step(conversation_id: &str, user_id: &str, device_id: &str, last: usize) -> Step {
+    let (user_id, device_id) = (user_id.to_owned(), device_id.to_owned());
+    let head = Head { user_id, device_id, with_last_message: last > 0, last_message_bytes: last as u32 };
     Step { id: conversation_id.to_owned(), step: Some(step::Step::Head(head)) }
 }
 
@@ -137,7 +139,7 @@ impl Core {
     }
 
     async fn visible(&self, user_id: &str, conversation_id: &str) -> Result<(), Error> {
-        match self.apply(vec![head_step(conversation_id, user_id, "", false)]).await?.into_iter().next() {
+        match self.apply(vec![head_step(conversation_id, user_id, "", 0)]).await?.into_iter().next() {
             Some(Ok(step_result::Result::Head(head))) if head.conversation.is_some() => Ok(()),
             Some(Err(error)) => Err(error),
             _ => Err(no_conversation()),

@@ -1,7 +1,6 @@
-//! Messages: append, history, recall, edit, reactions.
+//! Messages: append, recall, edit, reactions. See [`super::history`] for pages of them.
 
 use bytes::Bytes;
-use futures::future::join_all;
 use kith_kit::{
     error::{Error, reason},
     text,
@@ -9,8 +8,7 @@ use kith_kit::{
 use kith_proto::{
     chat::v1::{Draft, Message, MessageType, Receipt},
     storage::v1::{
-        AppendRequest, ConversationMessages, EditRequest, EditResponse, ListAfterRequest, ListAfterResponse,
-        ListMessagesRequest, ListMessagesResponse, ReactRequest, ReactResponse, RecallRequest, RecallResponse,
+        AppendRequest, EditRequest, EditResponse, ReactRequest, ReactResponse, RecallRequest, RecallResponse,
     },
 };
 use rand::RngExt;
@@ -22,21 +20,17 @@ use ulid::Ulid;
 use super::{
     Core, Plan, check,
     model::{self, Overlay, Seen, key},
-    no_conversation, same,
+    same,
 };
 use crate::{
     codec,
-    engine::{Append, Appended, Field, History, Op, Window},
+    engine::{Append, Appended, Field, Op, Page, Window},
     event,
 };
 
-/// Positions of one call.
-const POSITIONS: usize = 100;
 /// Users that one reaction may hold, and kinds of reactions on one message.
-const REACTORS: usize = 1_000;
-const REACTIONS: usize = 50;
-/// Content of all messages of one answer.
-const ANSWER_BYTES: usize = 8 << 20;
+pub(crate) const REACTORS: usize = 1_000;
+pub(crate) const REACTIONS: usize = 50;
 
 impl Core {
     /// Stores a message, once for each (sender, client_msg_id); a direct conversation whose peer is given is opened by its first one.
@@ -78,95 +72,6 @@ impl Core {
         Ok(Receipt { conversation_id, seq, message_id: id.to_string(), sent_at, duplicate })
     }
 
-    async fn page(&self, id: &str, window: Window, limit: u32) -> Result<History, Error> {
-        let page = self.engine().history(self.partition(id), id, window, limit, Self::end()).await?;
-        page.ok_or_else(no_conversation)
-    }
-
-    /// One page of a conversation, ascending, from what the user may see.
-    pub(crate) async fn list_messages(&self, request: ListMessagesRequest) -> Result<ListMessagesResponse, Error> {
-        let ListMessagesRequest { conversation_id, user_id, before_seq, after_seq, limit } = request;
-        if before_seq > 0 && after_seq > 0 {
-            return Err(Error::invalid("before_seq and after_seq: at most one of them"));
-        }
-        let window = match (before_seq, after_seq) {
-            (0, 0) => Window::Newest,
-            (0, after) => Window::After(after),
-            (before, _) => Window::Before(before),
-        };
-        self.list_window(&conversation_id, &user_id, window, check::limit(limit, 50, 200)?).await
-    }
-
-    async fn list_window(
-        &self,
-        id: &str,
-        user_id: &str,
-        window: Window,
-        limit: u32,
-    ) -> Result<ListMessagesResponse, Error> {
-        check::conversation(id)?;
-        let (history, hidden) = if user_id.is_empty() {
-            let history = self.page(id, window, limit).await?;
-            let floor = history.floor;
-            (history, floor)
-        } else {
-            check::user("user_id", user_id)?;
-            let (history, seen) = tokio::join!(self.page(id, window, limit), self.seen(user_id, id));
-            // First what the user may see: the page's own troubles tell that there is something.
-            let hidden = seen?.hidden();
-            (history?, hidden)
-        };
-        let (window, history) = match window {
-            // The page began among messages that the user may not see.
-            Window::After(after) if after < hidden => {
-                (Window::After(hidden), self.page(id, Window::After(hidden), limit).await?)
-            }
-            _ => (window, history),
-        };
-        let seq = history.seq;
-        let messages: Vec<Message> = history
-            .messages
-            .into_iter()
-            .filter(|m| m.seq > hidden)
-            .map(|m| model::message(id, m.seq, m.row, m.overlay.as_ref()))
-            .collect::<Result<_, _>>()?;
-        let has_more = match window {
-            Window::After(after) => messages.last().map_or(after.max(hidden), |m| m.seq) < seq && !messages.is_empty(),
-            _ => messages.first().is_some_and(|m| m.seq.saturating_sub(1) > hidden),
-        };
-        Ok(ListMessagesResponse { messages, has_more, seq })
-    }
-
-    /// What lies behind each position.
-    pub(crate) async fn list_after(&self, request: ListAfterRequest) -> Result<ListAfterResponse, Error> {
-        check::count("after", request.after.len(), POSITIONS)?;
-        let limit = check::limit(request.limit, 50, 200)?;
-        let pages = join_all(
-            request
-                .after
-                .iter()
-                .map(|p| self.list_window(&p.conversation_id, &request.user_id, Window::After(p.seq), limit)),
-        )
-        .await;
-        let mut bytes = 0;
-        let conversations = request.after.iter().zip(pages).map(|(position, page)| {
-            let conversation_id = position.conversation_id.clone();
-            match page {
-                Ok(ListMessagesResponse { mut messages, mut has_more, seq }) => {
-                    let before = messages.len();
-                    messages.retain(|m| {
-                        bytes += m.content.len() + 256;
-                        bytes <= ANSWER_BYTES
-                    });
-                    has_more |= messages.len() < before;
-                    ConversationMessages { conversation_id, messages, has_more, seq, error: None }
-                }
-                Err(error) => ConversationMessages { conversation_id, error: Some(error.into()), ..Default::default() },
-            }
-        });
-        Ok(ListAfterResponse { conversations: conversations.collect() })
-    }
-
     /// One visible message and who looks at it.
     async fn one(&self, id: &str, seq: u64, user_id: &str) -> Result<(Message, Seen), Error> {
         check::conversation(id)?;
@@ -174,7 +79,7 @@ impl Core {
             check::user("user_id", user_id)?;
         }
         let (page, seen) =
-            tokio::join!(self.page(id, Window::Before(seq.saturating_add(1)), 1), self.seen(user_id, id));
+            tokio::join!(self.page(id, Page::whole(Window::Before(seq.saturating_add(1)), 1)), self.seen(user_id, id));
         let (seen, page) = (seen?, page?);
         let found = page.messages.into_iter().find(|m| m.seq == seq && seq > seen.hidden());
         let found = found.ok_or_else(|| Error::not_found("no such message"))?;

@@ -2,13 +2,14 @@
 
 mod behind;
 mod blocks;
-mod check;
+pub(crate) mod check;
 pub(crate) mod conversations;
 mod devices;
 mod direct;
 #[cfg(test)]
 mod entrances;
 mod hints;
+mod history;
 mod known;
 mod listing;
 mod lists;
@@ -215,24 +216,24 @@ impl Core {
         }
     }
 
-    /// The head of one conversation of this instance.
+    /// The head of one conversation of this instance, with its last message if that weighs at most `last`.
     async fn head_row(
         &self,
         user_id: &str,
         device_id: &str,
         conversation_id: &str,
-        with_last: bool,
+        last: usize,
     ) -> Result<HeadRow, Error> {
         let partition = self.partition(conversation_id);
         let ids = vec![conversation_id.to_owned()];
-        let rows = self.engine().heads(partition, user_id, device_id, with_last, ids, Self::end()).await?;
+        let rows = self.engine().heads(partition, user_id, device_id, last, ids, Self::end()).await?;
         Ok(rows.into_iter().next().unwrap_or_default())
     }
 
     /// A conversation as `user_id` sees it; NOT_FOUND also for those who are no members.
     async fn seen(&self, user_id: &str, conversation_id: &str) -> Result<model::Seen, Error> {
         check::place(conversation_id, user_id)?;
-        let row = self.head_row(user_id, "", conversation_id, false).await?;
+        let row = self.head_row(user_id, "", conversation_id, 0).await?;
         let seen = model::Seen::read(conversation_id, row)?.ok_or_else(no_conversation)?;
         if !user_id.is_empty() && seen.member.is_none() {
             return Err(no_conversation());

@@ -10,7 +10,10 @@ use kith_proto::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{codec, engine::HeadRow};
+use crate::{
+    codec,
+    engine::{HeadRow, Last},
+};
 
 /// A stored value that is not what this version writes; the log names the key.
 pub(crate) fn corrupt(key: &str, what: &str) -> Error {
@@ -210,7 +213,7 @@ pub(crate) struct Seen {
     pub(crate) read: u64,
     pub(crate) cleared: u64,
     pub(crate) delivered: u64,
-    last: Option<(Bytes, Option<Bytes>)>,
+    last: Last,
 }
 
 impl Seen {
@@ -246,6 +249,11 @@ impl Seen {
         self.head.floor.max(joined).max(self.cleared)
     }
 
+    /// Whether there is a last message that the user may see, and for which there was no room.
+    pub(crate) fn is_last_over(&self) -> bool {
+        self.last == Last::Over && self.head.seq > self.hidden()
+    }
+
     pub(crate) fn unread(&self) -> u64 {
         self.head.seq.saturating_sub(self.hidden().max(self.read))
     }
@@ -253,7 +261,9 @@ impl Seen {
     pub(crate) fn into_conversation(self, id: &str) -> Result<Conversation, Error> {
         let (unread, hidden) = (self.unread(), self.hidden());
         let last_message = match self.last {
-            Some((row, overlay)) if self.head.seq > hidden => Some(message(id, self.head.seq, row, overlay.as_ref())?),
+            Last::Row(row, overlay) if self.head.seq > hidden => {
+                Some(message(id, self.head.seq, row, overlay.as_ref())?)
+            }
             _ => None,
         };
         let is_group = self.head.kind == kith_proto::chat::v1::ConversationKind::Group as i32;

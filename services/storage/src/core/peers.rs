@@ -14,6 +14,7 @@ use kith_proto::storage::v1::{
 use tokio::time::Instant;
 
 use super::{Core, check, model::Seen, no_user};
+use crate::weight;
 
 /// Steps of one call.
 pub(crate) const MOST_STEPS: usize = 1_000;
@@ -117,13 +118,17 @@ impl Core {
                 if !head.user_id.is_empty() && !check::conversation(&id)?.admits(&head.user_id) {
                     return Ok(step_result::Result::Head(HeadResult::default()));
                 }
-                let row = self.head_row(&head.user_id, &head.device_id, &id, head.with_last_message).await?;
+                // Callers of the version before name no bytes.
+                let most = if head.last_message_bytes == 0 { weight::PAGE } else { head.last_message_bytes as usize };
+                let last = if head.with_last_message { most.min(weight::PAGE) } else { 0 };
+                let row = self.head_row(&head.user_id, &head.device_id, &id, last).await?;
                 let seen = Seen::read(&id, row)?.filter(|s| head.user_id.is_empty() || s.member.is_some());
                 let Some(seen) = seen else { return Ok(step_result::Result::Head(HeadResult::default())) };
                 let (delivered_seq, cleared_seq) = (seen.delivered, seen.cleared);
-                let visible_seq = seen.hidden().saturating_add(1);
+                let (visible_seq, last_message_over) = (seen.hidden().saturating_add(1), seen.is_last_over());
                 let conversation = Some(seen.into_conversation(&id)?);
-                Ok(step_result::Result::Head(HeadResult { conversation, delivered_seq, visible_seq, cleared_seq }))
+                let found = HeadResult { conversation, delivered_seq, visible_seq, cleared_seq, last_message_over };
+                Ok(step_result::Result::Head(found))
             }
             step::Step::ClearAt(clear) => self.clear_at(&id, &clear.user_id).await.map(step_result::Result::Seq),
             step::Step::DirectBlock(block) => self.direct_block(&id, &block.user_id, block.blocked).await.map(done),

@@ -1,11 +1,11 @@
 //! The engine in memory, for tests: the same operations, each atomic. A schedule can put other tasks in between and lose answers.
 
 mod lists;
+mod pages;
 mod rules;
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
-    ops::Bound,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::{
     Append, Appended, Cursor, CursorKind, Engine, EngineError, Entry, Expect, Field, FieldPage, Got, HeadRow, History,
-    ListRow, MemberPage, MemberRow, Moved, Op, Range, Refusal, Restoring, Spot, Stored, Swap, Want, Window, Write,
+    ListRow, MemberPage, MemberRow, Moved, Op, Page, Range, Refusal, Restoring, Spot, Swap, Want, Write,
 };
 use crate::{
     core::model::{cursor, number},
@@ -299,43 +299,6 @@ impl Data {
         fields.map(|(name, value)| (name.clone(), value.clone())).collect()
     }
 
-    fn history(&self, id: &str, window: Window, limit: usize) -> Option<History> {
-        let head = format!("c:{id}");
-        let seq = self.count(&head, "s")?;
-        let none = BTreeMap::new();
-        let rows = self.messages.get(id).unwrap_or(&none);
-        let mut found: Vec<(u64, &Bytes)> = match window {
-            Window::Newest => rows.iter().rev().take(limit).map(|(s, r)| (*s, r)).collect(),
-            Window::Before(before) => rows.range(..before).rev().take(limit).map(|(s, r)| (*s, r)).collect(),
-            Window::After(after) => {
-                rows.range((Bound::Excluded(after), Bound::Unbounded)).take(limit).map(|(s, r)| (*s, r)).collect()
-            }
-        };
-        found.sort_by_key(|(seq, _)| *seq);
-        let overlay = |seq: u64| self.field(&format!("x:{id}"), &seq.to_string()).cloned();
-        let messages =
-            found.into_iter().map(|(seq, row)| Stored { seq, row: row.clone(), overlay: overlay(seq) }).collect();
-        Some(History { seq, floor: self.count(&head, "f").unwrap_or(0), messages })
-    }
-
-    fn head(&self, id: &str, user: &str, device: &str, with_last: bool) -> HeadRow {
-        let fields = self.all(&format!("c:{id}"));
-        if fields.is_empty() {
-            return HeadRow::default();
-        }
-        let cursor = |name: String| if user.is_empty() { None } else { self.count(&format!("r:{id}"), &name) };
-        let last = self.messages.get(id).and_then(|rows| rows.last_key_value()).filter(|_| with_last);
-        HeadRow {
-            fields,
-            member: self.field(&format!("g:{id}"), user).cloned(),
-            read: cursor(CursorKind::Read.field(user)),
-            own: cursor(format!("s{user}")),
-            cleared: cursor(CursorKind::Cleared.field(user)),
-            delivered: cursor(CursorKind::Delivered(device.to_owned()).field(user)),
-            last: last.map(|(seq, row)| (row.clone(), self.field(&format!("x:{id}"), &seq.to_string()).cloned())),
-        }
-    }
-
     /// Members of a scored set in order.
     fn scored(&self, key: &str) -> Vec<(i64, String)> {
         let members = self.scores.get(key).into_iter().flatten();
@@ -416,15 +379,8 @@ impl Engine for MemoryEngine {
         self.read(partition, look).await
     }
 
-    async fn history(
-        &self,
-        partition: u32,
-        id: &str,
-        window: Window,
-        limit: u32,
-        _: Instant,
-    ) -> Result<Option<History>, EngineError> {
-        self.read(partition, |data| data.history(id, window, limit as usize)).await
+    async fn history(&self, partition: u32, id: &str, page: Page, _: Instant) -> Result<Option<History>, EngineError> {
+        self.read(partition, |data| data.history(id, page)).await
     }
 
     async fn heads(
@@ -432,11 +388,11 @@ impl Engine for MemoryEngine {
         partition: u32,
         user: &str,
         device: &str,
-        with_last: bool,
+        last: usize,
         ids: Vec<String>,
         _: Instant,
     ) -> Result<Vec<HeadRow>, EngineError> {
-        self.read(partition, |data| ids.iter().map(|id| data.head(id, user, device, with_last)).collect()).await
+        self.read(partition, |data| data.heads(&ids, user, device, last)).await
     }
 
     async fn members(

@@ -15,7 +15,7 @@ use thiserror::Error as ThisError;
 use tokio::time::Instant;
 use tonic::Code;
 
-use crate::core::model::cursor;
+use crate::{core::model::cursor, weight};
 
 /// A message to store.
 #[derive(Debug, Clone)]
@@ -230,6 +230,23 @@ pub(crate) enum Window {
     After(u64),
 }
 
+/// Which messages of a conversation, and how many: of messages, and of bytes as [`crate::weight`] counts them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Page {
+    pub(crate) window: Window,
+    pub(crate) limit: u32,
+    pub(crate) bytes: usize,
+    /// Whether the first message comes whatever it weighs.
+    pub(crate) first: bool,
+}
+
+impl Page {
+    /// As much as one answer may weigh, one message at least.
+    pub(crate) fn whole(window: Window, limit: u32) -> Self {
+        Self { window, limit, bytes: weight::PAGE, first: true }
+    }
+}
+
 /// A stored message with what came upon it later.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Stored {
@@ -244,6 +261,20 @@ pub(crate) struct History {
     pub(crate) seq: u64,
     pub(crate) floor: u64,
     pub(crate) messages: Vec<Stored>,
+    /// There was no room in the bytes for the next message of the window.
+    pub(crate) cut: bool,
+}
+
+/// The newest message of a conversation.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) enum Last {
+    /// There is none, or it was not asked for.
+    #[default]
+    None,
+    /// Its row, and what came upon it.
+    Row(Bytes, Option<Bytes>),
+    /// There was no room in the bytes for it.
+    Over,
 }
 
 /// A conversation as one user sees it.
@@ -256,7 +287,7 @@ pub(crate) struct HeadRow {
     pub(crate) own: Option<u64>,
     pub(crate) cleared: Option<u64>,
     pub(crate) delivered: Option<u64>,
-    pub(crate) last: Option<(Bytes, Option<Bytes>)>,
+    pub(crate) last: Last,
 }
 
 /// One member in join order.
@@ -398,17 +429,16 @@ pub(crate) trait Engine: Send + Sync + 'static {
         &self,
         partition: u32,
         conversation_id: &str,
-        window: Window,
-        limit: u32,
+        page: Page,
         end: Instant,
     ) -> Result<Option<History>, EngineError>;
-    /// In the order of `conversation_ids`, all of one partition.
+    /// In the order of `conversation_ids`, all of one partition; with their last messages as far as these together weigh at most `last`.
     async fn heads(
         &self,
         partition: u32,
         user_id: &str,
         device_id: &str,
-        with_last: bool,
+        last: usize,
         conversation_ids: Vec<String>,
         end: Instant,
     ) -> Result<Vec<HeadRow>, EngineError>;

@@ -17,7 +17,7 @@ use crate::{
     app::{App, Shared},
     caller::Caller,
     extract::{Body, Params, Segments, limit},
-    view::{self, Changed, Sent, ms},
+    view::{self, Changed, ROOM, Sent, ms},
 };
 
 /// Messages of one page.
@@ -107,7 +107,7 @@ pub(crate) async fn history(
 ) -> Result<Json<History>, Error> {
     ids::check_conversation_id("conversation_id", &conversation_id)?;
     let limit = limit(range.limit, MAX_PAGE)?;
-    let (messages, has_more) = match (range.before_seq, range.after_seq) {
+    let (found, has_more) = match (range.before_seq, range.after_seq) {
         (Some(_), Some(_)) => return Err(Error::invalid("after_seq: give it or before_seq, not both")),
         (None, Some(U64(after))) => after_seq(&app, &caller, conversation_id, after, limit).await?,
         // Nothing is before the first message; 0 would mean "the newest" to storage.
@@ -124,7 +124,15 @@ pub(crate) async fn history(
             (found.messages, found.has_more)
         }
     };
-    Ok(Json(History { messages: view::messages(&messages)?, has_more }))
+    let messages = if range.after_seq.is_some() {
+        view::messages(found.iter(), ROOM)?
+    } else {
+        let mut newest = view::messages(found.iter().rev(), ROOM)?;
+        newest.reverse();
+        newest
+    };
+    let has_more = has_more || messages.len() < found.len();
+    Ok(Json(History { messages, has_more }))
 }
 
 /// Messages after a position, the first of all included.

@@ -8,7 +8,7 @@ use kith_proto::{
     chat::v1 as chat,
     storage::v1::{ConversationMessages, ListBehindRequest},
 };
-use kith_send::json::{Object, U64, message_json};
+use kith_send::json::{Object, U64};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tonic::Code;
@@ -18,7 +18,7 @@ use crate::{
     app::{App, Shared},
     caller::Caller,
     extract::{Body, limit},
-    view::{Failure, Position},
+    view::{self, Failure, Position, ROOM},
 };
 
 /// Positions in one acknowledgement.
@@ -29,7 +29,7 @@ const MAX_CURSORS: usize = 1_000;
 const MAX_PER_CONVERSATION: u32 = 200;
 /// Conversations asked for at once: bounds what one answer of storage can weigh.
 const STEP: usize = 10;
-/// A page of a sync ends after the step that reaches one of these.
+/// A page of a sync ends after the step that reaches one of these; what one step finds has room beside them.
 const PAGE_CONVERSATIONS: usize = 50;
 const PAGE_BYTES: usize = 1 << 20;
 /// Steps of one page: a device that is far ahead must not make one request walk all its cursors.
@@ -173,7 +173,7 @@ pub(crate) async fn sync(
         page.extend(failed);
         if !after.is_empty() {
             for found in app.storage.list_after(&caller.claims().sub, after, limit).await? {
-                if let Some(news) = news(found) {
+                if let Some(news) = news(found, ROOM.saturating_sub(bytes)) {
                     bytes += news.messages.iter().map(|m| m.get().len()).sum::<usize>();
                     page.push(news);
                 }
@@ -235,8 +235,8 @@ fn unreadable(conversation_id: String, error: Error) -> SyncConversation {
     SyncConversation { conversation_id, seq: U64(0), messages: Vec::new(), has_more: true, error: Some(error.into()) }
 }
 
-/// What is new in a conversation; nothing when the client is up to date or may no longer see it.
-fn news(found: ConversationMessages) -> Option<SyncConversation> {
+/// What is new in a conversation, as far as there is room for it; nothing when the client is up to date or may no longer see it.
+fn news(found: ConversationMessages, room: usize) -> Option<SyncConversation> {
     if let Some(error) = found.error {
         let error = Error::from(error);
         let gone = matches!(error.code, Code::NotFound | Code::PermissionDenied);
@@ -245,13 +245,13 @@ fn news(found: ConversationMessages) -> Option<SyncConversation> {
     if found.messages.is_empty() && !found.has_more {
         return None;
     }
-    match found.messages.iter().map(message_json).collect::<Result<_, _>>() {
+    match view::messages(found.messages.iter(), room) {
         Err(error) => Some(unreadable(found.conversation_id, error)),
         Ok(messages) => Some(SyncConversation {
             conversation_id: found.conversation_id,
             seq: U64(found.seq),
+            has_more: found.has_more || messages.len() < found.messages.len(),
             messages,
-            has_more: found.has_more,
             error: None,
         }),
     }

@@ -40,6 +40,16 @@ pub enum Delivery {
     Event(Arc<str>),
 }
 
+impl Delivery {
+    /// What it takes as text.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Messages { items, .. } => items.iter().map(|item| item.json.len()).sum(),
+            Self::Event(text) => text.len(),
+        }
+    }
+}
+
 /// A step of the gateway's own catch-up.
 #[derive(Debug, Default)]
 pub struct CatchUpPage {
@@ -97,6 +107,8 @@ pub enum Input {
     Delivery(Delivery),
     /// Something may have been lost: read it from storage.
     Suspect,
+    /// Deliveries were left out: they are read from storage.
+    LeftOut,
     /// The answer to [`Job::Send`].
     Sent {
         /// What was in order.

@@ -194,6 +194,7 @@ impl Machine {
             Input::Rechecked(claims, result) => self.rechecked(&claims, result),
             Input::Delivery(delivery) => self.delivery(delivery),
             Input::Suspect => self.suspect(),
+            Input::LeftOut => self.left_out(),
             Input::Sent { key, id, result } => {
                 let next = self.sends.end(&key);
                 self.frame(frame::sent(&id, &result));

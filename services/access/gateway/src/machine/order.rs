@@ -16,6 +16,8 @@ pub const MAX_GAP: u64 = 1_000;
 /// Messages that wait for a gap to close, per conversation and per connection.
 const MAX_WAITING: usize = 64;
 const MAX_WAITING_IN_ALL: usize = 512;
+/// Bytes of those of a connection. One message may be larger: then it alone waits.
+const MAX_WAITING_BYTES: usize = 4 << 20;
 /// Conversations remembered by a connection before those at rest are forgotten.
 const MAX_TRACKS: usize = 8_192;
 /// Reads without progress before a gap counts as one that the user may not see.
@@ -101,14 +103,41 @@ pub struct Order {
     tracks: HashMap<Arc<str>, Track>,
     /// Live messages wait until the catch-up is done.
     held: bool,
-    waiting: usize,
+    waiting: Waiting,
+}
+
+/// What waits on a connection, in all.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Waiting {
+    items: usize,
+    bytes: usize,
+}
+
+impl Waiting {
+    fn has_room(&self, item: &Item) -> bool {
+        self.items == 0 || self.items < MAX_WAITING_IN_ALL && self.bytes + item.json.len() <= MAX_WAITING_BYTES
+    }
+
+    fn add(&mut self, item: &Item) {
+        self.items += 1;
+        self.bytes += item.json.len();
+    }
+
+    fn take(&mut self, item: &Item) {
+        self.items -= 1;
+        self.bytes -= item.json.len();
+    }
+
+    fn forget(&mut self, track: &Track) {
+        track.waiting.values().for_each(|item| self.take(item));
+    }
 }
 
 impl Order {
     /// A connection that starts with a catch-up, and with the cursors that its client gave.
     pub fn new(cursors: impl IntoIterator<Item = (Arc<str>, u64)>) -> Self {
         let claimed = |(id, seen)| (id, Track { state: State::Claimed, seen, ..Track::default() });
-        Self { tracks: cursors.into_iter().map(claimed).collect(), held: true, waiting: 0 }
+        Self { tracks: cursors.into_iter().map(claimed).collect(), held: true, waiting: Waiting::default() }
     }
 
     /// Adds a cursor that came later; what has been shown already stays. Says whether it is to be verified.
@@ -166,7 +195,7 @@ impl Order {
         if self.claimed(conversation_id).is_some()
             && let Some(track) = self.tracks.remove(conversation_id)
         {
-            self.waiting -= track.waiting.len();
+            self.waiting.forget(&track);
         }
     }
 
@@ -326,7 +355,7 @@ impl Order {
         if self.tracks.get(id).is_some_and(|t| t.state == awaited)
             && let Some(track) = self.tracks.remove(id)
         {
-            self.waiting -= track.waiting.len();
+            self.waiting.forget(&track);
         }
     }
 
@@ -352,10 +381,13 @@ fn bear_out(track: &mut Track) {
 }
 
 /// Keeps a message that cannot be shown yet, or only its seq when there is no room.
-fn wait(track: &mut Track, item: Item, in_all: &mut usize) {
+fn wait(track: &mut Track, item: Item, in_all: &mut Waiting) {
     track.target = track.target.max(item.seq);
-    if track.waiting.len() < MAX_WAITING && *in_all < MAX_WAITING_IN_ALL {
-        *in_all += usize::from(track.waiting.insert(item.seq, item).is_none());
+    if track.waiting.len() < MAX_WAITING && in_all.has_room(&item) {
+        in_all.add(&item);
+        if let Some(before) = track.waiting.insert(item.seq, item) {
+            in_all.take(&before);
+        }
     }
 }
 
@@ -363,17 +395,16 @@ fn first_waiting(track: &Track) -> u64 {
     track.waiting.first_key_value().map_or(u64::MAX, |(seq, _)| *seq)
 }
 
-fn drop_seen(track: &mut Track, in_all: &mut usize) {
+fn drop_seen(track: &mut Track, in_all: &mut Waiting) {
     while let Some(entry) = track.waiting.first_entry()
         && *entry.key() <= track.seen
     {
-        entry.remove();
-        *in_all -= 1;
+        in_all.take(&entry.remove());
     }
 }
 
 /// Shows what waits and fits, then asks for what is missing.
-fn settle(id: &Arc<str>, track: &mut Track, in_all: &mut usize, outcome: &mut Outcome) {
+fn settle(id: &Arc<str>, track: &mut Track, in_all: &mut Waiting, outcome: &mut Outcome) {
     match track.state {
         State::Asking | State::Pulling | State::Claimed => {}
         State::Steady => settle_known(id, track, in_all, outcome),
@@ -390,7 +421,7 @@ fn settle(id: &Arc<str>, track: &mut Track, in_all: &mut usize, outcome: &mut Ou
     }
 }
 
-fn settle_known(id: &Arc<str>, track: &mut Track, in_all: &mut usize, outcome: &mut Outcome) {
+fn settle_known(id: &Arc<str>, track: &mut Track, in_all: &mut Waiting, outcome: &mut Outcome) {
     if track.state != State::Steady {
         return;
     }
@@ -400,8 +431,9 @@ fn settle_known(id: &Arc<str>, track: &mut Track, in_all: &mut usize, outcome: &
             && *entry.key() == track.seen + 1
         {
             track.seen += 1;
-            outcome.show.push(entry.remove());
-            *in_all -= 1;
+            let item = entry.remove();
+            in_all.take(&item);
+            outcome.show.push(item);
         }
         if track.target <= track.seen {
             track.read = 0;

@@ -40,6 +40,15 @@ impl Machine {
         }
     }
 
+    /// Deliveries had no room here, and may have been of the catch-up by `tasks`: its end would say nothing.
+    pub(super) fn left_out(&mut self) {
+        if self.identified.as_ref().is_some_and(|i| matches!(i.catch_up, CatchUp::Awaited(_))) {
+            self.start_catch_up();
+        } else {
+            self.suspect();
+        }
+    }
+
     pub(super) fn start_catch_up(&mut self) {
         if let Some(identified) = &mut self.identified {
             identified.catch_up = CatchUp::Own;

@@ -356,6 +356,7 @@ fn any_input() -> impl Strategy<Value = Input> {
             }
         ),
         Just(()).prop_map(|()| Input::Suspect),
+        Just(()).prop_map(|()| Input::LeftOut),
         place().prop_map(|(id, seq)| Input::Base(id, Ok(seq))),
         id().prop_map(|id| Input::Base(id, Err(Error::not_found("x")))),
         (id(), proptest::collection::vec(0..12_u64, 0..5), any::<bool>()).prop_map(|(id, mut seqs, has_more)| {

@@ -4,6 +4,7 @@ mod cursors;
 mod lists;
 mod sets;
 mod versions;
+mod weights;
 
 use std::{collections::BTreeMap, sync::Arc};
 

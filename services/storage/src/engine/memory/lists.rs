@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, ops::Bound};
 use super::Data;
 use crate::{
     engine::{EngineError, Entry, FieldPage, ListRow, Range, Refusal, Spot},
-    event,
+    event, weight,
 };
 
 impl Data {
@@ -63,11 +63,17 @@ impl Data {
         let from = if range.after.is_empty() { Bound::Unbounded } else { Bound::Excluded(range.after.as_str()) };
         let to = if range.end.is_empty() { Bound::Unbounded } else { Bound::Excluded(range.end) };
         let fields = self.hashes.get(&range.key).into_iter().flat_map(|h| h.range::<str, _>((from, to)));
-        let mut fields: Vec<_> =
-            fields.take(range.limit as usize + 1).map(|(name, value)| (name.clone(), value.clone())).collect();
-        let more = fields.len() > range.limit as usize;
-        fields.truncate(range.limit as usize);
-        FieldPage { fields, more }
+        let mut page = FieldPage { fields: Vec::new(), more: false };
+        let mut bytes = 0;
+        for (name, value) in fields {
+            bytes += name.len() + value.len();
+            page.more = page.fields.len() == range.limit as usize || bytes > weight::PAGE && !page.fields.is_empty();
+            if page.more {
+                break;
+            }
+            page.fields.push((name.clone(), value.clone()));
+        }
+        page
     }
 
     pub(super) fn list(&self, user: &str, behind: Option<&Spot>, limit: usize) -> Vec<ListRow> {

@@ -34,8 +34,8 @@ pub(crate) use repair::{Held, Standing};
 use wire::{Call, Emits, Verdict};
 
 use super::{
-    Append, Appended, Cursor, Engine, EngineError, Entry, FieldPage, Got, HeadRow, History, ListRow, MemberPage, Moved,
-    Range, Spot, Swap, Want, Window,
+    Append, Appended, Cursor, Engine, EngineError, Entry, FieldPage, Got, HeadRow, History, Last, ListRow, MemberPage,
+    Moved, Page, Range, Spot, Swap, Want, Window,
 };
 use crate::outbox::Outbox;
 
@@ -50,8 +50,8 @@ const OUTBOX_FULL: EngineError = EngineError::Exhausted(
 /// The engine on Valkey.
 pub(crate) struct ValkeyEngine {
     hub: Arc<Hub>,
-    /// Pages of hot conversations, by conversation, window and limit.
-    pages: Coalesce<(String, Window, u32), Option<History>>,
+    /// Pages of hot conversations.
+    pages: Coalesce<(String, Page), Option<History>>,
 }
 
 impl ValkeyEngine {
@@ -169,12 +169,11 @@ impl ValkeyEngine {
         &self,
         partition: u32,
         conversation_id: &str,
-        window: Window,
-        limit: u32,
+        page: Page,
         end: Instant,
     ) -> Result<Option<History>, EngineError> {
-        let key = format!("m:{conversation_id}");
-        let build = |call| wire::history(call, conversation_id, window, limit);
+        let (key, window) = (format!("m:{conversation_id}"), page.window);
+        let build = |call| wire::history(call, conversation_id, page);
         let (values, doubt) = self.read_in_doubt(partition, "k1_history", build, end).await?;
         let mut history = wire::named(&key, wire::read_history(window, values))?;
         let Some(first) = doubt.and_then(|d| d.first(conversation_id)) else { return Ok(history) };
@@ -184,7 +183,7 @@ impl ValkeyEngine {
             Window::Before(_) | Window::After(_) => None,
         };
         if let Some(window) = shorter {
-            let build = |call| wire::history(call, conversation_id, window, limit);
+            let build = |call| wire::history(call, conversation_id, Page { window, ..page });
             let values = self.read_in_doubt(partition, "k1_history", build, end).await?.0;
             history = wire::named(&key, wire::read_history(window, values))?;
         }
@@ -425,12 +424,11 @@ impl Engine for ValkeyEngine {
         &self,
         partition: u32,
         conversation_id: &str,
-        window: Window,
-        limit: u32,
+        page: Page,
         end: Instant,
     ) -> Result<Option<History>, EngineError> {
-        let key = (conversation_id.to_owned(), window, limit);
-        self.pages.read(key, self.page(partition, conversation_id, window, limit, end)).await
+        let key = (conversation_id.to_owned(), page);
+        self.pages.read(key, self.page(partition, conversation_id, page, end)).await
     }
 
     async fn heads(
@@ -438,17 +436,11 @@ impl Engine for ValkeyEngine {
         partition: u32,
         user_id: &str,
         device_id: &str,
-        with_last: bool,
+        last: usize,
         conversation_ids: Vec<String>,
         end: Instant,
     ) -> Result<Vec<HeadRow>, EngineError> {
-        let build = |mut call: Call| {
-            call = call.arg(user_id).arg(device_id).arg(if with_last { "1" } else { "0" });
-            for id in &conversation_ids {
-                call = call.arg(id);
-            }
-            call
-        };
+        let build = |call| wire::heads(call, user_id, device_id, last, &conversation_ids);
         let (values, doubt) = self.read_in_doubt(partition, "k1_heads", build, end).await?;
         let mut rows = wire::named(&format!("heads of partition {partition}"), wire::read_heads(values))?;
         let Some(doubt) = doubt else { return Ok(rows) };
@@ -461,9 +453,13 @@ impl Engine for ValkeyEngine {
             if let Some((_, seq)) = row.fields.iter_mut().find(|(name, _)| name == "s") {
                 *seq = known.to_string().into();
             }
-            if row.last.is_some() {
-                let page = self.history(partition, id, Window::Before(first), 1, end).await?;
-                row.last = page.and_then(|mut p| p.messages.pop()).map(|m| (m.row, m.overlay));
+            if row.last != Last::None {
+                // Of one that is in doubt no more was taken than this.
+                let page = Page { window: Window::Before(first), limit: 1, bytes: last, first: false };
+                row.last = match self.history(partition, id, page, end).await? {
+                    Some(History { cut: true, .. }) => Last::Over,
+                    page => page.and_then(|mut p| p.messages.pop()).map_or(Last::None, |m| Last::Row(m.row, m.overlay)),
+                };
             }
         }
         Ok(rows)

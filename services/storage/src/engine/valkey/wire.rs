@@ -11,14 +11,13 @@ pub(super) use verdict::{Verdict, verdict};
 use super::partition::Pending;
 use crate::{
     engine::{
-        Append, Cursor, EngineError, Entry, Expect, FieldPage, Got, HeadRow, History, ListRow, MemberPage, MemberRow,
-        Op, Range, Spot, Stored, Swap, Want, Window, Write,
+        Append, Cursor, EngineError, Entry, Expect, FieldPage, Got, HeadRow, History, Last, ListRow, MemberPage,
+        MemberRow, Op, Page, Range, Spot, Stored, Swap, Want, Window, Write,
     },
     event::{self, FOUND},
+    weight,
 };
 
-/// Rows of one page stop at so many bytes: an answer stays well below what a client takes.
-const PAGE_BYTES: usize = 4 << 20;
 const DAY_MS: i64 = 86_400_000;
 /// A day's bucket lives until a day after its last second, and some.
 const BUCKET_SECONDS: u32 = 50 * 3_600;
@@ -229,7 +228,8 @@ pub(super) fn get(mut call: Call, wants: &[Want]) -> Call {
     call
 }
 
-pub(super) fn history(call: Call, conversation_id: &str, window: Window, limit: u32) -> Call {
+pub(super) fn history(call: Call, conversation_id: &str, page: Page) -> Call {
+    let Page { window, limit, bytes, first } = page;
     let (before, after) = match window {
         Window::Newest => (0, None),
         Window::Before(seq) => (seq, None),
@@ -240,7 +240,14 @@ pub(super) fn history(call: Call, conversation_id: &str, window: Window, limit: 
         None => call.number(-1),
         Some(after) => call.number(after),
     };
-    call.number(limit).number(PAGE_BYTES)
+    call.number(limit).number(bytes).arg(if first { "1" } else { "0" })
+}
+
+pub(super) fn heads(call: Call, user_id: &str, device_id: &str, last: usize, conversation_ids: &[String]) -> Call {
+    // To the library 1 is no number of bytes.
+    let last = if last == 1 { 2 } else { last };
+    let call = call.arg(user_id).arg(device_id).number(last);
+    conversation_ids.iter().fold(call, |call, id| call.arg(id))
 }
 
 pub(super) fn walk(call: Call, user_id: &str, behind: Option<&Spot>, limit: u32) -> Call {
@@ -253,7 +260,7 @@ pub(super) fn walk(call: Call, user_id: &str, behind: Option<&Spot>, limit: u32)
 }
 
 pub(super) fn fields(call: Call, range: &Range) -> Call {
-    call.arg(&range.key).arg(&range.after).arg(range.end).number(range.limit).number(PAGE_BYTES)
+    call.arg(&range.key).arg(&range.after).arg(range.end).number(range.limit).number(weight::PAGE)
 }
 
 pub(super) fn enter(call: Call, entry: &Entry) -> Call {
@@ -353,14 +360,18 @@ pub(super) fn read_history(window: Window, values: Vec<Value>) -> Result<Option<
     let (Some(seq), Some(floor)) = (values.next(), values.next()) else { return Err(odd("no head")) };
     let Some(seq) = number(&seq) else { return Ok(None) };
     let mut messages = Vec::new();
-    while let (Some(at), Some(row), Some(overlay)) = (values.next(), values.next(), values.next()) {
+    let cut = loop {
+        let Some(at) = values.next() else { break false };
+        // A last word alone says that bytes have cut the page.
+        let (Some(row), overlay) = (values.next(), values.next()) else { break true };
         let seq = number(&at).ok_or_else(|| odd("a seq"))?;
-        messages.push(Stored { seq, row: bytes(row).ok_or_else(|| odd("a row"))?, overlay: bytes(overlay) });
-    }
+        let row = bytes(row).ok_or_else(|| odd("a row"))?;
+        messages.push(Stored { seq, row, overlay: overlay.and_then(bytes) });
+    };
     if !matches!(window, Window::After(_)) {
         messages.reverse();
     }
-    Ok(Some(History { seq, floor: number(&floor).unwrap_or(0), messages }))
+    Ok(Some(History { seq, floor: number(&floor).unwrap_or(0), messages, cut }))
 }
 
 pub(super) fn read_heads(values: Vec<Value>) -> Result<Vec<HeadRow>, EngineError> {
@@ -374,9 +385,12 @@ fn read_head(value: Value) -> Result<HeadRow, EngineError> {
     let member = parts.next().and_then(bytes);
     let mut cursor = || parts.next().as_ref().and_then(number);
     let (read, own, cleared, delivered) = (cursor(), cursor(), cursor(), cursor());
-    let last = parts.next().and_then(bytes);
-    let overlay = parts.next().and_then(bytes);
-    Ok(HeadRow { fields, member, read, own, cleared, delivered, last: last.map(|row| (row, overlay)) })
+    let last = match (parts.next(), parts.next()) {
+        (Some(Value::BulkString(row)), overlay) => Last::Row(row.into(), overlay.and_then(bytes)),
+        (Some(Value::Int(_)), _) => Last::Over,
+        _ => Last::None,
+    };
+    Ok(HeadRow { fields, member, read, own, cleared, delivered, last })
 }
 
 pub(super) fn read_members(values: Vec<Value>) -> Result<Option<MemberPage>, EngineError> {

@@ -47,7 +47,11 @@ fn a_claim_that_cannot_be_looked_at_is_none() {
     assert_eq!(seqs(&order.base(&"c".into(), 6)), [7]);
     order.live(item("secret", 3));
     order.denied("secret");
-    assert_eq!((order.known().len(), order.waiting), (1, 0), "nothing is kept of what the user may not see");
+    assert_eq!(
+        (order.known().len(), order.waiting),
+        (1, Waiting::default()),
+        "nothing is kept of what the user may not see"
+    );
 }
 
 #[test]
@@ -132,7 +136,27 @@ fn a_conversation_that_is_lost_leaves_nothing_behind() {
     order.live(item("c", 5));
     order.lost(&Need::Pull { conversation_id: "c".into(), after: 1 });
     assert!(order.pulled(&"c".into(), vec![item("c", 2)], false).show.is_empty());
-    assert_eq!(order.waiting, 0);
+    assert_eq!(order.waiting, Waiting::default());
+}
+
+#[test]
+fn what_waits_is_bounded_in_bytes_and_the_rest_is_read_again() {
+    let large = |seq| Item { json: "x".repeat(1 << 20).into(), ..item("c", seq) };
+    let mut order = released(&[("c", 1)]);
+    for seq in 3..20 {
+        order.live(large(seq));
+    }
+    assert_eq!(order.waiting.bytes, MAX_WAITING_BYTES);
+    let kept = 3 + order.waiting.items as u64;
+    let outcome = order.pulled(&"c".into(), vec![item("c", 2)], false);
+    assert_eq!(seqs(&outcome), (2..kept).collect::<Vec<_>>());
+    assert_eq!(outcome.needs, [Need::Pull { conversation_id: "c".into(), after: kept - 1 }]);
+    assert_eq!(order.waiting, Waiting::default());
+    // One that is larger than all that may wait waits alone.
+    let huge = Item { json: "x".repeat(MAX_WAITING_BYTES + 1).into(), ..item("d", 5) };
+    order.live(huge);
+    order.live(item("d", 6));
+    assert_eq!(order.waiting.items, 1);
 }
 
 #[derive(Debug, Clone)]
@@ -294,7 +318,7 @@ proptest! {
             prop_assert_eq!(&shown, &expected, "conversation {} from {}", name, base[c]);
             prop_assert!(shown.last().copied().unwrap_or(base[c]) >= world.heard[c], "nothing that was heard of is left out");
         }
-        prop_assert_eq!(world.order.waiting, 0);
+        prop_assert_eq!(&world.order.waiting, &Waiting::default());
     }
 
     #[test]

@@ -114,3 +114,20 @@ fn a_catch_up_that_keeps_failing_holds_live_messages_up_no_longer_and_goes_on() 
     let page = CatchUpPage { items: vec![item("x", 1)], more: vec![], next: None };
     assert_eq!(shown(&bench.give(Input::CaughtUp(Ok(page)))), ["x/1"]);
 }
+
+#[test]
+fn what_was_left_out_is_read_whatever_the_catch_up_says_of_its_end() {
+    let mut bench = Bench::new();
+    bench.text(r#"{"type":"auth","token":"t"}"#);
+    bench.give(Input::Authenticated(Ok(claims("alice"))));
+    assert_eq!(shown(&bench.give(messages(&[("c", 1)], true, false))), ["c/1"]);
+    // The second part of the catch-up had no room; its end comes all the same.
+    let asked = jobs(bench.give(Input::LeftOut));
+    assert!(matches!(&asked[..], [Job::CatchUp { cursor: None, known }] if known[..] == [(Arc::from("c"), 1)]));
+    assert!(shown(&bench.give(messages(&[("c", 3)], true, true))).is_empty());
+    let items = vec![item("c", 2), item("c", 3)];
+    let page = CatchUpPage { items, more: Vec::new(), next: None };
+    assert_eq!(shown(&bench.give(Input::CaughtUp(Ok(page)))), ["c/2", "c/3"]);
+    // Of a connection that is caught up.
+    assert!(matches!(&jobs(bench.give(Input::LeftOut))[..], [Job::CatchUp { .. }]));
+}
