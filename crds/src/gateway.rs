@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::shared::{
-    Autoscaling, Duration, ExternalTrafficPolicy, LocalRef, PodSettings, Resources, ServiceType,
+    Autoscaling, Duration, ExternalTrafficPolicy, LocalRef, PodSettings, Quantity, Resources, ServiceType,
     default_is_empty_object,
 };
 
@@ -57,6 +57,10 @@ pub struct GatewaySpec {
     /// Long connections over WebSocket.
     #[serde(default)]
     pub websocket: WebsocketListener,
+
+    /// What one user may take at both listeners.
+    #[serde(default)]
+    pub limits: GatewayLimits,
 
     /// How clients reach the listeners.
     #[serde(default)]
@@ -108,6 +112,20 @@ pub struct ApiListener {
     /// Settings of the pods.
     #[serde(default, skip_serializing_if = "PodSettings::is_empty")]
     pub pod: PodSettings,
+}
+
+/// What one user may take at both listeners. Beyond it sends are told to come back later (RESOURCE_EXHAUSTED with a time).
+#[derive(Clone, Debug, Deserialize, Serialize, KubeSchema, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct GatewayLimits {
+    /// Bytes of messages that one user may send in a minute, from 128Ki to 1Gi: content, mentions, ext, and 128 for each message. So
+    /// many may come at once. Each pod counts for itself. What is sent through ImBusiness does not count.
+    #[serde(default = "sent_bytes")]
+    #[x_kube(validation = (
+        "!isQuantity(self) || (!quantity(self).isLessThan(quantity('128Ki')) && !quantity(self).isGreaterThan(quantity('1Gi')))",
+        "sentBytesPerMinutePerUser must lie between 128Ki and 1Gi"
+    ))]
+    pub sent_bytes_per_minute_per_user: Quantity,
 }
 
 /// What a client of the API and a pod may take. Beyond it a client is told to come back later (429 with Retry-After).
@@ -323,7 +341,15 @@ pub struct GatewayTls {
     pub secret_ref: LocalRef,
 }
 
-default_is_empty_object!(ApiListener, ApiLimits, WebsocketListener, WebsocketLimits, Drain, GatewayExposure);
+default_is_empty_object!(
+    ApiListener,
+    ApiLimits,
+    WebsocketListener,
+    WebsocketLimits,
+    Drain,
+    GatewayExposure,
+    GatewayLimits
+);
 
 fn yes() -> bool {
     true
@@ -343,6 +369,10 @@ fn burst() -> u32 {
 
 fn requests_in_flight() -> u32 {
     1024
+}
+
+fn sent_bytes() -> Quantity {
+    "4Mi".into()
 }
 
 fn heartbeat() -> Duration {

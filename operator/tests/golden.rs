@@ -146,3 +146,26 @@ fn rendering_twice_gives_the_same_bytes_and_every_pod_is_restricted() {
         }
     }
 }
+
+#[test]
+fn the_bytes_that_a_gateway_lets_a_user_send_are_what_its_pods_read() {
+    let cluster = "apiVersion: kith.dev/v1alpha1\nkind: ChatCluster\nmetadata: {name: chat, namespace: ns}\nspec: {}\n";
+    let plan = Plan::resolve(&read(cluster, "ChatCluster").expect("a ChatCluster"), &release()).expect("a valid spec");
+    let taken = [("128Ki", 128 << 10), ("1M", 1_000_000), ("4Mi", 4 << 20), ("1.5Mi", 3 << 19), ("1Gi", 1 << 30)];
+    for (limits, bytes) in taken
+        .map(|(text, bytes)| (format!("{{sentBytesPerMinutePerUser: {text}}}"), bytes))
+        .into_iter()
+        .chain([("{}".to_owned(), 4 << 20)])
+    {
+        let manifest = format!(
+            "apiVersion: kith.dev/v1alpha1\nkind: Gateway\nmetadata: {{name: edge, namespace: ns}}\n\
+             spec: {{clusterRef: {{name: chat}}, limits: {limits}}}\n"
+        );
+        let gateway: Gateway = read(&manifest, "Gateway").expect("a Gateway");
+        let objects = gateway::build::objects(&plan, &gateway).expect("JSON");
+        let text = &objects.config_map.data.expect("data")["config.json"];
+        let config: kith_kit::config::Config = serde_json::from_str(text).expect("what services read");
+        config.check().expect("what services take");
+        assert_eq!(config.gateway.expect("its settings").sent_bytes_per_minute, bytes, "{limits}");
+    }
+}

@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::Failures;
 use crate::api::{Api, manifest};
 
-const GOOD: [(&str, &str, &str); 14] = [
+const GOOD: [(&str, &str, &str); 15] = [
     ("ChatCluster", "demo", "{}"),
     ("ChatCluster", "demo", "{version: 0.1.0-rc.1, clusterName: chat-eu}"),
     ("ChatCluster", "demo", "{eventLog: {}}"),
@@ -29,6 +29,7 @@ const GOOD: [(&str, &str, &str); 14] = [
     ("ChatCluster", "demo", "{services: {business: {exposure: {type: NodePort, nodePort: 30443, extraHosts: [im.example.com]}}}}"),
     ("StorageShard", "demo-7", "{clusterRef: {name: demo}, index: 7, weight: 0, draining: true}"),
     ("Gateway", "edge", "{clusterRef: {name: demo}}"),
+    ("Gateway", "edge", "{clusterRef: {name: demo}, limits: {sentBytesPerMinutePerUser: 1Gi}}"),
     ("Gateway", "edge", "{clusterRef: {name: demo}, api: {enabled: false}, websocket: {autoscaling: {maxReplicas: 9}}}"),
     (
         "Gateway",
@@ -40,7 +41,7 @@ const GOOD: [(&str, &str, &str); 14] = [
 ];
 
 /// Kind, name, spec, words of the refusal.
-const BAD: [(&str, &str, &str, &[&str]); 55] = [
+const BAD: [(&str, &str, &str, &[&str]); 57] = [
     // Names.
     ("ChatCluster", "a.dotted.name", "{}", &["letters, digits and hyphens"]),
     ("ChatCluster", "9lives", "{}", &["begins with a letter"]),
@@ -175,6 +176,18 @@ const BAD: [(&str, &str, &str, &[&str]); 55] = [
         "edge",
         "{clusterRef: {name: demo}, websocket: {heartbeat: 1s, drain: {deadline: 2h}}}",
         &["between 5s and 10m", "between 1s and 1h"],
+    ),
+    (
+        "Gateway",
+        "edge",
+        "{clusterRef: {name: demo}, limits: {sentBytesPerMinutePerUser: 127Ki}}",
+        &["between 128Ki and 1Gi"],
+    ),
+    (
+        "Gateway",
+        "edge",
+        "{clusterRef: {name: demo}, limits: {sentBytesPerMinutePerUser: 1025Mi}}",
+        &["between 128Ki and 1Gi"],
     ),
     (
         "Gateway",

@@ -113,6 +113,7 @@ pub fn gateway_config(plan: &Plan, gateway: &GatewayObject) -> Config {
         duration.to_std().ok().and_then(|d| u32::try_from(d.as_millis()).ok()).unwrap_or(fallback)
     };
     let defaults = Gateway::default();
+    let sent_bytes = gateway.spec.limits.sent_bytes_per_minute_per_user.to_bytes().ok();
     let mut config = config(plan);
     // Access knows neither the engine nor the event log.
     config.valkey = None;
@@ -125,6 +126,7 @@ pub fn gateway_config(plan: &Plan, gateway: &GatewayObject) -> Config {
         drain_ms: ms(&websocket.drain.deadline, defaults.drain_ms),
         drain_per_second: websocket.drain.connections_per_second,
         requests_per_second: api.limits.requests_per_second_per_user,
+        sent_bytes_per_minute: sent_bytes.and_then(|b| u32::try_from(b).ok()).unwrap_or(defaults.sent_bytes_per_minute),
         idle_ms: ms(&api.idle_timeout, defaults.idle_ms),
         api_origins: api.allowed_origins.clone(),
         websocket_origins: websocket.allowed_origins.clone(),

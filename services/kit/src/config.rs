@@ -217,11 +217,19 @@ impl Default for Limits {
 }
 
 const DEFAULT_IDLE_MS: u32 = 90_000;
+const DEFAULT_SENT_BYTES: u32 = 4 << 20;
+/// Bounds of what one user may send in a minute: the largest message, and some; and what a pod could take.
+const SENT_BYTES: std::ops::RangeInclusive<u32> = 128 << 10..=1 << 30;
 
 // By reference, as serde hands fields over.
 #[allow(clippy::trivially_copy_pass_by_ref)]
 fn is_default_idle(idle_ms: &u32) -> bool {
     *idle_ms == DEFAULT_IDLE_MS
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_default_sent_bytes(bytes: &u32) -> bool {
+    *bytes == DEFAULT_SENT_BYTES
 }
 
 /// One Gateway's settings.
@@ -242,6 +250,9 @@ pub struct Gateway {
     pub drain_per_second: u32,
     /// HTTP requests per second and user; 0: no limit.
     pub requests_per_second: u32,
+    /// Bytes of messages that one user may send in a minute, and at once; left out where it is the default.
+    #[serde(skip_serializing_if = "is_default_sent_bytes")]
+    pub sent_bytes_per_minute: u32,
     /// How long an HTTP connection of a known user may wait for its next request, milliseconds. Left out where it is the default, as the
     /// origins are: services of the version before refuse fields that they do not know.
     #[serde(skip_serializing_if = "is_default_idle")]
@@ -264,6 +275,7 @@ impl Default for Gateway {
             drain_ms: 30_000,
             drain_per_second: 500,
             requests_per_second: 100,
+            sent_bytes_per_minute: DEFAULT_SENT_BYTES,
             idle_ms: DEFAULT_IDLE_MS,
             api_origins: Vec::new(),
             websocket_origins: Vec::new(),
@@ -335,6 +347,9 @@ impl Config {
         if !(60..=auth::MAX_TOKEN_LIFE.as_secs()).contains(&self.auth.token_ttl_s.into()) {
             return bad("auth.tokenTtlS", "60 to 31,536,000 seconds");
         }
+        if self.gateway.as_ref().is_some_and(|g| !SENT_BYTES.contains(&g.sent_bytes_per_minute)) {
+            return bad("gateway.sentBytesPerMinute", "128 KiB to 1 GiB");
+        }
         if self.valkey.as_ref().is_some_and(|v| v.seeds.is_empty()) {
             return bad("valkey.seeds", "name at least one node");
         }
@@ -385,5 +400,20 @@ mod tests {
         wrong["cluster"]["partitions"] = 1000.into();
         let config: Config = serde_json::from_value(wrong).unwrap();
         assert!(config.check().unwrap_err().to_string().contains("cluster.partitions"));
+    }
+
+    #[test]
+    fn what_a_user_may_send_in_a_minute_has_bounds_and_is_left_out_where_it_is_the_default() {
+        let text = serde_json::to_string(&Gateway::default()).unwrap();
+        assert!(!text.contains("sentBytes"), "services of the version before do not know it: {text}");
+        for (bytes, taken) in
+            [(0, false), ((128 << 10) - 1, false), (128 << 10, true), (1 << 30, true), ((1 << 30) + 1, false)]
+        {
+            let mut config = sample();
+            config["gateway"]["sentBytesPerMinute"] = bytes.into();
+            let config: Config = serde_json::from_value(config).unwrap();
+            assert_eq!(config.check().is_ok(), taken, "{bytes}");
+            assert_eq!(config.gateway.unwrap().sent_bytes_per_minute, bytes);
+        }
     }
 }

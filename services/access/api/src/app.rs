@@ -55,7 +55,7 @@ impl App {
     pub(crate) fn new(config: &Config, storage: Storage, sessions: Sessions, authenticator: Authenticator) -> Self {
         let gateway = config.gateway.clone().unwrap_or_default();
         Self {
-            doorway: Doorway::new(storage.clone()),
+            doorway: Doorway::of_clients(storage.clone(), gateway.sent_bytes_per_minute),
             cursors: Cursors::new(&config.cluster.uid),
             storage,
             sessions,

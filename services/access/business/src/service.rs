@@ -47,7 +47,7 @@ pub(crate) struct Business {
 
 impl Business {
     pub(crate) fn new(lines: Lines, storage: Storage, sessions: Sessions, signer: Signer, token_ttl: Duration) -> Self {
-        Self { lines, doorway: Doorway::new(storage.clone()), storage, sessions, signer, token_ttl }
+        Self { lines, doorway: Doorway::of_lines(storage.clone()), storage, sessions, signer, token_ttl }
     }
 
     async fn send(&self, line: &str, message: SendMessageRequest) -> Result<SendMessageResponse, Error> {

@@ -84,8 +84,8 @@ impl Worker {
         links: Links,
         typing: Typing,
         sends: Limiter,
+        doorway: Doorway,
     ) -> Self {
-        let doorway = Doorway::new(storage.clone());
         let logins = Limiter::with_burst(LOGINS.0, LOGINS.1);
         let positions = Limiter::with_burst(POSITIONS.0, POSITIONS.1);
         let budget = Budget::new("kith_gateway_over_budget_total");

@@ -31,7 +31,7 @@ use kith_kit::{
     shutdown::CancellationToken,
     storage::Storage,
 };
-use kith_send::Limiter;
+use kith_send::{Doorway, Limiter};
 use tokio::{net::TcpListener, time::Instant};
 
 use crate::{accept::Gate, jobs::Worker, links::Links, machine::io::Settings, registry::Registry, typing::Typing};
@@ -92,12 +92,14 @@ pub async fn run(
         registry.clone(),
         ended,
     );
+    let doorway = Doorway::of_clients(storage.clone(), limits.sent_bytes_per_minute);
     let worker = Arc::new(Worker::new(
         storage.clone(),
         Authenticator::new(verifier, storage.clone()),
         links,
         Typing::new(storage, sessions),
         Limiter::new(config.limits.sends_per_second),
+        doorway,
     ));
     let settings = Settings {
         heartbeat: Duration::from_millis(limits.heartbeat_ms.max(1_000).into()),

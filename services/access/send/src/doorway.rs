@@ -7,7 +7,7 @@ use kith_proto::{chat::v1::Receipt, storage::v1::AppendRequest};
 use tonic::Code;
 
 use crate::{
-    draft::{Checked, Door, Draft},
+    draft::{Checked, Draft},
     limit::SentBytes,
 };
 
@@ -15,13 +15,19 @@ use crate::{
 #[derive(Clone)]
 pub struct Doorway {
     storage: Storage,
-    sent: Arc<SentBytes>,
+    /// None: whoever sends here is trusted with how much.
+    sent: Option<Arc<SentBytes>>,
 }
 
 impl Doorway {
-    /// Into this storage layer.
-    pub fn new(storage: Storage) -> Self {
-        Self { storage, sent: Arc::default() }
+    /// Into this storage layer, for backends: how much they send is theirs.
+    pub fn of_lines(storage: Storage) -> Self {
+        Self { storage, sent: None }
+    }
+
+    /// Into this storage layer, for users' clients, each of which sends at most so many bytes a minute.
+    pub fn of_clients(storage: Storage, bytes_per_minute: u32) -> Self {
+        Self { storage, sent: Some(Arc::new(SentBytes::new(bytes_per_minute))) }
     }
 
     /// Stores a message: success means durable. The sender has been authenticated; whether they may write there is storage's answer.
@@ -36,10 +42,9 @@ impl Doorway {
 
     async fn measured(&self, draft: Draft, privileged: bool) -> Result<Receipt, Error> {
         let started = Instant::now();
-        let door = draft.door;
         let checked = draft.check().and_then(|checked| {
-            if door == Door::Client {
-                self.sent.check(&checked.draft)?;
+            if let Some(sent) = &self.sent {
+                sent.check(&checked.draft)?;
             }
             Ok(checked)
         });

@@ -65,28 +65,28 @@ impl Limiter {
     }
 }
 
-/// Bytes that one user's clients may send in a minute, and at once: thousands of ordinary messages, and an end to filling the engine.
-const BYTES_PER_MINUTE: u32 = 4 << 20;
 /// What a message weighs beside what its sender gives.
 const MESSAGE_BYTES: usize = 128;
 
-/// The bytes that each sender has sent lately.
-pub struct SentBytes(Limiter);
-
-impl Default for SentBytes {
-    fn default() -> Self {
-        Self(Limiter::with_burst(BYTES_PER_MINUTE / 60, BYTES_PER_MINUTE))
-    }
+/// The bytes that each sender has sent lately: thousands of ordinary messages a minute, and an end to filling the engine.
+pub struct SentBytes {
+    sent: Limiter,
+    per_minute: u32,
 }
 
 impl SentBytes {
+    /// `per_minute` on average, and as many at once.
+    pub fn new(per_minute: u32) -> Self {
+        Self { sent: Limiter::with_burst((per_minute / 60).max(1), per_minute), per_minute }
+    }
+
     /// Takes what a message weighs from its sender's share; RESOURCE_EXHAUSTED, and nothing taken, when that is used up.
     pub fn check(&self, draft: &Draft) -> Result<(), Error> {
         let mentions: usize = draft.mentions.iter().map(String::len).sum();
         let ext: usize = draft.ext.iter().map(|(key, value)| key.len() + value.len()).sum();
         let bytes = MESSAGE_BYTES + draft.content.len() + mentions + ext;
-        self.0.check_n(&draft.sender_id, bytes).map_err(|wait| {
-            Error::exhausted(format!("too many bytes of this user: at most {BYTES_PER_MINUTE} a minute"), wait)
+        self.sent.check_n(&draft.sender_id, bytes).map_err(|wait| {
+            Error::exhausted(format!("too many bytes of this user: at most {} a minute", self.per_minute), wait)
         })
     }
 }
@@ -97,20 +97,23 @@ mod tests {
 
     #[test]
     fn one_user_sends_so_many_bytes_a_minute_and_others_are_not_touched() {
-        let sent = SentBytes::default();
         let draft = |sender: &str, bytes: usize| Draft {
             sender_id: sender.to_owned(),
             content: vec![b'x'; bytes].into(),
             ..Draft::default()
         };
         let large = draft("mallory", 60 << 10);
-        let taken = (0..1_000).take_while(|_| sent.check(&large).is_ok()).count();
-        assert!((68..=70).contains(&taken), "{taken}");
-        let refused = sent.check(&large).unwrap_err();
-        assert_eq!(refused.http_status(), 429);
-        assert!(refused.retry_after.is_some());
-        assert!(sent.check(&draft("alice", 60 << 10)).is_ok());
-        let ordinary = draft("bob", 128);
+        for per_minute in [128 << 10, 4 << 20, 16 << 20] {
+            let sent = SentBytes::new(per_minute);
+            let taken = (0..1_000).take_while(|_| sent.check(&large).is_ok()).count();
+            let fits = per_minute as usize / (MESSAGE_BYTES + (60 << 10));
+            assert!((fits..=fits + 2).contains(&taken), "{per_minute}: {taken}");
+            let refused = sent.check(&large).unwrap_err();
+            assert_eq!(refused.http_status(), 429);
+            assert!(refused.retry_after.is_some() && refused.detail.contains(&per_minute.to_string()), "{refused}");
+            assert!(sent.check(&draft("alice", 60 << 10)).is_ok());
+        }
+        let (sent, ordinary) = (SentBytes::new(4 << 20), draft("bob", 128));
         assert!((0..3_000).all(|_| sent.check(&ordinary).is_ok()), "nobody meets it who chats");
     }
 

@@ -50,9 +50,9 @@ impl Core {
             let kind = if blocked { "block.added" } else { "block.removed" };
             let op = if blocked { Op::Set(field.clone(), now.to_string().into()) } else { Op::Delete(field.clone()) };
             let data = json!({"user_id": user_id, "target_id": target_id, "at": now.to_string()});
-            let plan = Plan::new(vec![op, Op::Emit(event::body(kind, &user_id, now, &data))], true);
+            let ops = vec![op, Op::Emit(event::body(kind, &user_id, now, &data))];
             let room = Field::new(key::blocks(&user_id), "");
-            Ok(if blocked { plan.within(room, MOST, TOO_MANY) } else { plan })
+            Ok(if blocked { Plan::new(ops, true).within(room, MOST, TOO_MANY) } else { Plan::freeing(ops, true) })
         })
         .await
     }

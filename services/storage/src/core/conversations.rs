@@ -239,7 +239,8 @@ impl Core {
             }
             let data = json!({"group_id": id, "conversation_id": id, "actor_id": actor_id});
             let event = Op::Emit(event::body("group.dissolved", &id, now, &data));
-            Ok(Plan::new(vec![Op::Set(Field::new(c.clone(), "di"), "1".into()), event], ()))
+            // Its members' rows are taken away.
+            Ok(Plan::freeing(vec![Op::Set(Field::new(c.clone(), "di"), "1".into()), event], ()))
         })
         .await?;
         let core = self.clone();

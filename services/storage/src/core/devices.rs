@@ -128,7 +128,9 @@ impl Core {
                 ops.push(Op::Set(seen.clone(), device.last_seen.to_string().into()));
             }
             ops.extend(displaced.iter().cloned().map(Op::Delete));
-            Ok(Plan::new(ops, ()))
+            // A device that stands is written over: that it was seen, and that its push token is gone, is taken at full memory, too.
+            let small = values[0].is_some() && device.push_token.is_empty();
+            Ok(if small { Plan::freeing(ops, ()) } else { Plan::new(ops, ()) })
         })
         .await
     }

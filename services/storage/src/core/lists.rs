@@ -174,7 +174,13 @@ impl Core {
             let event = Op::Emit(event::body("list.updated", user_id, Self::now(), &data));
             let key = key::list(user_id);
             let hint = activity.map(|score| Op::Rescore { key, score, member: conversation_id.to_owned() });
-            let plan = Plan::new([op, event].into_iter().chain(hint).collect(), ());
+            let ops: Vec<Op> = [op, event].into_iter().chain(hint).collect();
+            // Settings that stand are written over, and what clears moves a position.
+            let plan = if values[0].is_some() || entry.cleared > before.cleared {
+                Plan::freeing(ops, ())
+            } else {
+                Plan::new(ops, ())
+            };
             let room = Field::new(key::settings(user_id), "");
             Ok(if values[0].is_some() { plan } else { plan.within(room, MOST_SETTINGS, TOO_MANY_SETTINGS) })
         })

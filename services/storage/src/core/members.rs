@@ -240,7 +240,7 @@ impl Core {
                 Op::Set(version.clone(), next.to_string().into()),
                 Op::Emit(event::body("member.updated", &id, now, &data)),
             ];
-            Ok(Plan::new(ops, answer))
+            Ok(Plan::freeing(ops, answer))
         })
         .await
     }
@@ -328,7 +328,7 @@ impl Core {
             } else {
                 Op::Delete(field.clone())
             };
-            Ok(Plan::new(vec![op, event], true))
+            Ok(if blocked { Plan::new(vec![op, event], true) } else { Plan::freeing(vec![op, event], true) })
         })
         .await
     }

@@ -189,7 +189,7 @@ impl Core {
                 ops.push(Op::Set(source.clone(), SourceRow { version: kept, at }.pack()));
             }
             ops.push(Op::Emit(event::body("friend.removed", user_id, at, &data)));
-            Ok(Plan::new(ops, true))
+            Ok(Plan::freeing(ops, true))
         })
         .await
     }

@@ -137,7 +137,7 @@ impl Core {
             if changed {
                 ops.push(settled_event(user_id, peer_id, "", Self::now()));
             }
-            Ok(Plan::new(ops, changed))
+            Ok(Plan::freeing(ops, changed))
         })
         .await
     }
