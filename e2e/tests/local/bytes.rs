@@ -13,19 +13,19 @@ use serde_json::json;
 
 use crate::{behaviour::Failure, shared};
 
-const SENDERS: usize = 8;
+const SENDERS: usize = 10;
 /// Fewer than a user may have.
 const DEVICES: usize = 14;
-/// As many as one sender's share of bytes allows at once.
-const MESSAGES: u64 = 180;
+/// More than one page of a conversation, within one sender's share of bytes.
+const MESSAGES: u64 = 220;
 const LONG: Duration = Duration::from_secs(90);
 /// Of an answer with messages, everything counted.
 const PAGE_BYTES: usize = 4 << 20;
 
 /// Little content, and as many mentions and extensions as are taken.
 fn heavy(to: &str) -> Draft {
-    let mentions = (0..200).map(|n| format!("{n:0>64}")).collect();
-    let ext = (0..64).map(|n| (format!("{n:0>4}"), "x".repeat(124))).collect();
+    let mentions = (0..100).map(|n| format!("{n:0>64}")).collect();
+    let ext = (0..32).map(|n| (format!("{n:0>4}"), "x".repeat(124))).collect();
     Draft { mentions, ext, ..Draft::to(to, "x") }
 }
 
