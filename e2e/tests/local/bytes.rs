@@ -3,24 +3,43 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use futures::{StreamExt, future::try_join_all, stream};
-use kith_e2e::client::{DeviceOptions, Draft, connection::TokenIn};
+use kith_e2e::{
+    client::{Connection, DeviceOptions, Draft, connection::TokenIn},
+    local::{Kind, Options, Platform},
+    target::{Target, User},
+};
 use reqwest::Method;
 use serde_json::json;
 
 use crate::{behaviour::Failure, shared};
 
-const SENDERS: usize = 8;
-/// As many as one sender's share of bytes allows at once.
-const MESSAGES: u64 = 180;
+const SENDERS: usize = 10;
+/// Fewer than a user may have.
+const DEVICES: usize = 14;
+/// More than one page of a conversation, within one sender's share of bytes.
+const MESSAGES: u64 = 220;
 const LONG: Duration = Duration::from_secs(90);
 /// Of an answer with messages, everything counted.
 const PAGE_BYTES: usize = 4 << 20;
 
 /// Little content, and as many mentions and extensions as are taken.
 fn heavy(to: &str) -> Draft {
-    let mentions = (0..200).map(|n| format!("{n:0>64}")).collect();
-    let ext = (0..64).map(|n| (format!("{n:0>4}"), "x".repeat(124))).collect();
+    let mentions = (0..100).map(|n| format!("{n:0>64}")).collect();
+    let ext = (0..32).map(|n| (format!("{n:0>4}"), "x".repeat(124))).collect();
     Draft { mentions, ext, ..Draft::to(to, "x") }
+}
+
+/// Conversations that each hold as much as one sender may send at once.
+async fn filled(target: &Target, bob: &User) -> Result<Vec<String>, Failure> {
+    try_join_all((0..SENDERS).map(async |n| {
+        let sender = target.new_user(&format!("sender{n}")).await?;
+        let id = sender.api.send_until_stored(&heavy(&bob.id), LONG).await?.conversation_id;
+        let rest = stream::iter(1..MESSAGES).map(async |_| sender.api.send_until_stored(&heavy(&bob.id), LONG).await);
+        let sent: Vec<_> = rest.buffer_unordered(4).collect().await;
+        sent.into_iter().collect::<Result<Vec<_>, _>>()?;
+        Ok::<_, Failure>(id)
+    }))
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -28,15 +47,7 @@ async fn a_user_whom_others_send_heavy_messages_can_sync_and_log_in_and_gets_eve
     let platform = shared().await;
     let target = platform.target().await?;
     let bob = target.new_user("bob").await?;
-    let filled = try_join_all((0..SENDERS).map(async |n| {
-        let sender = target.new_user(&format!("sender{n}")).await?;
-        let id = sender.api.send_until_stored(&heavy(&bob.id), LONG).await?.conversation_id;
-        let rest = stream::iter(1..MESSAGES).map(async |_| sender.api.send_until_stored(&heavy(&bob.id), LONG).await);
-        let sent: Vec<_> = rest.buffer_unordered(4).collect().await;
-        sent.into_iter().collect::<Result<Vec<_>, _>>()?;
-        Ok::<_, Failure>(id)
-    }));
-    let ids = filled.await?;
+    let ids = filled(&target, &bob).await?;
 
     let mut have: BTreeMap<String, u64> = ids.iter().map(|id| (id.clone(), 0)).collect();
     let mut calls = 0;
@@ -64,5 +75,33 @@ async fn a_user_whom_others_send_heavy_messages_can_sync_and_log_in_and_gets_eve
     let all = |inbox: &kith_e2e::client::Inbox| ids.iter().all(|id| inbox.contiguous(id) == MESSAGES).then_some(());
     device.until("everything", LONG, all).await?;
     device.inbox(|inbox| assert!(inbox.contradictions.is_empty(), "{:?}", inbox.contradictions));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn devices_that_take_nothing_of_heavy_messages_cost_little_memory() -> Result<(), Failure> {
+    // Alone, so that no other test's connections are counted.
+    let platform = Platform::start(Options::default()).await?;
+    let target = platform.target().await?;
+    let bob = target.new_user("bob").await?;
+    filled(&target, &bob).await?;
+    let gateways: Vec<usize> =
+        (0..platform.count(Kind::Gateway)).filter_map(|n| platform.find(Kind::Gateway, n)).collect();
+    let memory = || gateways.iter().filter_map(|at| platform.memory(*at)).max().unwrap_or(0);
+    let before = memory();
+    let mut silent = Vec::new();
+    for n in 0..DEVICES {
+        let device = target.user_on(&bob.id, &format!("d{n}"), "web").await?;
+        silent.push(Connection::open(&target.ws, device.api.token(), TokenIn::Frame, None).await?);
+    }
+    let mut most = before;
+    for _ in 0..80 {
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        most = most.max(memory());
+    }
+    drop(silent);
+    let mib = (most - before) >> 20;
+    println!("{DEVICES} devices that take nothing: {mib} MiB more");
+    assert!(mib <= 150, "{mib} MiB for {DEVICES} devices of one user");
     Ok(())
 }

@@ -59,18 +59,51 @@ fn show(payload: delivery::Payload) -> Option<Delivery> {
 }
 
 /// Messages as items. A damaged one is left out: the gap that it leaves is met with storage's own answer.
-pub(crate) fn items(messages: &[Message]) -> Vec<Item> {
+fn items(messages: &[Message]) -> Vec<Item> {
+    let mut room = usize::MAX;
+    items_within(messages, &mut room).0
+}
+
+/// The first messages as items, as far as there is room for them: with escapes they may take more bytes than they weigh in storage. Says
+/// whether there was none for all.
+pub(crate) fn items_within(messages: &[Message], room: &mut usize) -> (Vec<Item>, bool) {
     let mut id: Option<Arc<str>> = None;
-    messages
-        .iter()
-        .filter_map(|message| {
-            let json = message_json(message).ok()?;
-            // Batches are mostly of one conversation: share its id.
-            let conversation_id = match &id {
-                Some(id) if **id == *message.conversation_id => id.clone(),
-                _ => id.insert(Arc::from(message.conversation_id.as_str())).clone(),
-            };
-            Some(Item { conversation_id, seq: message.seq, json: Box::<str>::from(json).into() })
-        })
-        .collect()
+    let mut items = Vec::with_capacity(messages.len());
+    for message in messages {
+        let Ok(json) = message_json(message) else { continue };
+        let Some(rest) = room.checked_sub(json.get().len()) else { return (items, true) };
+        *room = rest;
+        // Batches are mostly of one conversation: share its id.
+        let conversation_id = match &id {
+            Some(id) if **id == *message.conversation_id => id.clone(),
+            _ => id.insert(Arc::from(message.conversation_id.as_str())).clone(),
+        };
+        items.push(Item { conversation_id, seq: message.seq, json: Box::<str>::from(json).into() });
+    }
+    (items, false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn items_end_where_there_is_no_room_for_the_next_one() {
+        let message = |seq| Message {
+            conversation_id: "c".to_owned(),
+            seq,
+            ext: [("k".to_owned(), "\u{1}".repeat(1_000))].into(),
+            ..Message::default()
+        };
+        let messages: Vec<_> = (1..=5).map(message).collect();
+        let mut room = 20 << 10;
+        let (items, cut) = items_within(&messages, &mut room);
+        assert_eq!(
+            (items.iter().map(|i| i.seq).collect::<Vec<_>>(), cut),
+            (vec![1, 2, 3], true),
+            "escapes are counted"
+        );
+        assert_eq!(room, (20 << 10) - items.iter().map(|i| i.json.len()).sum::<usize>());
+        assert!(!items_within(&messages, &mut (64 << 10)).1);
+    }
 }

@@ -18,7 +18,7 @@ use kith_send::{Doorway, Limiter};
 use tonic::Code;
 
 use crate::{
-    inbound::items,
+    inbound::items_within,
     links::Links,
     machine::{
         io::{CatchUpPage, Compared, Input, Job, Opened, Pulled},
@@ -204,7 +204,11 @@ impl Worker {
         let found = found.into_iter().next().unwrap_or_default();
         match found.error {
             Some(error) => Err(error.into()),
-            None => Ok(Pulled { items: items(&found.messages), has_more: found.has_more }),
+            None => {
+                let mut room = MESSAGES;
+                let (items, cut) = items_within(&found.messages, &mut room);
+                Ok(Pulled { items, has_more: found.has_more || cut })
+            }
         }
     }
 
@@ -253,7 +257,8 @@ impl Worker {
         self.take_positions(user, cursors.len())?;
         let after = cursors.iter().map(|(id, seq)| (id.as_ref().to_owned(), *seq)).collect();
         let found = self.list_after(user, after).await?;
-        Ok(cursors.into_iter().zip(found).map(|((id, _), found)| (id, compared(found))).collect())
+        let mut room = MESSAGES;
+        Ok(cursors.into_iter().zip(found).map(|((id, _), found)| (id, compared(found, &mut room))).collect())
     }
 }
 
@@ -261,9 +266,12 @@ fn weight(items: &[Item]) -> usize {
     items.iter().map(|item| item.json.len()).sum()
 }
 
-fn compared(found: ConversationMessages) -> Compared {
+fn compared(found: ConversationMessages, room: &mut usize) -> Compared {
     match found.error.map(Error::from) {
-        None => Compared::Found { items: items(&found.messages), has_more: found.has_more, end: found.seq },
+        None => {
+            let (items, cut) = items_within(&found.messages, room);
+            Compared::Found { items, has_more: found.has_more || cut, end: found.seq }
+        }
         Some(error) if is_hidden(&error) => Compared::Invisible,
         Some(error) => {
             failed(&found.conversation_id, &error);
@@ -275,6 +283,7 @@ fn compared(found: ConversationMessages) -> Compared {
 /// Puts what was found into a page. A conversation that the user may no longer see is none of theirs; of one that cannot be read the
 /// client is told that there is more, and the others go on.
 fn fill(page: &mut CatchUpPage, found: Vec<ConversationMessages>) {
+    let mut room = MESSAGES;
     for found in found {
         match found.error.map(Error::from) {
             Some(error) if is_hidden(&error) => {}
@@ -283,8 +292,9 @@ fn fill(page: &mut CatchUpPage, found: Vec<ConversationMessages>) {
                 page.more.push(found.conversation_id.into());
             }
             None => {
-                page.items.extend(items(&found.messages));
-                if found.has_more {
+                let (items, cut) = items_within(&found.messages, &mut room);
+                page.items.extend(items);
+                if found.has_more || cut {
                     page.more.push(found.conversation_id.into());
                 }
             }

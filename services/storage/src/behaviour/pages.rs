@@ -78,7 +78,9 @@ async fn call(engine: &dyn Engine, ids: &[String], read: &Read, end: Instant) ->
         Read::Page(page) => format!("{:?}", engine.history(PARTITION, &ids[0], *page, end).await),
         Read::Heads(last) => {
             let mut heads = engine.heads(PARTITION, "a", "", *last, ids.to_vec(), end).await.unwrap();
-            heads.iter_mut().for_each(|head| head.fields.sort());
+            for head in &mut heads {
+                head.fields.sort();
+            }
             format!("{heads:?}")
         }
     }

@@ -121,7 +121,7 @@ impl Core {
         // Of the page, everything counted.
         let mut bytes = 0;
         while let Some(at) = place.take() {
-            let (mut page, next) = self.next_of_window(&user_id, at, limit, &mut bytes).await?;
+            let (mut page, next) = self.next_of_window(&user_id, at, limit, enough, &mut bytes).await?;
             conversations.append(&mut page);
             place = next;
             if !conversations.is_empty() || Instant::now() >= enough {
@@ -141,6 +141,7 @@ impl Core {
         user_id: &str,
         place: Place,
         limit: u32,
+        enough: Instant,
         bytes: &mut usize,
     ) -> Result<(Vec<Conversation>, Option<Place>), Error> {
         let Place { behind, within } = place;
@@ -180,7 +181,7 @@ impl Core {
             self.raise_stale(user_id, &chunk);
             for one in chunk {
                 let spot = one.spot.clone();
-                let Some(conversation) = self.fitting(user_id, one, *bytes).await else {
+                let Some(conversation) = self.fitting(user_id, one, enough, *bytes).await else {
                     cut = true;
                     break 'page;
                 };
@@ -239,12 +240,12 @@ impl Core {
 
     /// A conversation for which there is room beside the page's `bytes`, and always for the first of a page. One whose last message took
     /// more than its share is read again, with all that is left.
-    async fn fitting(&self, user_id: &str, shown: Shown, bytes: usize) -> Option<Conversation> {
+    async fn fitting(&self, user_id: &str, shown: Shown, enough: Instant, bytes: usize) -> Option<Conversation> {
         let room = ROOM.saturating_sub(bytes);
         let (first, row) = (bytes == 0, shown.row.clone());
         let conversation = if !shown.over {
             shown.conversation
-        } else if room <= weight::BESIDE {
+        } else if !first && (room <= weight::BESIDE || Instant::now() >= enough) {
             return None;
         } else {
             match self.heads_of(user_id, vec![shown.row], room).await.map(|mut again| again.pop()) {

@@ -129,7 +129,9 @@ impl Waiting {
     }
 
     fn forget(&mut self, track: &Track) {
-        track.waiting.values().for_each(|item| self.take(item));
+        for item in track.waiting.values() {
+            self.take(item);
+        }
     }
 }
 

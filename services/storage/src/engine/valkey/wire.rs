@@ -247,7 +247,7 @@ pub(super) fn heads(call: Call, user_id: &str, device_id: &str, last: usize, con
     // To the library 1 is no number of bytes.
     let last = if last == 1 { 2 } else { last };
     let call = call.arg(user_id).arg(device_id).number(last);
-    conversation_ids.iter().fold(call, |call, id| call.arg(id))
+    conversation_ids.iter().fold(call, Call::arg)
 }
 
 pub(super) fn walk(call: Call, user_id: &str, behind: Option<&Spot>, limit: u32) -> Call {
