@@ -1,9 +1,11 @@
 //! Lists, sets and versions over the engine in memory.
 
 mod cursors;
+mod gone;
 mod lists;
 mod sets;
 mod versions;
+mod whole;
 
 use std::{collections::BTreeMap, sync::Arc};
 
