@@ -57,7 +57,7 @@ impl Core {
             check::user("user_ids", user)?;
             check::place(id, user)?;
         }
-        let users: Vec<&str> = BTreeSet::from_iter(user_ids.iter().map(String::as_str)).into_iter().collect();
+        let users: Vec<&str> = user_ids.iter().map(String::as_str).collect::<BTreeSet<_>>().into_iter().collect();
         // What it will be refused for, before anything is written.
         let (_, absent) = self.absent(id, &users).await?;
         let absent: Vec<&str> = absent.iter().map(String::as_str).collect();
