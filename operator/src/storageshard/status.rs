@@ -228,7 +228,8 @@ mod tests {
     fn a_wish_to_force_a_promotion_is_spent_as_soon_as_a_primary_answers_and_nothing_is_wrong() {
         let wish = desired(1);
         let mut fake = Fake::formed(&wish);
-        let mut shard = StorageShard::new("demo-0", kith_crds::StorageShardSpec::default());
+        let object = serde_json::json!({"metadata": {"name": "demo-0"}, "spec": {"clusterRef": {"name": "demo"}}});
+        let mut shard: StorageShard = serde_json::from_value(object).expect("a shard");
         let seen_with = |fake: &Fake, problems: Vec<Problem>| Facts {
             snapshot: Some(Arc::new(Snapshot {
                 readiness: readiness(&wish, &fake.observe(&wish)),

@@ -33,13 +33,23 @@ local function fail(text)
   return server.error_reply(text)
 end
 
+-- A stored number that counts something: whole, and small enough that it can be counted on. Nil for whatever else stands there.
+local MOST = 9007199254740991
+
+local function whole(x)
+  local number = x and string.find(x, '^%d+$') and tonumber(x)
+  return number and number <= MOST and number or nil
+end
+
 -- Opens a partition for a call: its tag and version, or the refusal.
 local function open(keys, args)
   local v = server.call('HMGET', keys[1], 'claim', 'node', 'ver', 'holder')
   if not v[1] or v[1] ~= args[1] or v[2] ~= me() then
     return nil, fail('FENCED ' .. (v[3] and v[4] or ''))
   end
-  return { key = keys[1], tag = string.sub(keys[1], 1, -2), ver = tonumber(v[3]) or 0, events = 0 }
+  local ver = whole(v[3] or '0')
+  if not ver then return nil, fail('K1CORRUPT ' .. keys[1] .. ' ver') end
+  return { key = keys[1], tag = string.sub(keys[1], 1, -2), ver = ver, events = 0 }
 end
 
 -- Gives an event the next version and puts it into the outbox; privileged messages are marked beside it.
@@ -114,7 +124,8 @@ local function claim(keys, args)
   if v[3] and v[3] ~= args[4] then
     return fail('K1FOREIGN ' .. v[3])
   end
-  local ver = tonumber(v[1] or '0') or 0
+  local ver = whole(v[1] or '0')
+  if not ver then return fail('K1CORRUPT ' .. keys[1] .. ' ver') end
   server.call('HSET', keys[1], 'claim', args[1], 'node', me(), 'holder', args[3], 'meta', args[4], 'ver', n(ver))
   local tag = string.sub(keys[1], 1, -2)
   return { ver, server.call('XLEN', tag .. 'o'), v[2] or '' }
@@ -202,10 +213,12 @@ local function sent_at(row)
 end
 
 -- Seq and row of the message that an earlier call has stored under the identity of `row`, which ends at byte `last`; nothing if there is
--- none of the last 48 hours.
+-- none of the last 48 hours; nil, nil and the key of what is damaged otherwise.
 local function sent_before(p, cid, days, hash, row, last, now)
   for _, day in ipairs(days) do
-    local seq = server.call('HGET', p.tag .. 'd:' .. day .. ':' .. cid, hash)
+    local dkey = p.tag .. 'd:' .. day .. ':' .. cid
+    local seq = server.call('HGET', dkey, hash)
+    if seq and not whole(seq) then return nil, nil, dkey end
     local found = seq and server.call('XRANGE', p.tag .. 'm:' .. cid, seq .. '-0', seq .. '-0')
     local stored = found and found[1] and found[1][2][2]
     -- Another sender's or another id's row under the same hash is a collision, not a duplicate.
@@ -231,11 +244,12 @@ local function append(keys, args)
   local c = server.call('HMGET', ckey, 's', 'f', 'mu', 'di')
   local makes = not c[1] and args[16]
   if not c[1] and not makes then return fail('K1REFUSE NO_CONVERSATION') end
-  local end_seq = tonumber(c[1] or '0')
-  if not end_seq then return fail('K1CORRUPT ' .. ckey .. ' s') end
+  local end_seq, floor = whole(c[1] or '0'), whole(c[2] or '0')
+  if not end_seq or not floor then return fail('K1CORRUPT ' .. ckey .. ' s') end
   local days = { args[5], args[14], args[6], args[15] }
   if not args[14] then days = { args[5], args[6] } end
-  local seen, stored = sent_before(p, cid, days, args[7], row, 16 + tonumber(args[9]), now)
+  local seen, stored, damaged = sent_before(p, cid, days, args[7], row, 16 + tonumber(args[9]), now)
+  if damaged then return fail('K1CORRUPT ' .. damaged) end
   if seen then
     if not args[14] and string.sub(stored, 17) ~= string.sub(row, 17) then return fail('K1REFUSE OTHER_PAYLOAD') end
     close(p, args)
@@ -250,9 +264,11 @@ local function append(keys, args)
     if unallowed then return unallowed end
   end
   local seq = end_seq + 1
-  if seq - (tonumber(c[2] or '0')) > tonumber(args[11]) then return fail('K1REFUSE HOT_LIMIT') end
+  if seq - floor > tonumber(args[11]) then return fail('K1REFUSE HOT_LIMIT') end
   local s = n(seq)
-  server.call('XADD', mkey, s .. '-0', 'm', row)
+  -- The first write: it fails where the conversation's seq is behind its messages.
+  local added = server.pcall('XADD', mkey, s .. '-0', 'm', row)
+  if type(added) == 'table' and added.err then return fail('K1CORRUPT ' .. mkey .. ' ' .. s) end
   if makes then carry_out(p, args, 16) end
   server.call('HSET', ckey, 's', s, 'a', args[10])
   local dkey = p.tag .. 'd:' .. args[5] .. ':' .. cid
@@ -292,15 +308,16 @@ local function cursor(keys, args)
   local p, refused = open(keys, args)
   if not p then return refused end
   local cid, field = args[3], args[5]
-  local s = tonumber(server.call('HGET', p.tag .. 'c:' .. cid, 's') or '-1')
+  local s = server.call('HGET', p.tag .. 'c:' .. cid, 's')
+  if not s then return fail('K1REFUSE NO_CONVERSATION') end
+  s = whole(s)
   if not s then return fail('K1CORRUPT ' .. p.tag .. 'c:' .. cid .. ' s') end
-  if s < 0 then return fail('K1REFUSE NO_CONVERSATION') end
   if server.call('HEXISTS', p.tag .. 'g:' .. cid, args[4]) == 0 then return fail('K1REFUSE NOT_MEMBER') end
   local want = tonumber(args[6])
   if want == 0 or want > s then want = s end
   local rkey = p.tag .. 'r:' .. cid
   local stored = server.call('HGET', rkey, field)
-  local now = tonumber(stored or '0')
+  local now = whole(stored or '0')
   if not now then return fail('K1CORRUPT ' .. rkey .. ' ' .. field) end
   if want <= now then
     close(p, args)
@@ -530,7 +547,7 @@ local function history(keys, args)
   local cid, before, after, limit = args[2], tonumber(args[3]), tonumber(args[4]), tonumber(args[5])
   local c = server.call('HMGET', p.tag .. 'c:' .. cid, 's', 'f')
   if not c[1] then return { p.ver, -1, 0 } end
-  if not tonumber(c[1]) then return fail('K1CORRUPT ' .. p.tag .. 'c:' .. cid .. ' s') end
+  if not whole(c[1]) or not whole(c[2] or '0') then return fail('K1CORRUPT ' .. p.tag .. 'c:' .. cid .. ' s') end
   local mkey, xkey = p.tag .. 'm:' .. cid, p.tag .. 'x:' .. cid
   if server.call('EXISTS', xkey) == 0 then xkey = nil end
   local read, from, to = 'XREVRANGE', before > 0 and n(before - 1) .. '-0' or '+', '-'
@@ -602,7 +619,7 @@ local function members(keys, args)
   local cid = args[2]
   local c = server.call('HMGET', p.tag .. 'c:' .. cid, 'mv', 'n')
   if not c[1] then return { p.ver, -1, 0 } end
-  if not tonumber(c[1]) then return fail('K1CORRUPT ' .. p.tag .. 'c:' .. cid .. ' mv') end
+  if not whole(c[1]) or not whole(c[2] or '0') then return fail('K1CORRUPT ' .. p.tag .. 'c:' .. cid .. ' mv') end
   local out = { p.ver, tonumber(c[1]), tonumber(c[2] or '0') }
   local page = server.call('ZRANGE', p.tag .. 'j:' .. cid, '(' .. args[3], '+inf', 'BYSCORE', 'LIMIT', 0, args[4], 'WITHSCORES')
   for i = 1, #page, 2 do
@@ -719,7 +736,7 @@ local function outbox(keys, args)
       local row = false
       if string.sub(body, 1, 1) == 'm' then
         local seq, cid = string.match(body, '^m(%d+) (.+)$')
-        local found = seq and server.call('XRANGE', p.tag .. 'm:' .. cid, seq .. '-0', seq .. '-0')
+        local found = whole(seq) and server.call('XRANGE', p.tag .. 'm:' .. cid, seq .. '-0', seq .. '-0')
         row = found and found[1] and found[1][2][2] or false
         if args[5] == '1' and entry[2][3] == 'p' then
           body = 'M' .. string.sub(body, 2)

@@ -298,8 +298,7 @@ async fn at_full_memory_what_frees_or_moves_positions_goes_on_and_what_stores_is
 
 /// What was cleared, muted or dissolved before is refused for that.
 fn is_gone(name: &str, error: &Error) -> bool {
-    matches!(name, "edit" | "react") && error.code == Code::NotFound
-        || name == "set_list_entry" && error.code == Code::NotFound
+    matches!(name, "edit" | "react" | "set_list_entry") && error.code == Code::NotFound
 }
 
 /// The store once nothing in the background writes to it.

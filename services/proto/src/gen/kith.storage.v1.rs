@@ -4731,7 +4731,7 @@ pub struct Step {
     /// The user or conversation whose partition carries it out.
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
-    #[prost(oneof = "step::Step", tags = "2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "step::Step", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10")]
     pub step: ::core::option::Option<step::Step>,
 }
 /// Nested message and enum types in `Step`.
@@ -4754,6 +4754,8 @@ pub mod step {
         Relate(super::Relate),
         #[prost(message, tag = "9")]
         Settings(super::Settings),
+        #[prost(message, tag = "10")]
+        ForgetDevice(super::ForgetDevice),
     }
 }
 /// Puts a conversation into the user's list; NOT_FOUND when there is no such user.
@@ -4841,7 +4843,7 @@ pub mod relate {
         RemoveFriend = 2,
         Requested = 3,
         Settled = 4,
-        /// Changes nothing; NOT_FOUND when there is no such user.
+        /// Changes nothing; NOT_FOUND when there is no such user. `peer_id` may be empty.
         Known = 5,
     }
     impl Kind {
@@ -4878,6 +4880,14 @@ pub mod relate {
 pub struct Settings {
     #[prost(string, repeated, tag = "1")]
     pub conversation_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// Takes a device's delivered cursor out of a conversation; what it had received stays known of its user.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ForgetDevice {
+    #[prost(string, tag = "1")]
+    pub user_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub device_id: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ApplyResponse {

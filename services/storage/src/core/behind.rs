@@ -55,19 +55,19 @@ impl Core {
             let mut rows = self.engine().list(self.partition(&user_id), &user_id, from, want, Self::end()).await?;
             let mut ended = rows.len() < want as usize;
             let again = place.as_ref().is_some_and(|p| p.again);
-            let Some(top) = place.take().map(|p| p.top).or_else(|| rows.first().map(spot)) else { break };
+            let Some(top) = place.take().map(|p| p.top).or_else(|| rows.first().map(ListRow::spot)) else { break };
             if again {
                 let before = rows.len();
-                rows.retain(|row| spot(row) > top);
+                rows.retain(|row| row.spot() > top);
                 ended |= rows.len() < before;
             }
-            let mut last = rows.last().map(spot);
+            let mut last = rows.last().map(ListRow::spot);
             let looked = rows.len();
             for (at, (row, found)) in self.look(&user_id, &device_id, &given, rows).await?.into_iter().enumerate() {
                 behind.extend(found);
                 if behind.len() == limit && at + 1 < looked {
                     // The rest is looked at again with the next page.
-                    (last, ended) = (Some(spot(&row)), false);
+                    (last, ended) = (Some(row.spot()), false);
                     break;
                 }
             }
@@ -131,10 +131,6 @@ impl Core {
             _ => Err(Error::internal("a head step without a head")),
         }
     }
-}
-
-fn spot(row: &ListRow) -> Spot {
-    Spot(row.activity, row.conversation_id.clone())
 }
 
 fn failed(conversation_id: String, error: Error) -> Behind {

@@ -1,18 +1,10 @@
 //! Blocks: written into the direct conversation's own row, where they take effect, and listed with the user who blocks.
 
 use kith_kit::{error::Error, ids};
-use kith_proto::storage::v1::{
-    DirectBlock, ListBlocksRequest, ListBlocksResponse, SetBlockRequest, Step, relate, step,
-};
+use kith_proto::storage::v1::{DirectBlock, ListBlocksRequest, ListBlocksResponse, SetBlockRequest, Step, step};
 use serde_json::json;
-use tonic::Code;
 
-use super::{
-    Core, Plan, check, full,
-    model::key,
-    no_user,
-    relations::{pair, relate_step},
-};
+use super::{Core, Plan, check, full, model::key, no_user, relations::pair};
 use crate::{
     engine::{Field, Op},
     event,
@@ -37,13 +29,18 @@ impl Core {
             if self.count(&user_id, key::blocks(&user_id), "").await? >= MOST {
                 return Err(full(TOO_MANY));
             }
-            self.known(&target_id, &user_id).await?;
+            // What is made up leaves no row.
+            if self.missing(&[target_id.as_str()]).await?.is_some() {
+                return Err(no_user());
+            }
         }
         // First where it takes effect, then where it is listed: a retry repairs what is between.
-        let block = DirectBlock { user_id: target_id.clone(), blocked };
-        self.steps(vec![Step { id, step: Some(step::Step::DirectBlock(block)) }]).await?;
+        let direct = |blocked| {
+            let block = DirectBlock { user_id: target_id.clone(), blocked };
+            Step { id: id.clone(), step: Some(step::Step::DirectBlock(block)) }
+        };
         let now = Self::now();
-        self.update(self.partition(&user_id), vec![field.clone()], |values| {
+        let listed = self.update(self.partition(&user_id), vec![field.clone()], |values| {
             if values[0].is_some() == blocked {
                 return Ok(Plan::nothing(false));
             }
@@ -53,24 +50,8 @@ impl Core {
             let ops = vec![op, Op::Emit(event::body(kind, &user_id, now, &data))];
             let room = Field::new(key::blocks(&user_id), "");
             Ok(if blocked { Plan::new(ops, true).within(room, MOST, TOO_MANY) } else { Plan::freeing(ops, true) })
-        })
-        .await
-    }
-
-    /// Whether a user has been made, wherever its partition is: what is made up leaves no row.
-    async fn known(&self, user_id: &str, asker: &str) -> Result<(), Error> {
-        if self.0.known_users.holds(user_id) {
-            return Ok(());
-        }
-        match self.steps(vec![relate_step(user_id, relate::Kind::Known, asker, "", 0)]).await {
-            Ok(()) => {
-                self.0.known_users.add(user_id);
-                Ok(())
-            }
-            // An instance of the version before does not know the question.
-            Err(error) if error.code == Code::InvalidArgument => Ok(()),
-            Err(error) => Err(error),
-        }
+        });
+        self.other_side_first(direct(blocked), blocked.then(|| direct(false)), listed).await
     }
 
     pub(crate) async fn list_blocks(&self, request: ListBlocksRequest) -> Result<ListBlocksResponse, Error> {

@@ -4,16 +4,12 @@ use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use futures::future::join_all;
-use kith_kit::{
-    error::{Error, reason},
-    ids::ConversationId,
-};
+use kith_kit::error::{Error, reason};
 use kith_proto::{
     chat::v1::{ConversationKind, Position},
     storage::v1::{
-        AckError, AckRequest, AckResponse, Conversation, CreateConversationRequest, CreateConversationResponse,
-        DissolveRequest, GetConversationsRequest, GetReceiptsRequest, GetReceiptsResponse, Group, MarkReadRequest,
-        MarkReadResponse, Role, UpdateConversationRequest,
+        AckError, AckRequest, AckResponse, Conversation, DissolveRequest, GetConversationsRequest, GetReceiptsRequest,
+        GetReceiptsResponse, Group, MarkReadRequest, MarkReadResponse, Role, UpdateConversationRequest,
     },
 };
 use serde_json::{Value, json};
@@ -22,7 +18,7 @@ use tonic::Code;
 use super::{
     Core, Plan, check,
     model::{self, Head, MemberData, Seen, key},
-    no_conversation, peers,
+    no_conversation,
 };
 use crate::{
     engine::{Cursor, CursorKind, EngineError, Field, Op, Refusal},
@@ -38,7 +34,7 @@ const ACKS: usize = 100;
 const RECEIPT_MEMBERS: u32 = 200;
 const JOINS: [&str; 4] = ["", "open", "approval", "invite"];
 
-fn kind_name(kind: i32) -> &'static str {
+pub(super) fn kind_name(kind: i32) -> &'static str {
     match ConversationKind::try_from(kind).unwrap_or_default() {
         ConversationKind::Group => "group",
         ConversationKind::System => "system",
@@ -46,7 +42,7 @@ fn kind_name(kind: i32) -> &'static str {
     }
 }
 
-fn check_group(group: &Group) -> Result<(), Error> {
+pub(super) fn check_group(group: &Group) -> Result<(), Error> {
     check::text("group.name", &group.name)?;
     check::text("group.avatar_url", &group.avatar_url)?;
     check::text("group.announcement", &group.announcement)?;
@@ -96,54 +92,6 @@ pub(super) fn group_json(id: &str, group: &Group, actor: &str) -> Value {
 }
 
 impl Core {
-    pub(crate) async fn create_conversation(
-        &self,
-        request: CreateConversationRequest,
-    ) -> Result<CreateConversationResponse, Error> {
-        let CreateConversationRequest { conversation_id: id, kind, owner_id, member_ids, group, idempotency_key } =
-            request;
-        let shape = check::conversation(&id)?;
-        let group = group.unwrap_or_default();
-        check_group(&group)?;
-        check::text("idempotency_key", &idempotency_key)?;
-        let fits = match ConversationKind::try_from(kind).unwrap_or_default() {
-            ConversationKind::Group => matches!(shape, ConversationId::Group(_)),
-            ConversationKind::System => matches!(shape, ConversationId::System { .. }),
-            _ => false,
-        };
-        if !fits {
-            return Err(Error::invalid("kind: group with an id g:<ULID>, or system with an id s:<line>:<channel>"));
-        }
-        if !owner_id.is_empty() {
-            check::user("owner_id", &owner_id)?;
-            let entered = self.apply(vec![peers::enter(&owner_id, &id, Self::now(), true)]).await?;
-            entered.into_iter().collect::<Result<Vec<_>, _>>()?;
-        }
-        let c = key::conversation(&id);
-        let now = Self::now();
-        let fields = vec![Field::new(c.clone(), "k"), Field::new(c.clone(), "ik")];
-        let created = self
-            .update(self.partition(&id), fields, |values| {
-                if values[0].is_some() {
-                    let same = !idempotency_key.is_empty()
-                        && values[1].as_ref().is_some_and(|k| *k == idempotency_key.as_bytes());
-                    return if same {
-                        Ok(Plan::nothing(false))
-                    } else {
-                        Err(Error::new(Code::AlreadyExists, "conversation_id: there is such a conversation already"))
-                    };
-                }
-                Ok(Plan::new(create_ops(&id, kind, &owner_id, &group, &idempotency_key, now), true))
-            })
-            .await?;
-        // After a crash between the two, the retry adds the members that are missing.
-        for chunk in member_ids.chunks(super::members::CHUNK) {
-            self.add_chunk(&id, chunk, Role::Member, &owner_id).await?;
-        }
-        let conversation = self.seen("", &id).await?.into_conversation(&id)?;
-        Ok(CreateConversationResponse { conversation: Some(conversation), created })
-    }
-
     pub(crate) async fn update_conversation(&self, request: UpdateConversationRequest) -> Result<Conversation, Error> {
         let id = request.conversation_id.clone();
         check::conversation(&id)?;
@@ -396,29 +344,6 @@ pub(super) fn condition(field: Field, value: Option<Bytes>) -> crate::engine::Co
         field,
         expect: value.map_or(crate::engine::Expect::Absent, crate::engine::Expect::Value),
     }
-}
-
-fn create_ops(id: &str, kind: i32, owner_id: &str, group: &Group, idempotency_key: &str, now: i64) -> Vec<Op> {
-    let c = key::conversation(id);
-    let set = |name: &str, value: String| Op::Set(Field::new(c.clone(), name), value.into());
-    let mut ops = conversation_ops(&c, kind, usize::from(!owner_id.is_empty()), now);
-    ops.push(set("ow", owner_id.to_owned()));
-    if !idempotency_key.is_empty() {
-        ops.push(set("ik", idempotency_key.to_owned()));
-    }
-    ops.extend(group_ops(&c, group));
-    if !owner_id.is_empty() {
-        ops.push(Op::Set(Field::new(key::members(id), owner_id), MemberData::new(Role::Owner, 1, now).pack()));
-        ops.push(Op::Score { key: key::joins(id), score: 1, member: owner_id.to_owned() });
-    }
-    let data = json!({
-        "conversation_id": id, "kind": kind_name(kind), "owner_id": owner_id, "name": group.name, "avatar_url": group.avatar_url,
-        "announcement": group.announcement, "join": group.join, "muted": group.muted, "created_at": now.to_string(),
-        "idempotency_key": idempotency_key,
-        "member_ids": if owner_id.is_empty() { Vec::new() } else { vec![owner_id] },
-    });
-    ops.push(Op::Emit(event::body("conversation.created", id, now, &data)));
-    ops
 }
 
 fn changed_group(group: &Group, request: &UpdateConversationRequest) -> Group {

@@ -1,6 +1,7 @@
 //! A user's devices with their push tokens, and the revocations of tokens.
 //!
-//! Both are rows of one hash: `d<device>` a device, `r<device>` up to when the tokens of a device are revoked, `R` up to when all are.
+//! All are rows of one hash: `d<device>` a device, `g<device>` one that is gone and whose delivered cursors follow (see [`super::gone`]),
+//! `r<device>` up to when the tokens of a device are revoked, `R` up to when all are.
 //! A token that was issued at or before the later of the two is dead. Devices and revocations are bounded apart, so that neither keeps
 //! a user from logging in or from sending a device away: at the bound of devices the one that was not seen for the longest gives way,
 //! at the bound of revocations the oldest one becomes one of all devices.
@@ -18,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{
-    Core, Plan, check,
+    Core, Plan, check, gone,
     model::{self, key, number},
 };
 use crate::{
@@ -27,7 +28,7 @@ use crate::{
 };
 
 /// Devices of a user.
-const DEVICES: usize = 100;
+pub(super) const DEVICES: usize = 100;
 /// Revocations of single devices that a user may have.
 const REVOCATIONS: usize = 200;
 /// Revocations looked at in one call; only users from before the bound have more.
@@ -57,8 +58,33 @@ fn revocation_field(user_id: &str, device_id: &str) -> Field {
     Field::new(key::devices(user_id), name)
 }
 
-fn time(value: Option<&Bytes>) -> i64 {
-    value.and_then(number).unwrap_or(0)
+fn device_of(field: &Field) -> &str {
+    field.name.strip_prefix('d').unwrap_or_default()
+}
+
+/// Takes a device away, and lets its delivered cursors follow.
+fn gone_ops(device: &Field, marks: &gone::Marks) -> Vec<Op> {
+    let mark = marks.of_device(device_of(device)).map(|(field, at)| Op::Set(field, at));
+    [Op::Delete(device.clone())].into_iter().chain(mark).collect()
+}
+
+/// The devices among `rows` that give way to a new one at `field`: those not seen for the longest.
+fn displaced(user_id: &str, rows: Vec<(String, Bytes)>, field: &Field) -> Vec<Field> {
+    let mut devices: Vec<_> = rows.into_iter().filter(|(name, _)| name.starts_with('d')).collect();
+    if devices.len() < DEVICES || devices.iter().any(|(name, _)| *name == field.name) {
+        return Vec::new();
+    }
+    let last_seen = |row: &Bytes| serde_json::from_slice::<DeviceRow>(row).map_or(0, |row| row.last_seen);
+    devices.sort_by_cached_key(|(name, row)| (last_seen(row), name.clone()));
+    devices.truncate(devices.len() + 1 - DEVICES);
+    devices.into_iter().map(|(name, _)| Field::new(key::devices(user_id), name)).collect()
+}
+
+/// Up to when tokens are revoked. What cannot be read revokes nothing and does not let anybody in: it is an error.
+fn time(user_id: &str, value: Option<&Bytes>) -> Result<i64, Error> {
+    value.map_or(Ok(0), |at| {
+        number(at).ok_or_else(|| model::corrupt(&key::devices(user_id), "a revocation that cannot be read"))
+    })
 }
 
 /// What becomes of the revocations of a user when one is added.
@@ -105,10 +131,12 @@ impl Core {
         let mut fields = vec![field.clone(), seen.clone()];
         fields.extend(revocations);
         let asked = fields.len();
-        fields.extend(self.displaced(&user_id, &field).await?);
+        let rows = self.hash(self.partition(&user_id), key::devices(&user_id)).await?;
+        let marks = gone::Marks::of(&user_id, &rows, Self::now());
+        fields.extend(displaced(&user_id, rows, &field));
         let displaced = fields[asked..].to_vec();
-        self.update(self.partition(&user_id), fields, |values| {
-            let revoked = time(values[2].as_ref()).max(time(values[3].as_ref()));
+        let written = self.update(self.partition(&user_id), fields, |values| {
+            let revoked = time(&user_id, values[2].as_ref())?.max(time(&user_id, values[3].as_ref())?);
             if token_issued_at > 0 && token_issued_at <= revoked {
                 return Err(Error::unauthenticated("the token has been revoked").with_reason(reason::REVOKED));
             }
@@ -124,28 +152,17 @@ impl Core {
             row.last_seen = row.last_seen.max(device.last_seen);
             let packed = serde_json::to_vec(&row).map_err(|e| Error::internal(e.to_string()))?;
             let mut ops = vec![Op::Set(field.clone(), packed.into())];
-            if device.last_seen > time(values[1].as_ref()) {
+            if device.last_seen > values[1].as_ref().and_then(number).unwrap_or(0) {
                 ops.push(Op::Set(seen.clone(), device.last_seen.to_string().into()));
             }
-            ops.extend(displaced.iter().cloned().map(Op::Delete));
+            ops.extend(displaced.iter().flat_map(|device| gone_ops(device, &marks)));
             // A device that stands is written over: that it was seen, and that its push token is gone, is taken at full memory, too.
             let small = values[0].is_some() && device.push_token.is_empty();
             Ok(if small { Plan::freeing(ops, ()) } else { Plan::new(ops, ()) })
-        })
-        .await
-    }
-
-    /// The devices that give way to a new one at `field`: those not seen for the longest.
-    async fn displaced(&self, user_id: &str, field: &Field) -> Result<Vec<Field>, Error> {
-        let rows = self.hash(self.partition(user_id), key::devices(user_id)).await?;
-        let mut devices: Vec<_> = rows.into_iter().filter(|(name, _)| name.starts_with('d')).collect();
-        if devices.len() < DEVICES || devices.iter().any(|(name, _)| *name == field.name) {
-            return Ok(Vec::new());
-        }
-        let last_seen = |row: &Bytes| serde_json::from_slice::<DeviceRow>(row).map_or(0, |row| row.last_seen);
-        devices.sort_by_cached_key(|(name, row)| (last_seen(row), name.clone()));
-        devices.truncate(devices.len() + 1 - DEVICES);
-        Ok(devices.into_iter().map(|(name, _)| Field::new(key::devices(user_id), name)).collect())
+        });
+        written.await?;
+        self.0.gone.walk(&marks, displaced.iter().map(device_of));
+        Ok(())
     }
 
     pub(crate) async fn list_devices(&self, user_id: &str) -> Result<Vec<Device>, Error> {
@@ -171,15 +188,17 @@ impl Core {
     pub(crate) async fn delete_device(&self, request: DeleteDeviceRequest) -> Result<bool, Error> {
         check::user("user_id", &request.user_id)?;
         check::user("device_id", &request.device_id)?;
-        let field = device_field(&request.user_id, &request.device_id);
-        self.update(self.partition(&request.user_id), vec![field.clone()], |values| {
-            Ok(if values[0].is_some() {
-                Plan::freeing(vec![Op::Delete(field.clone())], true)
-            } else {
-                Plan::nothing(false)
-            })
-        })
-        .await
+        let DeleteDeviceRequest { user_id, device_id } = request;
+        let field = device_field(&user_id, &device_id);
+        let rows = self.hash(self.partition(&user_id), key::devices(&user_id)).await?;
+        let marks = gone::Marks::of(&user_id, &rows, Self::now());
+        let plan = |values: &[Option<Bytes>]| {
+            let stands = values[0].is_some();
+            Ok(if stands { Plan::freeing(gone_ops(&field, &marks), true) } else { Plan::nothing(false) })
+        };
+        let deleted = self.update(self.partition(&user_id), vec![field.clone()], plan).await?;
+        self.0.gone.walk(&marks, deleted.then_some(device_id.as_str()));
+        Ok(deleted)
     }
 
     pub(crate) async fn revoke_tokens(&self, request: RevokeTokensRequest) -> Result<(), Error> {
@@ -195,15 +214,16 @@ impl Core {
         fields.extend(stands.filter(|f| f.name.starts_with('r') && *f != this).take(MOST_LOOKED_AT));
         let now = Self::now();
         self.update(partition, fields.clone(), |values| {
-            let before = time(values[0].as_ref());
-            if at <= before.max(time(values[1].as_ref())) {
+            let before = time(&user_id, values[0].as_ref())?;
+            if at <= before.max(time(&user_id, values[1].as_ref())?) {
                 return Ok(Plan::nothing(()));
             }
-            let others: Vec<(String, i64)> = fields[2..]
-                .iter()
-                .zip(&values[2..])
-                .filter_map(|(field, value)| Some((field.name.strip_prefix('r')?.to_owned(), time(value.as_ref()))))
-                .collect();
+            let mut others: Vec<(String, i64)> = Vec::new();
+            for (field, value) in fields[2..].iter().zip(&values[2..]) {
+                if let Some(device) = field.name.strip_prefix('r') {
+                    others.push((device.to_owned(), time(&user_id, value.as_ref())?));
+                }
+            }
             let Revoked { all: after, dropped } = revoke(before, &others, &device_id, at, now);
             let until = if device_id.is_empty() { after } else { at };
             let mut data = json!({
@@ -233,18 +253,17 @@ impl Core {
             check::user("device_id", &device_id)?;
             let fields = [revocation_field(&user_id, ""), revocation_field(&user_id, &device_id)];
             let values = self.fields(self.partition(&user_id), &fields, Self::end()).await?;
-            response.all_issued_at_or_before = time(values[0].as_ref());
-            if let Some(at) = values[1].as_ref().and_then(number) {
-                response.device_issued_at_or_before.insert(device_id, at);
+            response.all_issued_at_or_before = time(&user_id, values[0].as_ref())?;
+            if values[1].is_some() {
+                response.device_issued_at_or_before.insert(device_id, time(&user_id, values[1].as_ref())?);
             }
             return Ok(response);
         }
         for (name, value) in self.hash(self.partition(&user_id), key::devices(&user_id)).await? {
-            let Some(at) = number(&value) else { continue };
             if name == ALL {
-                response.all_issued_at_or_before = at;
+                response.all_issued_at_or_before = time(&user_id, Some(&value))?;
             } else if let Some(device) = name.strip_prefix('r') {
-                response.device_issued_at_or_before.insert(device.to_owned(), at);
+                response.device_issued_at_or_before.insert(device.to_owned(), time(&user_id, Some(&value))?);
             }
         }
         Ok(response)

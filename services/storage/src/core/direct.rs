@@ -4,7 +4,7 @@ use bytes::Bytes;
 use kith_kit::{error::Error, ids};
 use kith_proto::{
     chat::v1::{ConversationKind, Draft},
-    storage::v1::{OpenDirectRequest, OpenDirectResponse, Role, relate, step_result},
+    storage::v1::{OpenDirectRequest, OpenDirectResponse, Role},
 };
 use serde_json::json;
 use tonic::Code;
@@ -12,12 +12,12 @@ use tonic::Code;
 use super::{
     Core, Plan,
     conversations::conversation_ops,
+    entering::is_final,
     lists::MOST_ENTRIES,
-    members::{JoinPlace, joined_json, leave},
+    members::{JoinPlace, joined_json},
     messages::same_message,
-    model::{self, MemberData, key},
-    no_conversation, no_user, peers,
-    relations::relate_step,
+    model::{self, MemberData, key, whole_of},
+    no_conversation, no_user,
 };
 use crate::{
     engine::{Append, Appended, EngineError, Field, Op, Refusal},
@@ -60,7 +60,7 @@ impl<'a> Pair<'a> {
     }
 
     /// Adds what is not there; the result says whether the conversation was not.
-    fn plan(&self, values: &[Option<Bytes>], now: i64) -> Plan<bool> {
+    fn plan(&self, values: &[Option<Bytes>], now: i64) -> Result<Plan<bool>, Error> {
         let (id, c) = (&self.id, key::conversation(&self.id));
         let mut ops = Vec::new();
         let mut joined = Vec::new();
@@ -81,8 +81,11 @@ impl<'a> Pair<'a> {
             let data = json!({"conversation_id": id, "kind": "direct", "member_ids": self.users, "created_at": now.to_string()});
             ops.push(Op::Emit(event::body("conversation.created", id, now, &data)));
         } else if !joined.is_empty() {
-            let stored = |at: usize| values[at].as_ref().and_then(model::number::<u64>).unwrap_or(0);
-            let (count, version) = (stored(3) + joined.len() as u64, stored(4) + 1);
+            let stored = |at: usize| {
+                let field = &self.fields()[at];
+                values[at].as_ref().map_or(Ok(0), |value| whole_of::<u64>(field, value))
+            };
+            let (count, version) = (stored(3)? + joined.len() as u64, stored(4)? + 1);
             let set = |name: &str, value: u64| Op::Set(Field::new(c.clone(), name), value.to_string().into());
             ops.extend([set("n", count), set("mv", version)]);
             for (order, user) in joined {
@@ -91,19 +94,19 @@ impl<'a> Pair<'a> {
                 ops.push(Op::Emit(event::body("member.added", id, now, &data)));
             }
         }
-        Plan::new(ops, created)
+        Ok(Plan::new(ops, created))
     }
 }
 
 impl Pair<'_> {
     /// Makes the conversation where nothing of it stands but rows that a block has written.
-    fn opening(&self, now: i64) -> Vec<Op> {
-        let plan = self.plan(&[const { None }; 5], now);
+    fn opening(&self, now: i64) -> Result<Vec<Op>, Error> {
+        let plan = self.plan(&[const { None }; 5], now)?;
         let keep = |op| match op {
             Op::Set(field, row) if field.key == key::members(&self.id) => Op::SetNew(field, row),
             op => op,
         };
-        plan.ops.into_iter().map(keep).collect()
+        Ok(plan.ops.into_iter().map(keep).collect())
     }
 }
 
@@ -122,11 +125,6 @@ fn would_be_refused(first: &Append, row: Option<&Bytes>, members: &str) -> Resul
     if first.hot_limit == 0 { refused(Refusal::HotLimit) } else { Ok(()) }
 }
 
-/// Whether nothing was stored, and nothing will be.
-fn is_final(error: &EngineError) -> bool {
-    !matches!(error, EngineError::Unavailable(_) | EngineError::Deadline | EngineError::WrongHolder(_))
-}
-
 impl Core {
     /// Makes a direct conversation and what belongs to it; adds only what is not there.
     pub(crate) async fn open_direct(&self, request: OpenDirectRequest) -> Result<OpenDirectResponse, Error> {
@@ -140,8 +138,12 @@ impl Core {
                 return Err(no_user());
             }
             let now = Self::now();
-            self.list(&pair, now, false).await?;
-            let created = self.make(&pair, Some(stands), now).await?;
+            let entered = self.list(&pair, now, false).await?;
+            let made = self.make(&pair, Some(stands), now).await;
+            if made.as_ref().is_err_and(is_final) {
+                self.take_back(&pair.id, entered, now).await;
+            }
+            let created = made?;
             self.0.hints.fresh(&pair.id, now);
             created
         };
@@ -192,16 +194,7 @@ impl Core {
 
     /// Whether both users do.
     async fn exist(&self, pair: &Pair<'_>) -> Result<bool, Error> {
-        let [a, b] = pair.users;
-        let unknown = [(a, b), (b, a)].into_iter().filter(|(user, _)| !self.0.known_users.holds(user));
-        let steps: Vec<_> = unknown.map(|(user, other)| relate_step(user, relate::Kind::Known, other, "", 0)).collect();
-        for found in self.apply(steps).await? {
-            match found {
-                Err(error) if error.code == Code::NotFound => return Ok(false),
-                found => drop(found?),
-            }
-        }
-        Ok(true)
+        Ok(self.missing(&pair.users).await?.is_none())
     }
 
     /// Opens a conversation and stores its first message; none if the peer does not exist. A list that is read after the answer shows the
@@ -228,17 +221,18 @@ impl Core {
             entered = self.list(&pair, now, true).await?;
         }
         let listed = async { if at_once { self.list(&pair, now, false).await } else { Ok(Vec::new()) } };
-        let first = Append { opening: pair.opening(now), ..message() };
+        let first = Append { opening: pair.opening(now)?, ..message() };
         // Queued in this order, so that all share a group.
         let (listed, stored) = futures::join!(listed, self.engine().append(partition, first, Self::end()));
         let stored = match stored {
             Ok(stored) => stored,
             Err(error) => {
+                let error = Error::from(error);
                 entered.extend(listed.unwrap_or_default());
                 if is_final(&error) {
-                    self.unlist(&pair, entered, now).await;
+                    self.take_back(&pair.id, entered, now).await;
                 }
-                return Err(error.into());
+                return Err(error);
             }
         };
         if listed.is_err() {
@@ -247,30 +241,6 @@ impl Core {
         // Not before: whoever knows the conversation asks no more whether it stands and is listed.
         self.0.hints.fresh(&pair.id, now);
         Ok(Some(stored))
-    }
-
-    /// Takes entries back that were made for a message that was refused. Should somebody else open the conversation in this moment, it is
-    /// listed again; and whatever a list lacks comes with the next message.
-    async fn unlist(&self, pair: &Pair<'_>, entered: Vec<&str>, now: i64) {
-        let stands = || async {
-            let stands = self.field(&pair.id, Field::new(key::conversation(&pair.id), "k")).await?;
-            Ok::<_, Error>(stands.is_some())
-        };
-        let undo = async {
-            if entered.is_empty() || stands().await? {
-                return Ok(());
-            }
-            for left in self.apply(entered.iter().map(|user| leave(user, &pair.id)).collect()).await? {
-                left?;
-            }
-            if stands().await? {
-                self.list(pair, now, false).await?;
-            }
-            Ok::<_, Error>(())
-        };
-        if let Err(error) = undo.await {
-            tracing::warn!(%error, conversation_id = %pair.id, "a list holds an entry of a conversation that was not opened: it is not shown");
-        }
     }
 
     /// Enters a young conversation that this instance does not know into both lists: the one that made it may have ended before it had done
@@ -300,44 +270,24 @@ impl Core {
     /// it has entered is taken back.
     async fn list<'a>(&self, pair: &Pair<'a>, now: i64, begun: bool) -> Result<Vec<&'a str>, Error> {
         let mut entered = Vec::new();
-        let mut users = Vec::from(pair.users);
+        let mut users: Vec<(&str, bool)> =
+            pair.users.iter().map(|user| (*user, begun && *user == pair.users[0])).collect();
         if begun && self.count_of_list(pair.users[0]).await >= MOST_ENTRIES {
             // By itself: if it is refused, nothing is left in the list of the other.
-            self.enter_all(pair, vec![users.remove(0)], now, begun, &mut entered).await?;
+            self.enter_lists(&pair.id, &[users.remove(0)], now, &mut entered).await?;
         }
-        match self.enter_all(pair, users, now, begun, &mut entered).await {
+        match self.enter_lists(&pair.id, &users, now, &mut entered).await {
             Ok(()) => {
                 pair.users.iter().for_each(|user| self.0.known_users.add(user));
                 Ok(entered)
             }
             Err(error) => {
-                if !error.is_retryable() {
-                    Box::pin(self.unlist(pair, entered, now)).await;
+                if is_final(&error) {
+                    self.take_back(&pair.id, entered, now).await;
                 }
                 Err(error)
             }
         }
-    }
-
-    async fn enter_all<'a>(
-        &self,
-        pair: &Pair<'a>,
-        users: Vec<&'a str>,
-        now: i64,
-        begun: bool,
-        entered: &mut Vec<&'a str>,
-    ) -> Result<(), Error> {
-        let own = |user: &str| begun && user == pair.users[0];
-        let steps = users.iter().map(|user| peers::enter(user, &pair.id, now, own(user))).collect();
-        let mut outcome = Ok(());
-        for (user, result) in users.into_iter().zip(self.apply(steps).await?) {
-            match result {
-                Ok(step_result::Result::Done(done)) if done.changed => entered.push(user),
-                Ok(_) => {}
-                Err(error) => outcome = Err(error),
-            }
-        }
-        outcome
     }
 
     /// Entries of a list, if this instance holds it; 20,000 where it does not, which costs a step more.
@@ -352,7 +302,7 @@ impl Core {
     async fn make(&self, pair: &Pair<'_>, stands: Option<Vec<Option<Bytes>>>, now: i64) -> Result<bool, Error> {
         let fields = Vec::from(pair.fields());
         let stands = stands.unwrap_or_else(|| vec![None; fields.len()]);
-        let plan = |values: &[Option<Bytes>]| Ok(pair.plan(values, now));
+        let plan = |values: &[Option<Bytes>]| pair.plan(values, now);
         self.update_seen(self.partition(&pair.id), fields, stands, plan).await
     }
 }

@@ -198,7 +198,7 @@ impl Core {
                 }
             };
             let factor = 1 + i64::try_from(page.count).unwrap_or(0) / i64::from(MEMBERS_PER_STALE);
-            self.0.hints.set_due(&conversation_id, at_ms + (STALE_MS * factor).min(MOST_STALE_MS));
+            self.0.hints.set_due(&conversation_id, at_ms + STALE_MS.saturating_mul(factor).min(MOST_STALE_MS));
             let Some(last) = page.members.last() else { return };
             after = last.order;
             let full = page.members.len() == PAGE as usize;

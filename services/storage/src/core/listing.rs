@@ -61,10 +61,6 @@ struct Shown {
     over: bool,
 }
 
-fn spot_of(row: &ListRow) -> Spot {
-    Spot(row.activity, row.conversation_id.clone())
-}
-
 /// Just above a row: no id holds a tilde, and all that they hold comes before it.
 fn above(row: &ListRow) -> Spot {
     Spot(row.activity, format!("{}~", row.conversation_id))
@@ -160,7 +156,7 @@ impl Core {
         };
         // What rises above the newest entry while the window is shown is not part of it.
         let behind = behind.or_else(|| rows.first().map(above));
-        let Some(end) = end.or_else(|| rows.last().map(spot_of)) else { return Ok((Vec::new(), None)) };
+        let Some(end) = end.or_else(|| rows.last().map(ListRow::spot)) else { return Ok((Vec::new(), None)) };
         let with_last = rows.len() <= CHUNK;
         let share = if with_last { ROOM / rows.len().max(1) } else { 0 };
         let mut shown = self.heads_of(user_id, rows, share).await?;
@@ -211,9 +207,9 @@ impl Core {
             let list = self.engine().list(self.partition(user_id), user_id, behind.as_ref(), STRETCH, Self::end());
             let rows = list.await?;
             let read = rows.len();
-            behind = rows.last().map(spot_of);
+            behind = rows.last().map(ListRow::spot);
             found.extend(rows);
-            let inside = found.partition_point(|row| spot_of(row) >= *end);
+            let inside = found.partition_point(|row| row.spot() >= *end);
             if inside < found.len() {
                 found.truncate(inside);
                 return Ok((found, true));

@@ -1,5 +1,7 @@
 //! Members of conversations: their rows are the truth, users' lists follow them.
 
+use std::collections::BTreeSet;
+
 use kith_kit::{error::Error, ids::ConversationId};
 use kith_proto::storage::v1::{
     AddMembersRequest, AddMembersResponse, LeaveList, ListMembersRequest, ListMembersResponse, Member,
@@ -11,8 +13,9 @@ use tonic::Code;
 use super::{
     Core, Plan, check,
     conversations::condition,
-    model::{self, MemberData, cursor, key},
-    no_conversation, peers,
+    entering::is_final,
+    model::{self, Head, MemberData, cursor, key, whole_of},
+    no_conversation,
 };
 use crate::{
     engine::{EngineError, Field, Got, Op, Refusal, Swap, Want},
@@ -42,7 +45,7 @@ impl Core {
         self.add_chunk(&conversation_id, &user_ids, role, &actor_id).await
     }
 
-    /// Adds those who are not in yet. First their lists hold the conversation (unknown users are refused by it), then their rows stand.
+    /// Adds those who are not in yet. First their lists hold the conversation, then their rows stand. A refused call leaves neither.
     pub(super) async fn add_chunk(
         &self,
         id: &str,
@@ -54,77 +57,81 @@ impl Core {
             check::user("user_ids", user)?;
             check::place(id, user)?;
         }
+        let users: Vec<&str> = user_ids.iter().map(String::as_str).collect::<BTreeSet<_>>().into_iter().collect();
+        // What it will be refused for, before anything is written.
+        let (_, absent) = self.absent(id, &users).await?;
+        let absent: Vec<&str> = absent.iter().map(String::as_str).collect();
+        self.all_made("user_ids", &absent).await?;
         let now = Self::now();
-        let mut known = Vec::with_capacity(user_ids.len());
-        let entered = self.apply(user_ids.iter().map(|u| peers::enter(u, id, now, false)).collect()).await?;
-        for (user, outcome) in user_ids.iter().zip(entered) {
-            match outcome {
-                Ok(_) => known.push(user.clone()),
-                Err(error) if error.code == Code::NotFound => {
-                    return Err(Error::not_found(format!("user_ids: there is no user {user}")));
+        let mut entered = Vec::new();
+        let to_enter: Vec<_> = absent.iter().map(|user| (*user, false)).collect();
+        let added = async {
+            self.enter_lists(id, &to_enter, now, &mut entered).await?;
+            for _ in 0..super::ATTEMPTS {
+                match self.try_add(id, &users, role, actor_id, now).await {
+                    Err(error) if error.code == Code::Aborted => {}
+                    outcome => return outcome,
                 }
-                Err(error) => return Err(error),
             }
+            Err(EngineError::Conflict.into())
+        };
+        let outcome = added.await;
+        if outcome.as_ref().is_err_and(is_final) {
+            self.take_back(id, entered, now).await;
         }
-        known.sort_unstable();
-        known.dedup();
-        for _ in 0..super::ATTEMPTS {
-            match self.try_add(id, &known, role, actor_id, now).await {
-                Err(error) if error.code == Code::Aborted => {}
-                outcome => return outcome,
-            }
+        outcome
+    }
+
+    /// NOT_FOUND names a user who has not been made.
+    pub(super) async fn all_made(&self, field: &str, users: &[&str]) -> Result<(), Error> {
+        match self.missing(users).await? {
+            Some(user) => Err(Error::not_found(format!("{field}: there is no user {user}"))),
+            None => Ok(()),
         }
-        Err(EngineError::Conflict.into())
+    }
+
+    /// The conversation, and those of the users who are not in it; a refusal where they cannot be added.
+    async fn absent(&self, id: &str, users: &[&str]) -> Result<(Head, Vec<String>), Error> {
+        let head = self.seen("", id).await?.head;
+        if head.dissolved {
+            return Err(EngineError::Refused(Refusal::Dissolved).into());
+        }
+        let fields: Vec<Field> = users.iter().map(|user| Field::new(key::members(id), *user)).collect();
+        let rows = self.fields(self.partition(id), &fields, Self::end()).await?;
+        let absent = users.iter().zip(rows).filter(|(_, row)| row.is_none()).map(|(user, _)| (*user).to_owned());
+        let absent: Vec<String> = absent.collect();
+        if !absent.is_empty() {
+            self.members_fit(u64::from(head.members) + absent.len() as u64)?;
+        }
+        Ok((head, absent))
+    }
+
+    /// Whether a conversation may have so many members.
+    pub(super) fn members_fit(&self, count: u64) -> Result<(), Error> {
+        let most = self.0.limits.members_per_conversation;
+        if count <= u64::from(most) {
+            return Ok(());
+        }
+        Err(Error::new(Code::FailedPrecondition, format!("user_ids: at most {most} members a conversation")))
     }
 
     async fn try_add(
         &self,
         id: &str,
-        users: &[String],
+        users: &[&str],
         role: Role,
         actor_id: &str,
         now: i64,
     ) -> Result<AddMembersResponse, Error> {
-        let seen = self.seen("", id).await?;
-        let head = seen.head;
-        if head.dissolved {
-            return Err(EngineError::Refused(Refusal::Dissolved).into());
-        }
-        let wants = users.iter().map(|u| Want::Field(Field::new(key::members(id), u.clone()))).collect();
-        let rows = self.engine().get(self.partition(id), wants, Self::end()).await?;
-        let added: Vec<String> =
-            users.iter().zip(rows).filter(|(_, row)| *row == Got::Field(None)).map(|(u, _)| u.clone()).collect();
+        let (head, added) = self.absent(id, users).await?;
         if added.is_empty() {
             return Ok(AddMembersResponse { added, member_version: head.member_version });
         }
-        let count = head.members + added.len() as u32;
-        if count > self.0.limits.members_per_conversation {
-            let most = self.0.limits.members_per_conversation;
-            return Err(Error::new(
-                Code::FailedPrecondition,
-                format!("user_ids: at most {most} members a conversation"),
-            ));
-        }
-        let c = key::conversation(id);
-        let version = head.member_version + 1;
-        let mut ops = Vec::with_capacity(added.len() * 2 + 4);
-        for (order, user) in (head.joins + 1..).zip(&added) {
-            let row = MemberData::new(role, head.seq + 1, now).pack();
-            ops.push(Op::Set(Field::new(key::members(id), user.clone()), row));
-            ops.push(Op::Score { key: key::joins(id), score: order, member: user.clone() });
-        }
-        let set = |name: &str, value: String| Op::Set(Field::new(c.clone(), name), value.into());
-        ops.extend([
-            set("n", count.to_string()),
-            set("mv", version.to_string()),
-            set("jn", (head.joins + added.len() as i64).to_string()),
-        ]);
-        let place = JoinPlace { seq: head.seq + 1, order: head.joins + 1, count: count.into(), version };
-        let data = joined_json(id, &added, role as i32, now, actor_id, &place);
-        ops.push(Op::Emit(event::body("member.added", id, now, &data)));
-        let conditions = vec![condition(Field::new(c, "mv"), Some(head.member_version.to_string().into()))];
+        let (ops, member_version) = join_ops(id, &head, &added, role, actor_id, now);
+        let version = Field::new(key::conversation(id), "mv");
+        let conditions = vec![condition(version, Some(head.member_version.to_string().into()))];
         self.engine().swap(self.partition(id), Swap { conditions, ops }, Self::end()).await?;
-        Ok(AddMembersResponse { added, member_version: version })
+        Ok(AddMembersResponse { added, member_version })
     }
 
     pub(crate) async fn remove_members(&self, request: RemoveMembersRequest) -> Result<RemoveMembersResponse, Error> {
@@ -217,11 +224,18 @@ impl Core {
             Some(Ok(role)) if role != Role::Unspecified => Some(role),
             Some(_) => return Err(Error::invalid("role: member, admin or owner")),
         };
+        // What the append function reads has no sign.
+        if muted_until.is_some_and(i64::is_negative) {
+            return Err(Error::invalid("muted_until: from 0"));
+        }
         let field = Field::new(key::members(&id), user_id.clone());
         let version = Field::new(key::conversation(&id), "mv");
         let now = Self::now();
         self.update(self.partition(&id), vec![field.clone(), version.clone()], |values| {
-            let row = values[0].as_ref().ok_or_else(|| Error::not_found("user_id: not a member"))?;
+            // A block may have written a row without a conversation.
+            let (Some(row), Some(stands)) = (&values[0], &values[1]) else {
+                return Err(Error::not_found("user_id: not a member"));
+            };
             let mut member = MemberData::unpack(row).ok_or_else(|| model::corrupt(&field.key, "not a member row"))?;
             let before = member;
             member.role = role.map_or(member.role, |r| r as u8);
@@ -230,7 +244,7 @@ impl Core {
             if member == before {
                 return Ok(Plan::nothing(answer));
             }
-            let next: u64 = values[1].as_ref().and_then(model::number).unwrap_or(0) + 1;
+            let next = whole_of::<u64>(&version, stands)? + 1;
             let data = json!({
                 "conversation_id": id, "user_id": user_id, "role": role_name(i32::from(member.role)),
                 "muted_until": member.muted_until.to_string(), "actor_id": actor_id, "member_version": next.to_string(),
@@ -276,7 +290,9 @@ impl Core {
                 MemberData::unpack(&row).ok_or_else(|| model::corrupt(&key::members(&id), "not a member row"))?;
             members.push(data.into_member(member.user_id));
         }
-        Ok(ListMembersResponse { members, next_cursor, member_version: page.version, member_count: page.count as u32 })
+        let member_count = u32::try_from(page.count)
+            .map_err(|_| model::corrupt(&key::conversation(&id), "a count of members that none has"))?;
+        Ok(ListMembersResponse { members, next_cursor, member_version: page.version, member_count })
     }
 
     /// Those of the users who are members.
@@ -288,15 +304,15 @@ impl Core {
             fields.push(Field::new(key::members(id), user.clone()));
         }
         let values = self.fields(self.partition(id), &fields, Self::end()).await?;
-        let number = |at: usize| values[at].as_ref().and_then(model::number::<u64>);
-        let member_version = number(0).ok_or_else(no_conversation)?;
+        let Some(member_version) = &values[0] else { return Err(no_conversation()) };
+        let member_version = whole_of(&fields[0], member_version)?;
+        let member_count = values[1].as_ref().map_or(Ok(0), |count| whole_of(&fields[1], count))?;
         let mut members = Vec::new();
         for (user, row) in user_ids.iter().zip(&values[2..]) {
             let Some(row) = row else { continue };
             let data = MemberData::unpack(row).ok_or_else(|| model::corrupt(&key::members(id), "not a member row"))?;
             members.push(data.into_member(user.clone()));
         }
-        let member_count = u32::try_from(number(1).unwrap_or(0)).unwrap_or(u32::MAX);
         Ok(ListMembersResponse { members, next_cursor: String::new(), member_version, member_count })
     }
 
@@ -332,6 +348,37 @@ impl Core {
         })
         .await
     }
+}
+
+/// Brings users into a conversation that stands as `head` tells; its member version with them.
+pub(super) fn join_ops(
+    id: &str,
+    head: &Head,
+    users: &[String],
+    role: Role,
+    actor_id: &str,
+    now: i64,
+) -> (Vec<Op>, u64) {
+    let c = key::conversation(id);
+    // A head's numbers are far from the end of their range.
+    let place = JoinPlace {
+        seq: head.seq + 1,
+        order: head.joins + 1,
+        count: u64::from(head.members) + users.len() as u64,
+        version: head.member_version + 1,
+    };
+    let mut ops = Vec::with_capacity(users.len() * 2 + 4);
+    for (order, user) in (place.order..).zip(users) {
+        let row = MemberData::new(role, place.seq, now).pack();
+        ops.push(Op::Set(Field::new(key::members(id), user.clone()), row));
+        ops.push(Op::Score { key: key::joins(id), score: order, member: user.clone() });
+    }
+    let joins = head.joins + users.len() as i64;
+    let set = |name: &str, value: String| Op::Set(Field::new(c.clone(), name), value.into());
+    ops.extend([set("n", place.count.to_string()), set("mv", place.version.to_string()), set("jn", joins.to_string())]);
+    let data = joined_json(id, users, role as i32, now, actor_id, &place);
+    ops.push(Op::Emit(event::body("member.added", id, now, &data)));
+    (ops, place.version)
 }
 
 /// What new members have in common: the first seq that they see, the first of their places in join order, and the conversation's count

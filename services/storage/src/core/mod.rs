@@ -4,10 +4,13 @@ mod behind;
 mod blocks;
 pub(crate) mod check;
 pub(crate) mod conversations;
+mod creation;
 mod devices;
 mod direct;
+mod entering;
 #[cfg(test)]
 mod entrances;
+mod gone;
 mod hints;
 mod history;
 mod known;
@@ -58,6 +61,7 @@ pub(crate) struct Inner {
     /// To the holders of other partitions; none in tests with one engine.
     router: Option<Router>,
     hints: hints::Hints,
+    gone: gone::Gone,
     known_users: known::Known,
 }
 
@@ -118,6 +122,7 @@ impl Core {
 
     pub(crate) fn start(engine: Arc<dyn Engine>, cluster: &Cluster, limits: Limits, router: Option<Router>) -> Self {
         let (hints, jobs) = hints::Hints::new();
+        let (gone, devices) = gone::Gone::new();
         let core = Self(Arc::new(Inner {
             engine,
             partitions: cluster.partitions,
@@ -125,9 +130,11 @@ impl Core {
             cursors: Cursors::new(&cluster.uid),
             router,
             hints,
+            gone,
             known_users: known::Known::default(),
         }));
         hints::start(&core, jobs);
+        gone::start(&core, devices);
         core
     }
 

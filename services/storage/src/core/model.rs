@@ -1,5 +1,7 @@
 //! What the fields of the partition's hashes mean: members, conversations, list settings, overlays. Reading is total.
 
+pub(crate) mod cursor;
+
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
@@ -12,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     codec,
-    engine::{HeadRow, Last},
+    engine::{Field, HeadRow, Last},
 };
 
 /// A stored value that is not what this version writes; the log names the key.
@@ -27,6 +29,20 @@ pub(crate) fn text(bytes: &Bytes) -> String {
 
 pub(crate) fn number<T: std::str::FromStr>(bytes: &Bytes) -> Option<T> {
     std::str::from_utf8(bytes).ok()?.parse().ok()
+}
+
+/// Up to here the library counts on: its numbers are doubles. What a call adds to such a number stays far from the ends of its type.
+const MOST: u64 = (1 << 53) - 1;
+
+/// A stored number that counts something; none for what cannot be one, whatever stands there.
+pub(crate) fn whole<T: TryFrom<u64>>(bytes: &Bytes) -> Option<T> {
+    let digits = bytes.iter().all(u8::is_ascii_digit);
+    number::<u64>(bytes).filter(|n| digits && *n <= MOST).and_then(|n| T::try_from(n).ok())
+}
+
+/// [`whole`], of a field that must hold such a number.
+pub(crate) fn whole_of<T: TryFrom<u64>>(field: &Field, bytes: &Bytes) -> Result<T, Error> {
+    whole(bytes).ok_or_else(|| corrupt(&format!("{} {}", field.key, field.name), "not a number that counts"))
 }
 
 /// Keys of a conversation and of a user, without the partition's tag.
@@ -66,49 +82,6 @@ pub(crate) mod key {
     }
 }
 
-/// Fields of a conversation's cursors.
-pub(crate) mod cursor {
-    use bytes::Bytes;
-
-    use super::text;
-
-    /// Devices of one member of which a conversation keeps the delivered cursor. The cursor function knows it, too.
-    pub(crate) const MOST_DEVICES: usize = 100;
-
-    pub(crate) fn delivered(user_id: &str, device_id: &str) -> String {
-        format!("d{user_id}/{device_id}")
-    }
-
-    /// Names the devices of a member that have a delivered cursor, first come first, by slashes.
-    pub(crate) fn devices(user_id: &str) -> String {
-        format!("D{user_id}")
-    }
-
-    /// The devices of a field of [`devices`].
-    pub(crate) fn read_devices(value: Option<&Bytes>) -> Vec<String> {
-        let names = value.map(text).unwrap_or_default();
-        names.split('/').filter(|name| !name.is_empty()).map(str::to_owned).collect()
-    }
-
-    /// The devices with one more, and the one that is forgotten for it; none if it is there already.
-    pub(crate) fn note_device(value: Option<&Bytes>, device_id: &str) -> Option<(Bytes, Option<String>)> {
-        let mut devices = read_devices(value);
-        if devices.iter().any(|d| d == device_id) {
-            return None;
-        }
-        let forgotten = (devices.len() >= MOST_DEVICES).then(|| devices.remove(0));
-        devices.push(device_id.to_owned());
-        Some((devices.join("/").into(), forgotten))
-    }
-
-    /// All fields that belong to a member.
-    pub(crate) fn of_member(user_id: &str, devices_field: Option<&Bytes>) -> Vec<String> {
-        let own = ["r", "s", "c", "D"].map(|prefix| format!("{prefix}{user_id}"));
-        let delivered = read_devices(devices_field).into_iter().map(|device| delivered(user_id, &device));
-        own.into_iter().chain(delivered).collect()
-    }
-}
-
 /// A member's row: `role|joined_seq|joined_at|muted_until|blocked`. The append function reads it too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct MemberData {
@@ -132,11 +105,13 @@ impl MemberData {
     pub(crate) fn unpack(row: &Bytes) -> Option<Self> {
         let mut parts = std::str::from_utf8(row).ok()?.split('|');
         let mut next = || parts.next();
+        let whole = |part: &str| whole(&Bytes::copy_from_slice(part.as_bytes()));
         let data = Self {
-            role: next()?.parse().ok()?,
-            joined_seq: next()?.parse().ok()?,
-            joined_at: next()?.parse().ok()?,
-            muted_until: next()?.parse().ok()?,
+            role: u8::try_from(whole(next()?)?).ok()?,
+            joined_seq: whole(next()?)?,
+            joined_at: i64::try_from(whole(next()?)?).ok()?,
+            // Given by callers, and only compared.
+            muted_until: next()?.parse().ok().filter(|until: &i64| !until.is_negative())?,
             blocked: next()? == "1",
         };
         parts.next().is_none().then_some(data)
@@ -182,15 +157,15 @@ impl Head {
         let mut head = Self::default();
         for (name, value) in fields {
             match name.as_str() {
-                "k" => head.kind = number(value)?,
-                "s" => head.seq = number(value)?,
-                "f" => head.floor = number(value)?,
-                "a" => head.activity = number(value)?,
-                "n" => head.members = number(value)?,
-                "mv" => head.member_version = number(value)?,
-                "jn" => head.joins = number(value)?,
-                "v" => head.version = number(value)?,
-                "ca" => head.created_at = number(value)?,
+                "k" => head.kind = whole(value)?,
+                "s" => head.seq = whole(value)?,
+                "f" => head.floor = whole(value)?,
+                "a" => head.activity = whole(value)?,
+                "n" => head.members = whole(value)?,
+                "mv" => head.member_version = whole(value)?,
+                "jn" => head.joins = whole(value)?,
+                "v" => head.version = whole(value)?,
+                "ca" => head.created_at = whole(value)?,
                 "ow" => head.owner = text(value),
                 "na" => head.group.name = text(value),
                 "av" => head.group.avatar_url = text(value),
@@ -232,13 +207,16 @@ impl Seen {
                 Some(MemberData::unpack(bytes).ok_or_else(|| corrupt(&key::members(id), "not a member row"))?)
             }
         };
+        let cursor = |stored: Option<&Bytes>| {
+            stored.map_or(Ok(0), |at| whole(at).ok_or_else(|| corrupt(&key::cursors(id), "not a cursor")))
+        };
         Ok(Some(Self {
             head,
             member,
             // Who sends has read. Older versions have not written that down.
-            read: row.read.unwrap_or(0).max(row.own.unwrap_or(0)),
-            cleared: row.cleared.unwrap_or(0),
-            delivered: row.delivered.unwrap_or(0),
+            read: cursor(row.read.as_ref())?.max(cursor(row.own.as_ref())?),
+            cleared: cursor(row.cleared.as_ref())?,
+            delivered: cursor(row.delivered.as_ref())?,
             last: row.last,
         }))
     }
@@ -354,7 +332,8 @@ impl EntryData {
         let Some(bytes) = bytes else { return Some(Self::default()) };
         let mut parts = std::str::from_utf8(bytes).ok()?.split('|');
         let (pinned, muted, cleared) = (parts.next()?, parts.next()?, parts.next()?);
-        Some(Self { pinned: pinned == "1", muted: muted == "1", cleared: cleared.parse().ok()? })
+        let cleared = whole(&Bytes::copy_from_slice(cleared.as_bytes()))?;
+        Some(Self { pinned: pinned == "1", muted: muted == "1", cleared })
     }
 }
 
@@ -440,12 +419,14 @@ mod tests {
             add(side, &[user, device], key::friends(user), format!("{side}{device}"));
         }
         add("device", &[user, device], key::devices(user), format!("d{device}"));
+        add("device that is gone", &[user, device], key::devices(user), format!("g{device}"));
         add("revoked device", &[user, device], key::devices(user), format!("r{device}"));
         add("revoked user", &[user], key::devices(user), "R".to_owned());
         let delivered = CursorKind::Delivered(device.to_owned());
         add("read", &[talk, user], key::cursors(talk), CursorKind::Read.field(user));
         add("cleared", &[talk, user], key::cursors(talk), CursorKind::Cleared.field(user));
         add("sent", &[talk, user], key::cursors(talk), format!("s{user}"));
+        add("delivered to devices that are gone", &[talk, user], key::cursors(talk), cursor::gone(user));
         add("devices of a member", &[talk, user], key::cursors(talk), cursor::devices(user));
         add("delivered", &[talk, user, device], key::cursors(talk), delivered.field(user));
         let body = crate::event::message_body(talk, seq, false);

@@ -133,6 +133,9 @@ impl Core {
             step::Step::ClearAt(clear) => self.clear_at(&id, &clear.user_id).await.map(step_result::Result::Seq),
             step::Step::DirectBlock(block) => self.direct_block(&id, &block.user_id, block.blocked).await.map(done),
             step::Step::Relate(relate) => self.relate(&id, relate).await.map(done),
+            step::Step::ForgetDevice(gone) => {
+                self.forget_delivered(&id, &gone.user_id, &gone.device_id).await.map(done)
+            }
             step::Step::Settings(settings) => {
                 check::count("conversation_ids", settings.conversation_ids.len(), MOST_STEPS)?;
                 self.entry_settings(&id, settings.conversation_ids).await.map(step_result::Result::Settings)

@@ -7,11 +7,14 @@ use bytes::Bytes;
 use kith_kit::error::Error;
 use kith_proto::storage::v1::{
     DeleteFriendRequest, Friend, ListFriendsRequest, ListFriendsResponse, PutFriendRequest, Relate, Step, relate, step,
+    step_result,
 };
 use serde_json::json;
 
 use super::{
-    Core, Plan, check, full,
+    Core, Plan, check,
+    entering::is_final,
+    full,
     model::{FriendRow, SourceRow, key},
     no_user,
 };
@@ -31,6 +34,23 @@ const PAGE: u32 = 1_000;
 const TOO_MANY: &str = "user_id: at most 5,000 friends";
 /// Users who are looked for among the friends in one call.
 const AMONG: usize = 100;
+
+/// One side of a new or changed friendship.
+pub(super) struct Added<'a> {
+    pub(super) alias: Option<&'a str>,
+    /// Of a line's record; 0: none.
+    pub(super) version: u64,
+    pub(super) at: i64,
+    /// Whether it ends the requests of this side.
+    pub(super) settles: bool,
+}
+
+impl Added<'_> {
+    /// The other side's, which knows neither alias nor version, and settles when both are friends.
+    fn there(at: i64) -> Self {
+        Self { alias: None, version: 0, at, settles: false }
+    }
+}
 
 pub(super) fn pair(user: &'static str, user_id: &str, other: &'static str, other_id: &str) -> Result<(), Error> {
     check::user(user, user_id)?;
@@ -67,6 +87,26 @@ impl Core {
             outcome?;
         }
         Ok(())
+    }
+
+    /// Changes the other side, then the own one. Should the own one be refused after all, `back` takes away what the other side did not
+    /// have before; whatever a crash leaves between the two, a retry completes.
+    pub(super) async fn other_side_first<T>(
+        &self,
+        step: Step,
+        back: Option<Step>,
+        own: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let other = self.apply(vec![step]).await?.pop().unwrap_or_else(|| Err(Error::internal("no outcome")))?;
+        let changed = matches!(other, step_result::Result::Done(done) if done.changed);
+        let outcome = own.await;
+        if let (Err(error), Some(back)) = (&outcome, back.filter(|_| changed))
+            && is_final(error)
+            && let Err(error) = self.steps(vec![back]).await
+        {
+            tracing::warn!(%error, "one side of two users has a change that the other refused");
+        }
+        outcome
     }
 
     /// A page of the fields of a user's hash, and the cursor of the next one; `from` is where a list without a cursor begins.
@@ -112,9 +152,15 @@ impl Core {
     /// One side of a change between two users.
     pub(super) async fn relate(&self, user_id: &str, relate: Relate) -> Result<bool, Error> {
         let peer = relate.peer_id.as_str();
-        pair("id", user_id, "peer_id", peer)?;
-        match relate::Kind::try_from(relate.kind).unwrap_or_default() {
-            relate::Kind::AddFriend => self.add_friend(user_id, peer, None, 0, relate.at).await,
+        let kind = relate::Kind::try_from(relate.kind).unwrap_or_default();
+        if kind == relate::Kind::Known && peer.is_empty() {
+            check::user("id", user_id)?;
+        } else {
+            pair("id", user_id, "peer_id", peer)?;
+        }
+        match kind {
+            // Requests stay until both sides are friends: see `befriend`.
+            relate::Kind::AddFriend => self.add_friend(user_id, peer, &Added::there(relate.at)).await,
             relate::Kind::RemoveFriend => self.remove_friend(user_id, peer, 0, relate.at).await,
             relate::Kind::Requested => self.requested(user_id, peer, &relate.text, relate.at).await,
             relate::Kind::Settled => self.settled(user_id, peer).await,
@@ -123,14 +169,8 @@ impl Core {
         }
     }
 
-    pub(super) async fn add_friend(
-        &self,
-        user_id: &str,
-        peer_id: &str,
-        alias: Option<&str>,
-        version: u64,
-        at: i64,
-    ) -> Result<bool, Error> {
+    pub(super) async fn add_friend(&self, user_id: &str, peer_id: &str, added: &Added<'_>) -> Result<bool, Error> {
+        let Added { alias, version, at, settles } = *added;
         let (friend, source) = (friend_field(user_id, peer_id), source_field(user_id, peer_id));
         let [incoming, outgoing] = request_fields(user_id, peer_id);
         let profile = Field::new(key::profile(user_id), "v");
@@ -162,7 +202,7 @@ impl Core {
                 ops.push(Op::Set(source.clone(), SourceRow { version, at }.pack()));
             }
             for (field, value) in [(&incoming, &values[3]), (&outgoing, &values[4])] {
-                if value.is_some() {
+                if settles && value.is_some() {
                     ops.push(Op::Delete(field.clone()));
                 }
             }
@@ -216,15 +256,33 @@ impl Core {
         if version != 0 && values[2].is_none() {
             self.room_for_source(&user_id, now).await?;
         }
-        if !stands {
-            self.room_for_friend(&user_id).await?;
-            self.steps(vec![relate_step(&friend_id, relate::Kind::AddFriend, &user_id, "", now)]).await?;
+        let added = Added { alias: alias.as_deref(), version, at: now, settles: true };
+        let own = self.add_friend(&user_id, &friend_id, &added);
+        if stands {
+            return own.await;
         }
-        self.add_friend(&user_id, &friend_id, alias.as_deref(), version, now).await
+        self.befriend(&user_id, &friend_id, now, own).await
+    }
+
+    /// Makes the user a friend of the other, where there is room at the user, and then the other one of the user by `own`. What waited
+    /// between them ends at the other when both are.
+    pub(super) async fn befriend<T>(
+        &self,
+        user_id: &str,
+        friend_id: &str,
+        now: i64,
+        own: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        self.room_for_friend(user_id).await?;
+        let side = |kind| relate_step(friend_id, kind, user_id, "", now);
+        let (there, back) = (side(relate::Kind::AddFriend), side(relate::Kind::RemoveFriend));
+        let outcome = self.other_side_first(there, Some(back), own).await?;
+        self.steps(vec![side(relate::Kind::Settled)]).await?;
+        Ok(outcome)
     }
 
     /// Asked before the other side is changed; the change of this side asks again.
-    pub(super) async fn room_for_friend(&self, user_id: &str) -> Result<(), Error> {
+    async fn room_for_friend(&self, user_id: &str) -> Result<(), Error> {
         let friends = self.count(user_id, key::friends(user_id), "f").await?;
         if friends < MOST { Ok(()) } else { Err(full(TOO_MANY)) }
     }

@@ -16,7 +16,7 @@ use super::{
     Core, Plan, check, full,
     model::{key, text},
     no_user,
-    relations::{friend_field, pair, relate_step, request_fields},
+    relations::{Added, friend_field, pair, relate_step, request_fields},
 };
 use crate::{
     engine::{Field, Op, Swap},
@@ -155,8 +155,9 @@ impl Core {
             return Err(Error::invalid(format!("text: {} bytes, at most {TEXT_BYTES}", text.len())));
         }
         let now = Self::now();
-        let [_, outgoing] = request_fields(&user_id, &target_id);
-        let fields = [Field::new(key::profile(&user_id), "v"), friend_field(&user_id, &target_id), outgoing.clone()];
+        let [incoming, outgoing] = request_fields(&user_id, &target_id);
+        let profile = Field::new(key::profile(&user_id), "v");
+        let fields = [profile, friend_field(&user_id, &target_id), outgoing.clone(), incoming];
         let values = self.fields(self.partition(&user_id), &fields, Self::end()).await?;
         if values[0].is_none() {
             return Err(no_user());
@@ -168,8 +169,11 @@ impl Core {
             self.room_for_request(&user_id, now).await?;
         }
         // The one who is asked first: whoever does not exist leaves no row, and a retry finds what is missing here.
-        self.steps(vec![relate_step(&target_id, relate::Kind::Requested, &user_id, &text, now)]).await?;
-        self.update(self.partition(&user_id), vec![outgoing.clone()], |values| {
+        let there = |kind, text| relate_step(&target_id, kind, &user_id, text, now);
+        // Where one waits already, in whatever direction, that stays.
+        let fresh = values[2..].iter().all(Option::is_none);
+        let back = fresh.then(|| there(relate::Kind::Settled, ""));
+        let own = self.update(self.partition(&user_id), vec![outgoing.clone()], |values| {
             let waiting = values[0].as_ref().map(Row::unpack).filter(|row| !row.is_over(now));
             if waiting.is_some_and(|row| row.words == text) {
                 return Ok(Plan::nothing(()));
@@ -180,8 +184,8 @@ impl Core {
             let plan = Plan::new(vec![Op::Set(outgoing.clone(), Row::pack(now, &text)), event], ());
             let room = Field::new(key::friends(&user_id), "o");
             Ok(if values[0].is_some() { plan } else { plan.within(room, MOST_SENT, TOO_MANY_SENT) })
-        })
-        .await
+        });
+        self.other_side_first(there(relate::Kind::Requested, &text), back, own).await
     }
 
     /// Asked before the other side is changed; the change of this side asks again.
@@ -235,9 +239,9 @@ impl Core {
         if !waits(values[0].as_ref(), now) {
             return if values[2].is_some() { Ok(()) } else { Err(none()) };
         }
-        self.room_for_friend(&user_id).await?;
-        self.steps(vec![relate_step(&requester_id, relate::Kind::AddFriend, &user_id, "", now)]).await?;
-        self.add_friend(&user_id, &requester_id, None, 0, now).await?;
+        let added = Added { alias: None, version: 0, at: now, settles: false };
+        let own = self.add_friend(&user_id, &requester_id, &added);
+        self.befriend(&user_id, &requester_id, now, own).await?;
         self.settled(&user_id, &requester_id).await.map(drop)
     }
 }

@@ -1,12 +1,12 @@
 //! The engine in memory, for tests: the same operations, each atomic. A schedule can put other tasks in between and lose answers.
 
+mod damage;
 mod lists;
 mod pages;
 mod rules;
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
-    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
@@ -20,7 +20,7 @@ use super::{
     ListRow, MemberPage, MemberRow, Moved, Op, Page, Range, Refusal, Restoring, Spot, Swap, Want, Write,
 };
 use crate::{
-    core::model::{cursor, number},
+    core::model::{cursor, whole},
     event,
 };
 
@@ -29,7 +29,16 @@ use crate::{
 pub(crate) struct MemoryEngine {
     partitions: Mutex<HashMap<u32, Data>>,
     schedule: Mutex<VecDeque<u8>>,
-    full: AtomicBool,
+    full: Mutex<Full>,
+}
+
+/// Whose memory is full.
+#[derive(Default)]
+enum Full {
+    #[default]
+    None,
+    All,
+    One(u32),
 }
 
 /// One partition.
@@ -74,28 +83,6 @@ impl MemoryEngine {
         events
     }
 
-    /// Replaces one stored value, or its beginning, by other bytes; `choose` gets the number of values there are.
-    pub(crate) fn damage(&self, choose: impl FnOnce(usize) -> usize, bytes: &[u8], beginning: bool) {
-        let mut partitions = self.partitions.lock();
-        let mut numbers: Vec<u32> = partitions.keys().copied().collect();
-        numbers.sort_unstable();
-        let mut places = Vec::new();
-        for number in numbers {
-            let Data { hashes, messages, .. } = &partitions[&number];
-            let fields = hashes.iter().flat_map(|(key, f)| f.keys().map(|name| (key.clone(), name.clone())));
-            places.extend(fields.map(|(key, name)| (number, key, name)));
-            places
-                .extend(messages.iter().flat_map(|(id, m)| m.keys().map(move |s| (number, id.clone(), s.to_string()))));
-        }
-        places.sort();
-        let (number, key, name) = places.swap_remove(choose(places.len()));
-        let Some(data) = partitions.get_mut(&number) else { return };
-        let row = name.parse::<u64>().ok().and_then(|seq| data.messages.get_mut(&key)?.get_mut(&seq));
-        let Some(value) = row.or_else(|| data.hashes.get_mut(&key)?.get_mut(&name)) else { return };
-        let rest = if beginning { value.slice(bytes.len().min(value.len())..) } else { Bytes::new() };
-        *value = [bytes, &rest].concat().into();
-    }
-
     /// Everything as it is now.
     pub(crate) fn copy(&self) -> BTreeMap<u32, Data> {
         let partitions = self.partitions.lock();
@@ -116,7 +103,12 @@ impl MemoryEngine {
 
     /// Whether its memory is full: nothing that grows is done.
     pub(crate) fn fill(&self, full: bool) {
-        self.full.store(full, Ordering::SeqCst);
+        *self.full.lock() = if full { Full::All } else { Full::None };
+    }
+
+    /// Fills the memory of the shard that holds one partition.
+    pub(crate) fn fill_one(&self, partition: u32) {
+        *self.full.lock() = Full::One(partition);
     }
 
     async fn grow<T>(
@@ -124,7 +116,12 @@ impl MemoryEngine {
         partition: u32,
         change: impl FnOnce(&mut Data) -> Result<T, EngineError> + Send,
     ) -> Result<T, EngineError> {
-        if self.full.load(Ordering::SeqCst) {
+        let full = match *self.full.lock() {
+            Full::None => false,
+            Full::All => true,
+            Full::One(one) => one == partition,
+        };
+        if full {
             return Err(EngineError::Exhausted("the storage engine's memory is full", Duration::from_secs(10)));
         }
         self.write(partition, change).await
@@ -168,8 +165,10 @@ impl Data {
         self.hashes.get(key)?.get(name)
     }
 
-    fn count(&self, key: &str, name: &str) -> Option<u64> {
-        number(self.field(key, name)?)
+    /// A stored number that counts something; damaged: DATA_LOSS.
+    fn count(&self, key: &str, name: &str) -> Result<Option<u64>, EngineError> {
+        let damaged = || EngineError::DataLoss(format!("{key} {name}"));
+        self.field(key, name).map(|value| whole(value).ok_or_else(damaged)).transpose()
     }
 
     fn set(&mut self, key: String, name: impl Into<String>, value: impl Into<Bytes>) {
@@ -182,7 +181,7 @@ impl Data {
     }
 
     fn cursor(&mut self, c: &Cursor) -> Result<Moved, EngineError> {
-        let Some(last) = self.count(&format!("c:{}", c.conversation_id), "s") else {
+        let Some(last) = self.count(&format!("c:{}", c.conversation_id), "s")? else {
             return Err(EngineError::Refused(Refusal::NoConversation));
         };
         if self.field(&format!("g:{}", c.conversation_id), &c.user_id).is_none() {
@@ -190,7 +189,7 @@ impl Data {
         }
         let name = c.kind.field(&c.user_id);
         let key = format!("r:{}", c.conversation_id);
-        let now = self.count(&key, &name).unwrap_or(0);
+        let now = self.count(&key, &name)?.unwrap_or(0);
         let want = if c.seq == 0 { last } else { c.seq.min(last) };
         if want <= now {
             return Ok(Moved { seq: now, moved: false });
@@ -380,7 +379,7 @@ impl Engine for MemoryEngine {
     }
 
     async fn history(&self, partition: u32, id: &str, page: Page, _: Instant) -> Result<Option<History>, EngineError> {
-        self.read(partition, |data| data.history(id, page)).await
+        self.read(partition, |data| data.history(id, page)).await?
     }
 
     async fn heads(
@@ -405,16 +404,17 @@ impl Engine for MemoryEngine {
     ) -> Result<Option<MemberPage>, EngineError> {
         let look = |data: &Data| {
             let head = format!("c:{id}");
-            let version = data.count(&head, "mv")?;
+            let Some(version) = data.count(&head, "mv")? else { return Ok(None) };
+            let count = data.count(&head, "n")?.unwrap_or(0);
             let page = data.scored(&format!("j:{id}")).into_iter().filter(|(order, _)| *order > after);
             let members = page.take(limit as usize).map(|(order, user_id)| MemberRow {
                 row: data.field(&format!("g:{id}"), &user_id).cloned(),
                 user_id,
                 order,
             });
-            Some(MemberPage { version, count: data.count(&head, "n").unwrap_or(0), members: members.collect() })
+            Ok(Some(MemberPage { version, count, members: members.collect() }))
         };
-        self.read(partition, look).await
+        self.read(partition, look).await?
     }
 
     async fn list(

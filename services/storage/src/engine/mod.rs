@@ -212,6 +212,13 @@ pub(crate) struct Entry {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Spot(pub(crate) i64, pub(crate) String);
 
+impl ListRow {
+    /// Where it stands.
+    pub(crate) fn spot(&self) -> Spot {
+        Spot(self.activity, self.conversation_id.clone())
+    }
+}
+
 impl Got {
     /// The value of a field that was asked for.
     pub(crate) fn field(self) -> Option<Bytes> {
@@ -283,10 +290,10 @@ pub(crate) struct HeadRow {
     /// The conversation's hash; empty: no such conversation.
     pub(crate) fields: Vec<(String, Bytes)>,
     pub(crate) member: Option<Bytes>,
-    pub(crate) read: Option<u64>,
-    pub(crate) own: Option<u64>,
-    pub(crate) cleared: Option<u64>,
-    pub(crate) delivered: Option<u64>,
+    pub(crate) read: Option<Bytes>,
+    pub(crate) own: Option<Bytes>,
+    pub(crate) cleared: Option<Bytes>,
+    pub(crate) delivered: Option<Bytes>,
     pub(crate) last: Last,
 }
 

@@ -1,10 +1,12 @@
 //! Lists, sets and versions over the engine in memory.
 
 mod cursors;
+mod gone;
 mod lists;
 mod sets;
 mod versions;
 mod weights;
+mod whole;
 
 use std::{collections::BTreeMap, sync::Arc};
 

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::Data;
 use crate::{
-    engine::{CursorKind, HeadRow, History, Last, Page, Stored, Window},
+    engine::{CursorKind, EngineError, HeadRow, History, Last, Page, Stored, Window},
     weight,
 };
 
@@ -19,9 +19,9 @@ impl Data {
         weight::of(row.len(), self.overlay(id, seq).map_or(0, Bytes::len))
     }
 
-    pub(super) fn history(&self, id: &str, page: Page) -> Option<History> {
+    pub(super) fn history(&self, id: &str, page: Page) -> Result<Option<History>, EngineError> {
         let head = format!("c:{id}");
-        let seq = self.count(&head, "s")?;
+        let Some(seq) = self.count(&head, "s")? else { return Ok(None) };
         let none = BTreeMap::new();
         let rows = self.messages.get(id).unwrap_or(&none);
         let found: Box<dyn Iterator<Item = (&u64, &Bytes)>> = match page.window {
@@ -29,7 +29,7 @@ impl Data {
             Window::Before(before) => Box::new(rows.range(..before).rev()),
             Window::After(after) => Box::new(rows.range((Bound::Excluded(after), Bound::Unbounded))),
         };
-        let floor = self.count(&head, "f").unwrap_or(0);
+        let floor = self.count(&head, "f")?.unwrap_or(0);
         let mut history = History { seq, floor, messages: Vec::new(), cut: false };
         let mut bytes = 0;
         for (seq, row) in found.take(page.limit as usize) {
@@ -41,7 +41,7 @@ impl Data {
             history.messages.push(Stored { seq: *seq, row: row.clone(), overlay: self.overlay(id, *seq).cloned() });
         }
         history.messages.sort_by_key(|m| m.seq);
-        Some(history)
+        Ok(Some(history))
     }
 
     pub(super) fn heads(&self, ids: &[String], user: &str, device: &str, last: usize) -> Vec<HeadRow> {
@@ -54,7 +54,7 @@ impl Data {
         if fields.is_empty() {
             return HeadRow::default();
         }
-        let cursor = |name: String| if user.is_empty() { None } else { self.count(&format!("r:{id}"), &name) };
+        let cursor = |name: String| self.field(&format!("r:{id}"), &name).filter(|_| !user.is_empty()).cloned();
         let newest = self.messages.get(id).and_then(|rows| rows.last_key_value());
         let last = match (newest, left) {
             (Some((seq, row)), Some(left)) => match left.checked_sub(self.weight(id, *seq, row)) {

@@ -1,5 +1,7 @@
 //! What the library's functions decide before a message is stored: who may write, and whether an earlier call has stored it.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 
 use super::Data;
@@ -44,7 +46,8 @@ impl Data {
     pub(super) fn append(&mut self, a: Append) -> Result<Appended, EngineError> {
         let refused = |why| Err(EngineError::Refused(why));
         let head = key::conversation(&a.conversation_id);
-        let last = self.count(&head, "s");
+        let last = self.count(&head, "s")?;
+        let floor = self.count(&head, "f")?.unwrap_or(0);
         let makes = last.is_none() && !a.opening.is_empty();
         if last.is_none() && !makes {
             return refused(Refusal::NoConversation);
@@ -62,8 +65,12 @@ impl Data {
             self.may_write(&a.conversation_id, &a.sender_id, a.now_ms)?;
         }
         let seq = last.unwrap_or(0) + 1;
-        if seq - self.count(&head, "f").unwrap_or(0) > a.hot_limit {
+        if seq.saturating_sub(floor) > a.hot_limit {
             return refused(Refusal::HotLimit);
+        }
+        let newest = self.messages.get(&a.conversation_id).and_then(BTreeMap::last_key_value);
+        if newest.is_some_and(|(newest, _)| *newest >= seq) {
+            return Err(EngineError::DataLoss(format!("m:{} {seq}", a.conversation_id)));
         }
         if makes {
             a.opening.into_iter().for_each(|op| self.write_op(op));

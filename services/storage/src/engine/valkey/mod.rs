@@ -447,9 +447,9 @@ impl Engine for ValkeyEngine {
         for (id, row) in conversation_ids.iter().zip(&mut rows) {
             let Some(first) = doubt.first(id) else { continue };
             let known = first.saturating_sub(1);
-            row.own = row.own.map(|own| own.min(known));
+            wire::lower(&mut row.own, known);
             // It moves with what is sent.
-            row.read = row.read.map(|read| read.min(known));
+            wire::lower(&mut row.read, known);
             if let Some((_, seq)) = row.fields.iter_mut().find(|(name, _)| name == "s") {
                 *seq = known.to_string().into();
             }

@@ -10,6 +10,7 @@ pub(super) use verdict::{Verdict, verdict};
 
 use super::partition::Pending;
 use crate::{
+    core::model::whole,
     engine::{
         Append, Cursor, EngineError, Entry, Expect, FieldPage, Got, HeadRow, History, Last, ListRow, MemberPage,
         MemberRow, Op, Page, Range, Spot, Stored, Swap, Want, Window, Write,
@@ -371,7 +372,15 @@ pub(super) fn read_history(window: Window, values: Vec<Value>) -> Result<Option<
     if !matches!(window, Window::After(_)) {
         messages.reverse();
     }
-    Ok(Some(History { seq, floor: number(&floor).unwrap_or(0), messages, cut }))
+    let floor = number(&floor).ok_or_else(|| odd("a floor"))?;
+    Ok(Some(History { seq, floor, messages, cut }))
+}
+
+/// Lowers a cursor to what is known; one that is damaged stays so.
+pub(super) fn lower(cursor: &mut Option<Bytes>, known: u64) {
+    if cursor.as_ref().and_then(whole::<u64>).is_some_and(|at| at > known) {
+        *cursor = Some(known.to_string().into());
+    }
 }
 
 pub(super) fn read_heads(values: Vec<Value>) -> Result<Vec<HeadRow>, EngineError> {
@@ -383,7 +392,7 @@ fn read_head(value: Value) -> Result<HeadRow, EngineError> {
     let mut parts = parts.into_iter();
     let fields = hash(parts.next().ok_or_else(|| odd("an empty head"))?)?;
     let member = parts.next().and_then(bytes);
-    let mut cursor = || parts.next().as_ref().and_then(number);
+    let mut cursor = || parts.next().and_then(bytes);
     let (read, own, cleared, delivered) = (cursor(), cursor(), cursor(), cursor());
     let last = match (parts.next(), parts.next()) {
         (Some(Value::BulkString(row)), overlay) => Last::Row(row.into(), overlay.and_then(bytes)),
@@ -402,7 +411,8 @@ pub(super) fn read_members(values: Vec<Value>) -> Result<Option<MemberPage>, Eng
         let user_id = text(user).ok_or_else(|| odd("a member"))?;
         members.push(MemberRow { user_id, order: signed(&order).ok_or_else(|| odd("a join order"))?, row: bytes(row) });
     }
-    Ok(Some(MemberPage { version, count: number(&count).unwrap_or(0), members }))
+    let count = number(&count).ok_or_else(|| odd("a count of members"))?;
+    Ok(Some(MemberPage { version, count, members }))
 }
 
 pub(super) fn read_list(values: Vec<Value>) -> Result<Vec<ListRow>, EngineError> {
