@@ -76,7 +76,8 @@ if [ -x "$BIN/cargo-deny" ]; then check deny 30 "$BIN/cargo-deny" --offline chec
 for chart in charts/*/; do check "helm-$(basename "$chart")" 10 "$BIN/helm" lint --strict "$chart"; done
 build="nice -n 5 cargo test --release --locked --no-run"
 # Tests of the local processes run the service binary, which tests alone do not bring into its place.
-binary="nice -n 5 cargo build --release --locked -p kith"
+# Together with all others, as `make up` builds it: alone it has other features, and everything below it would be compiled once more.
+binary="nice -n 5 cargo build --release --workspace --bins --locked"
 check compile 900 bash -c "$build --workspace && $build -p kith-e2e --test cluster && $binary"
 check test 300 cargo test --release --workspace --locked --no-fail-fast
 if [ "${NIGHTLY:-}" = 1 ]; then
