@@ -6,6 +6,7 @@ use futures::{StreamExt, future::join_all, stream::FuturesUnordered};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    time::MissedTickBehavior,
 };
 
 use super::attack::{Attack, Attacker};
@@ -34,11 +35,19 @@ const OPENINGS: [&[u8]; 6] = [
     b"POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n{",
 ];
 
+/// Between two new silent connections. An address has some 28,000 ports and each is taken for a minute or two after its connection: who opens
+/// more exhausts the machine that attacker, platform and the others share here, and nobody's connections are made any more.
+const OPENS_EVERY: Duration = Duration::from_millis(10);
+
 /// Holds as many silent connections to each door as it can.
 pub(super) async fn silent(attacker: &Attacker) {
+    let mut pace = tokio::time::interval(OPENS_EVERY);
+    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let pace = &tokio::sync::Mutex::new(pace);
     let hold = |n: usize| async move {
         let to = if n.is_multiple_of(2) { attacker.api } else { attacker.ws };
         loop {
+            pace.lock().await.tick().await;
             let answer = match attacker.connect(to).await {
                 Err(_) => "not connected".to_owned(),
                 Ok(socket) => stay_silent(socket, OPENINGS[(n / 2) % OPENINGS.len()]).await,
