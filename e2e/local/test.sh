@@ -37,7 +37,9 @@ check() {
   echo "stage $name: ${seconds}s (budget ${budget}s)$note: $ok passed, $bad failed"
   if [ "$rc" -ne 0 ]; then
     echo "  the log is $log; what failed:"
-    { grep -E '^(test .*FAILED|error(\[|:)|  ✗|Diff in )|panicked at|\[ERROR\]' "$log" || tail -n 25 "$log"; } | head -n 40 | sed 's/^/    | /'
+    # With the line below "panicked at", which says why; a test that returns an error says it in one line.
+    { grep -E -A1 '^(test .*FAILED|error(\[|:)|Error: |  ✗|Diff in )|panicked at|\[ERROR\]' "$log" || tail -n 25 "$log"; } |
+      cut -c1-1500 | head -n 60 | sed 's/^/    | /'
   fi
   return 0
 }

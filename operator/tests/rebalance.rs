@@ -279,8 +279,8 @@ async fn a_giver_that_does_not_hear_that_its_slots_were_taken_acknowledges_nothi
     let taker = fleet.look().await.state(&taker).expect("it answers").id.clone();
     // Its own patience ends after twice this time; after that only the mover keeps it from going on with writes.
     fleet.command(&giver, &["CONFIG", "SET", "cluster-manual-failover-timeout", "1000"]).await.expect("set");
-    // For so long it does not listen to a node that it was told to forget.
-    fleet.command(&giver, &["CONFIG", "SET", "cluster-blacklist-ttl", "6"]).await.expect("set");
+    // For so long it does not listen to a node that it was told to forget: longer than a slow machine copies, and its patience with it.
+    fleet.command(&giver, &["CONFIG", "SET", "cluster-blacklist-ttl", "15"]).await.expect("set");
     let end = CancellationToken::new();
     let counting = tokio::spawn(writer::count(support::fleet::links(), seeds(&fleet.desired), keys(), 1, end.clone()));
     let executor = Executor { links: fleet.links.clone(), guard: fleet.guard.clone(), gate: Gate::default() };

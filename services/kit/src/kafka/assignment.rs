@@ -22,6 +22,7 @@ use super::{
     marks::{Marks, text},
     origin::{Foreign, Stray},
     sequence::{HighWater, Inflight, Place, Sequencer, Verdict},
+    stalls::{Ends, Stall, Stalls},
 };
 
 /// Events that wait for a partition's worker; more pauses the partition.
@@ -76,12 +77,31 @@ pub(super) struct Assignments<H: Handler> {
     partitions: HashMap<i32, Partition<H::Item>>,
     released: Vec<Event<H::Item>>,
     kept: Instant,
+    stalls: Stalls,
+    ends: Arc<Ends>,
+    stalled: Option<Stall>,
 }
 
 impl<H: Handler> Assignments<H> {
-    pub(super) fn new(subscription: Subscription, handler: Arc<H>, marks: Arc<Marks>, runtime: Handle) -> Self {
-        let (partitions, released, kept) = (HashMap::new(), Vec::new(), Instant::now());
-        Self { subscription, handler, marks, runtime, partitions, released, kept }
+    pub(super) fn new(
+        subscription: Subscription,
+        handler: Arc<H>,
+        marks: Arc<Marks>,
+        ends: Arc<Ends>,
+        runtime: Handle,
+    ) -> Self {
+        Self {
+            subscription,
+            handler,
+            marks,
+            runtime,
+            partitions: HashMap::new(),
+            released: Vec::new(),
+            kept: Instant::now(),
+            stalls: Stalls::default(),
+            ends,
+            stalled: None,
+        }
     }
 
     /// Takes in one record.
@@ -234,8 +254,34 @@ impl<H: Handler> Assignments<H> {
         Ok(())
     }
 
+    /// What the library says of itself, at intervals: whether it still takes records is found out from it.
+    fn told(&mut self, statistics: &Statistics) {
+        let now = Instant::now();
+        for (partition, next, end) in self.ends.take() {
+            self.stalls.ends(partition, next, end);
+        }
+        let of_topic = statistics.topics.get(&self.subscription.topic);
+        let place = |(number, partition): (&i32, &Partition<H::Item>)| {
+            let told = of_topic.and_then(|t| t.partitions.get(number)).filter(|t| t.fetchq_cnt == 0)?;
+            (!partition.paused).then_some((*number, told.next_offset))
+        };
+        let places: Vec<_> = self.partitions.iter().filter_map(place).collect();
+        let settled = statistics.cgrp.as_ref().is_none_or(|group| group.join_state == "steady");
+        self.stalled = self.stalls.told(now, &places, settled);
+        let still = self.stalls.still(now);
+        if !still.is_empty() {
+            let ends = self.ends.clone();
+            self.runtime.spawn_blocking(move || ends.ask(&still));
+        }
+    }
+
     /// Housekeeping after each round of polling: room for stashed events, and at intervals gaps and commits.
     pub(super) fn keep(&mut self, consumer: &GroupConsumer<H>) -> Result<(), ConsumerError> {
+        match self.stalled.take() {
+            None => {}
+            Some(Stall::Partition(number)) => return Err(ConsumerError::Stalled(number)),
+            Some(Stall::Group) => return Err(ConsumerError::Unsettled),
+        }
         let answered = |p: &Partition<H::Item>| !p.work.answers.lock().is_empty();
         let waiting: Vec<i32> =
             self.partitions.iter().filter(|(_, p)| p.paused || answered(p)).map(|(n, _)| *n).collect();
@@ -367,6 +413,10 @@ impl<H: Handler> Assignments<H> {
         if let Err(error) = consumer.incremental_assign(&list) {
             tracing::error!(topic = self.subscription.topic, %error, "partitions could not be assigned");
         }
+        // The library remembers a pause of the partition's time here before, which nobody else would end.
+        if let Err(error) = consumer.resume(&list) {
+            tracing::error!(topic = self.subscription.topic, %error, "partitions could not be resumed");
+        }
         self.count();
     }
 
@@ -454,6 +504,7 @@ impl<H: Handler> ClientContext for GroupContext<H> {
         let partitions = statistics.topics.values().flat_map(|t| t.partitions.values());
         let lag: i64 = partitions.map(|p| p.consumer_lag.max(0)).sum();
         metrics::gauge!("kith_consumer_lag_events", "group" => self.group.clone()).set(lag as f64);
+        self.assignments.lock().told(&statistics);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {

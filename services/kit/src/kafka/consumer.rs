@@ -29,6 +29,7 @@ use super::{
     marks::{Checkpoint, Marks},
     origin::{Foreign, Origin, Stray, Verified},
     sequence::Inflight,
+    stalls::Ends,
 };
 use crate::{admin::Readiness, backoff::Backoff, config::Kafka};
 
@@ -156,6 +157,12 @@ pub enum ConsumerError {
     /// A handler panicked or the polling thread did.
     #[error("kafka consumer: the worker of partition {0} ended by itself")]
     Worker(i32),
+    /// The library has stopped to fetch a partition.
+    #[error("kafka consumer: partition {0} has more records and is not fetched any more")]
+    Stalled(i32),
+    /// The group never came to an end with giving out its partitions.
+    #[error("kafka consumer: the group does not settle")]
+    Unsettled,
     /// The polling thread panicked.
     #[error("kafka consumer: the polling thread ended by itself")]
     Ended,
@@ -220,8 +227,8 @@ fn group_consumer<H: Handler>(
         .set("fetch.message.max.bytes", "1048576")
         .set("socket.timeout.ms", "10000")
         .set("statistics.interval.ms", "5000");
-    let marks = Marks::new(kafka, &subscription.group);
-    let assignments = Assignments::new(subscription.clone(), handler, marks, tokio::runtime::Handle::current());
+    let (marks, ends) = (Marks::new(kafka, &subscription.group), Ends::new(kafka, &subscription.topic));
+    let assignments = Assignments::new(subscription.clone(), handler, marks, ends, tokio::runtime::Handle::current());
     Ok(config.create_with_context(GroupContext::new(assignments))?)
 }
 

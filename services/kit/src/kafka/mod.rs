@@ -10,6 +10,7 @@ pub mod origin;
 pub mod producer;
 pub mod scan;
 pub mod sequence;
+mod stalls;
 pub mod supervised;
 
 use rdkafka::ClientConfig;

@@ -2,15 +2,19 @@
 //! delivered, never because time has passed.
 
 use std::{
+    collections::HashMap,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
+    time::{Duration, Instant},
 };
 
 use futures::FutureExt;
+use parking_lot::Mutex;
 use rdkafka::{
     error::{KafkaError as ClientError, RDKafkaErrorCode},
     message::OwnedHeaders,
-    producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer as _},
+    producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer as _, PurgeConfig},
 };
 
 use thiserror::Error;
@@ -64,7 +68,21 @@ pub struct Record<'a> {
 
 /// A producer. Cheap to clone.
 #[derive(Clone)]
-pub struct Producer(FutureProducer);
+pub struct Producer {
+    client: FutureProducer,
+    places: Arc<Mutex<Places>>,
+}
+
+/// By topic partition; none: those that go by key.
+type Places = HashMap<Option<u32>, Progress>;
+
+/// Records of one place that were handed over and are not on the brokers yet.
+#[derive(Debug)]
+struct Progress {
+    open: usize,
+    /// When the last of them was settled, or the first one handed over.
+    moved: Instant,
+}
 
 impl Producer {
     /// For the brokers of `kafka`. Does not connect yet: brokers that are down are waited for.
@@ -80,7 +98,7 @@ impl Producer {
             .set("queue.buffering.max.kbytes", QUEUE_KIB)
             .set("compression.type", "lz4")
             .create()?;
-        Ok(Self(producer))
+        Ok(Self { client: producer, places: Arc::default() })
     }
 
     /// Hands a record over; records of one partition are delivered in the order of these calls. The answer says when it is on the
@@ -94,8 +112,8 @@ impl Producer {
         if let Some(partition) = record.partition {
             future = future.partition(i32::try_from(partition).unwrap_or(i32::MAX));
         }
-        match self.0.send_result(future) {
-            Ok(delivery) => Ok(Delivery(delivery)),
+        match self.client.send_result(future) {
+            Ok(delivery) => Ok(Delivery { delivery, open: Open::new(&self.places, record.partition) }),
             Err((ClientError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => Err(ProduceError::QueueFull),
             Err((error, _)) => Err(error.into()),
         }
@@ -103,21 +121,71 @@ impl Producer {
 
     /// Why the client has failed for good (it lost its idempotence): a new one must be made. See [`super::supervised`].
     pub(super) fn fatal_error(&self) -> Option<String> {
-        self.0.client().fatal_error().map(|(code, why)| format!("{code}: {why}"))
+        self.client.client().fatal_error().map(|(code, why)| format!("{code}: {why}"))
+    }
+
+    /// For how long the records of some partition have waited without any of them being settled. One alone may stand still.
+    pub(super) fn silent_for(&self, now: Instant) -> Duration {
+        let places = self.places.lock();
+        let waiting = places.values().filter(|p| p.open > 0).map(|p| now.saturating_duration_since(p.moved));
+        waiting.max().unwrap_or_default()
+    }
+
+    /// Gives up everything that was handed over and is not on the brokers.
+    pub(super) fn give_up(&self) {
+        self.client.purge(PurgeConfig::default().queue().inflight());
     }
 }
 
 /// Resolves when a record is on the brokers, or can never be.
-pub struct Delivery(DeliveryFuture);
+pub struct Delivery {
+    delivery: DeliveryFuture,
+    open: Open,
+}
 
 impl Future for Delivery {
     type Output = Result<(), ProduceError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.0.poll_unpin(cx).map(|outcome| match outcome {
+        let settled = self.delivery.poll_unpin(cx).map(|outcome| match outcome {
             Ok(Ok(_)) => Ok(()),
             Ok(Err((error, _))) => Err(ProduceError::Undelivered(error.to_string())),
             Err(_) => Err(ProduceError::Undelivered("the producer has ended".to_owned())),
-        })
+        });
+        if settled.is_ready() {
+            self.open.settled = true;
+        }
+        settled
+    }
+}
+
+/// One record under way, counted until it is settled or nobody asks any more.
+struct Open {
+    places: Arc<Mutex<Places>>,
+    place: Option<u32>,
+    settled: bool,
+}
+
+impl Open {
+    fn new(places: &Arc<Mutex<Places>>, place: Option<u32>) -> Self {
+        let now = Instant::now();
+        let mut all = places.lock();
+        let progress = all.entry(place).or_insert(Progress { open: 0, moved: now });
+        if progress.open == 0 {
+            progress.moved = now;
+        }
+        progress.open += 1;
+        Self { places: places.clone(), place, settled: false }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if let Some(progress) = self.places.lock().get_mut(&self.place) {
+            progress.open -= 1;
+            if self.settled {
+                progress.moved = Instant::now();
+            }
+        }
     }
 }

@@ -4,11 +4,11 @@ use kith_kit::{
     testing::{ValkeyCluster, ValkeyOptions},
     valkey::Connector,
 };
-use proptest::{prelude::*, test_runner::TestCaseError};
+use proptest::prelude::*;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{config, engine_of, runner};
+use super::{Real, config, engine_of};
 use crate::engine::{
     Condition, Engine, EngineError, Entry, Expect, Field, Op, Range, Refusal, Spot, Swap, Want, memory::MemoryEngine,
 };
@@ -115,42 +115,25 @@ async fn call(engine: &dyn Engine, user: &str, act: &Act) -> String {
 
 #[test]
 fn lists_and_pages_in_valkey_are_those_of_the_model() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let options = ValkeyOptions { library: Some(crate::LIBRARY.to_owned()), ..ValkeyOptions::default() };
-    let end = CancellationToken::new();
-    let (cluster, real) = runtime.block_on(async {
-        let cluster = ValkeyCluster::start(options).await.unwrap();
-        let engine = engine_of(&config(&cluster), &end).await;
-        (cluster, engine)
+    let real = Real::start();
+    real.all_hold(60, &acts(), async |number, acts| {
+        let (user, engine) = (format!("e{number}"), &*real.engine);
+        let model = MemoryEngine::default();
+        let made =
+            || Swap { conditions: Vec::new(), ops: vec![Op::Set(Field::new(format!("u:{user}"), "v"), "1".into())] };
+        let until = Instant::now() + std::time::Duration::from_secs(10);
+        let nobody = call(engine, &user, &Act::Enter { id: 0, activity: 0, any: true }).await;
+        let refused: Result<bool, EngineError> = Err(EngineError::Refused(Refusal::NoUser));
+        prop_assert_eq!(nobody, format!("{refused:?}"));
+        for engine in [&model as &dyn Engine, engine] {
+            engine.swap(PARTITION, made(), until).await.unwrap();
+        }
+        for act in &acts {
+            let expected = call(&model, &user, act).await;
+            prop_assert_eq!(expected, call(engine, &user, act).await, "{:?}", act);
+        }
+        Ok(())
     });
-    let number = std::sync::atomic::AtomicU32::new(0);
-    let outcome = runner(60).run(&acts(), |acts| {
-        let user = format!("e{}", number.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
-        runtime.block_on(async {
-            let model = MemoryEngine::default();
-            let made = || Swap {
-                conditions: Vec::new(),
-                ops: vec![Op::Set(Field::new(format!("u:{user}"), "v"), "1".into())],
-            };
-            let until = Instant::now() + std::time::Duration::from_secs(10);
-            let nobody = call(&real, &user, &Act::Enter { id: 0, activity: 0, any: true }).await;
-            let refused: Result<bool, EngineError> = Err(EngineError::Refused(Refusal::NoUser));
-            prop_assert_eq!(nobody, format!("{refused:?}"));
-            for engine in [&model as &dyn Engine, &real] {
-                engine.swap(PARTITION, made(), until).await.unwrap();
-            }
-            for act in &acts {
-                let (expected, found) = (call(&model, &user, act).await, call(&real, &user, act).await);
-                prop_assert_eq!(expected, found, "{:?}", act);
-            }
-            Ok::<(), TestCaseError>(())
-        })
-    });
-    end.cancel();
-    drop(cluster);
-    if let Err(error) = outcome {
-        panic!("{error}");
-    }
 }
 
 #[test]

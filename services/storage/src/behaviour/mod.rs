@@ -143,11 +143,6 @@ fn config(valkey: &ValkeyCluster) -> Config {
     }
 }
 
-/// Storage without its server over a real engine.
-async fn over_valkey(config: &Config, end: &CancellationToken) -> Core {
-    Core::new(Arc::new(engine_of(config, end).await), PARTITIONS, Limits::default(), None)
-}
-
 /// A real engine, open.
 async fn engine_of(config: &Config, end: &CancellationToken) -> ValkeyEngine {
     let valkey = config.valkey.clone().unwrap();
@@ -163,29 +158,60 @@ async fn engine_of(config: &Config, end: &CancellationToken) -> ValkeyEngine {
     engine
 }
 
+/// A real engine, open, and the runtime on which one case after the other is tried over it.
+struct Real {
+    engine: Arc<ValkeyEngine>,
+    end: CancellationToken,
+    /// Ended before the runtime is.
+    _cluster: ValkeyCluster,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Real {
+    fn start() -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let options = ValkeyOptions { library: Some(crate::LIBRARY.to_owned()), ..ValkeyOptions::default() };
+        let end = CancellationToken::new();
+        let (cluster, engine) = runtime.block_on(async {
+            let cluster = ValkeyCluster::start(options).await.unwrap();
+            let engine = engine_of(&config(&cluster), &end).await;
+            (cluster, Arc::new(engine))
+        });
+        Self { engine, end, _cluster: cluster, runtime }
+    }
+
+    /// Whether so many values of `strategy` hold; each has a number of its own for its names.
+    fn all_hold<S: Strategy>(
+        &self,
+        cases: u32,
+        strategy: &S,
+        holds: impl AsyncFn(u32, S::Value) -> Result<(), TestCaseError>,
+    ) {
+        let number = std::sync::atomic::AtomicU32::new(0);
+        let outcome = runner(cases).run(strategy, |value| {
+            let number = number.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            self.runtime.block_on(holds(number, value))
+        });
+        if let Err(error) = outcome {
+            panic!("{error}");
+        }
+    }
+}
+
+impl Drop for Real {
+    fn drop(&mut self) {
+        self.end.cancel();
+    }
+}
+
 #[test]
 fn a_real_valkey_answers_as_the_model_does() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let options = ValkeyOptions { library: Some(crate::LIBRARY.to_owned()), ..ValkeyOptions::default() };
-    let (cluster, core, end) = runtime.block_on(async {
-        let cluster = ValkeyCluster::start(options).await.unwrap();
-        let end = CancellationToken::new();
-        let core = over_valkey(&config(&cluster), &end).await;
-        (cluster, core, end)
+    let real = Real::start();
+    let core = Core::new(real.engine.clone(), PARTITIONS, Limits::default(), None);
+    real.all_hold(100, &rounds(), async |number, rounds| {
+        let caller = Caller::new(core.clone(), &format!("m{number}-")).await;
+        check(&caller, &rounds, |_| {}).await
     });
-    let number = std::sync::atomic::AtomicU32::new(0);
-    let outcome = runner(100).run(&rounds(), |rounds| {
-        let number = number.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        runtime.block_on(async {
-            let caller = Caller::new(core.clone(), &format!("m{number}-")).await;
-            check(&caller, &rounds, |_| {}).await
-        })
-    });
-    end.cancel();
-    drop(cluster);
-    if let Err(error) = outcome {
-        panic!("{error}");
-    }
 }
 
 #[test]

@@ -1,14 +1,12 @@
 //! The functions that read messages: the same calls in memory and in a real Valkey give the same pages, whatever bounds them.
 
 use bytes::Bytes;
-use kith_kit::testing::{ValkeyCluster, ValkeyOptions};
 use kith_proto::chat::v1::Draft;
-use proptest::{prelude::*, test_runner::TestCaseError};
+use proptest::prelude::*;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
 
-use super::{config, engine_of, runner};
+use super::Real;
 use crate::{
     codec,
     engine::{Append, Engine, Field, Op, Page, Swap, Window, memory::MemoryEngine},
@@ -88,35 +86,19 @@ async fn call(engine: &dyn Engine, ids: &[String], read: &Read, end: Instant) ->
 
 #[test]
 fn pages_and_heads_in_valkey_are_those_of_the_model_within_the_same_bytes() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let options = ValkeyOptions { library: Some(crate::LIBRARY.to_owned()), ..ValkeyOptions::default() };
-    let end = CancellationToken::new();
-    let (cluster, real) = runtime.block_on(async {
-        let cluster = ValkeyCluster::start(options).await.unwrap();
-        let engine = engine_of(&config(&cluster), &end).await;
-        (cluster, engine)
-    });
-    let number = std::sync::atomic::AtomicU32::new(0);
-    let outcome = runner(40).run(&(messages(), messages(), reads()), |(one, two, reads)| {
-        let number = number.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let real = Real::start();
+    real.all_hold(40, &(messages(), messages(), reads()), async |number, (one, two, reads)| {
         let ids = [format!("d:a:p{number}"), format!("d:a:q{number}"), format!("d:a:none{number}")];
-        runtime.block_on(async {
-            let model = MemoryEngine::default();
-            let until = Instant::now() + std::time::Duration::from_secs(30);
-            for engine in [&model as &dyn Engine, &real] {
-                fill(engine, &ids[0], &one, until).await;
-                fill(engine, &ids[1], &two, until).await;
-            }
-            for read in &reads {
-                let (expected, found) = (call(&model, &ids, read, until).await, call(&real, &ids, read, until).await);
-                prop_assert_eq!(expected, found, "{:?}", read);
-            }
-            Ok::<(), TestCaseError>(())
-        })
+        let model = MemoryEngine::default();
+        let until = Instant::now() + std::time::Duration::from_secs(30);
+        for engine in [&model as &dyn Engine, &*real.engine] {
+            fill(engine, &ids[0], &one, until).await;
+            fill(engine, &ids[1], &two, until).await;
+        }
+        for read in &reads {
+            let expected = call(&model, &ids, read, until).await;
+            prop_assert_eq!(expected, call(&*real.engine, &ids, read, until).await, "{:?}", read);
+        }
+        Ok(())
     });
-    end.cancel();
-    drop(cluster);
-    if let Err(error) = outcome {
-        panic!("{error}");
-    }
 }
