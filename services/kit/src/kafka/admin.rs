@@ -55,7 +55,7 @@ pub struct Topic {
 /// Makes the topic if it is not there, and refuses one with another number of partitions. Idempotent. A topic that is there is used
 /// without the right to make topics.
 pub async fn ensure_topic(kafka: &Kafka, topic: &Topic) -> Result<(), TopicError> {
-    let admin: Admin = Arc::new(client_config(kafka)?.create()?);
+    let admin: Admin = Arc::new(client(kafka)?);
     let mut found = partitions_of(&admin, topic).await?;
     if found == 0 {
         make(&admin, kafka, topic).await?;
@@ -88,6 +88,11 @@ pub async fn ensured(kafka: &Kafka, topic: &Topic, end: &CancellationToken) -> b
 }
 
 type Admin = Arc<AdminClient<DefaultClientContext>>;
+
+/// A client that asks the brokers and neither takes nor sends records.
+pub(super) fn client(kafka: &Kafka) -> Result<AdminClient<DefaultClientContext>, TopicError> {
+    Ok(client_config(kafka)?.create()?)
+}
 
 async fn make(admin: &Admin, kafka: &Kafka, topic: &Topic) -> Result<(), TopicError> {
     let options = AdminOptions::new().operation_timeout(Some(DEADLINE)).request_timeout(Some(DEADLINE));

@@ -22,7 +22,7 @@ use super::{
     marks::{Marks, text},
     origin::{Foreign, Stray},
     sequence::{HighWater, Inflight, Place, Sequencer, Verdict},
-    stalls::{Ends, Stall, Stalls},
+    stalls::{Stall, Watch, position},
 };
 
 /// Events that wait for a partition's worker; more pauses the partition.
@@ -77,9 +77,7 @@ pub(super) struct Assignments<H: Handler> {
     partitions: HashMap<i32, Partition<H::Item>>,
     released: Vec<Event<H::Item>>,
     kept: Instant,
-    stalls: Stalls,
-    ends: Arc<Ends>,
-    stalled: Option<Stall>,
+    watch: Watch,
 }
 
 impl<H: Handler> Assignments<H> {
@@ -87,21 +85,11 @@ impl<H: Handler> Assignments<H> {
         subscription: Subscription,
         handler: Arc<H>,
         marks: Arc<Marks>,
-        ends: Arc<Ends>,
+        watch: Watch,
         runtime: Handle,
     ) -> Self {
-        Self {
-            subscription,
-            handler,
-            marks,
-            runtime,
-            partitions: HashMap::new(),
-            released: Vec::new(),
-            kept: Instant::now(),
-            stalls: Stalls::default(),
-            ends,
-            stalled: None,
-        }
+        let (partitions, released, kept) = (HashMap::new(), Vec::new(), Instant::now());
+        Self { subscription, handler, marks, runtime, partitions, released, kept, watch }
     }
 
     /// Takes in one record.
@@ -254,30 +242,21 @@ impl<H: Handler> Assignments<H> {
         Ok(())
     }
 
-    /// What the library says of itself, at intervals: whether it still takes records is found out from it.
-    fn told(&mut self, statistics: &Statistics) {
-        let now = Instant::now();
-        for (partition, next, end) in self.ends.take() {
-            self.stalls.ends(partition, next, end);
-        }
+    /// What the library says of itself, at intervals: from it is found out whether it still takes records.
+    fn observe(&mut self, statistics: &Statistics) {
         let of_topic = statistics.topics.get(&self.subscription.topic);
         let place = |(number, partition): (&i32, &Partition<H::Item>)| {
             let told = of_topic.and_then(|t| t.partitions.get(number)).filter(|t| t.fetchq_cnt == 0)?;
-            (!partition.paused).then_some((*number, told.next_offset))
+            (!partition.paused).then_some((*number, position(told)))
         };
         let places: Vec<_> = self.partitions.iter().filter_map(place).collect();
         let settled = statistics.cgrp.as_ref().is_none_or(|group| group.join_state == "steady");
-        self.stalled = self.stalls.told(now, &places, settled);
-        let still = self.stalls.still(now);
-        if !still.is_empty() {
-            let ends = self.ends.clone();
-            self.runtime.spawn_blocking(move || ends.ask(&still));
-        }
+        self.watch.observe(&places, settled);
     }
 
     /// Housekeeping after each round of polling: room for stashed events, and at intervals gaps and commits.
     pub(super) fn keep(&mut self, consumer: &GroupConsumer<H>) -> Result<(), ConsumerError> {
-        match self.stalled.take() {
+        match self.watch.take() {
             None => {}
             Some(Stall::Partition(number)) => return Err(ConsumerError::Stalled(number)),
             Some(Stall::Group) => return Err(ConsumerError::Unsettled),
@@ -504,7 +483,7 @@ impl<H: Handler> ClientContext for GroupContext<H> {
         let partitions = statistics.topics.values().flat_map(|t| t.partitions.values());
         let lag: i64 = partitions.map(|p| p.consumer_lag.max(0)).sum();
         metrics::gauge!("kith_consumer_lag_events", "group" => self.group.clone()).set(lag as f64);
-        self.assignments.lock().told(&statistics);
+        self.assignments.lock().observe(&statistics);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {

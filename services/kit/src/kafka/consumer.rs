@@ -29,7 +29,7 @@ use super::{
     marks::{Checkpoint, Marks},
     origin::{Foreign, Origin, Stray, Verified},
     sequence::Inflight,
-    stalls::Ends,
+    stalls::Watch,
 };
 use crate::{admin::Readiness, backoff::Backoff, config::Kafka};
 
@@ -157,7 +157,7 @@ pub enum ConsumerError {
     /// A handler panicked or the polling thread did.
     #[error("kafka consumer: the worker of partition {0} ended by itself")]
     Worker(i32),
-    /// The library has stopped to fetch a partition.
+    /// The library no longer fetches a partition.
     #[error("kafka consumer: partition {0} has more records and is not fetched any more")]
     Stalled(i32),
     /// The group never came to an end with giving out its partitions.
@@ -227,8 +227,10 @@ fn group_consumer<H: Handler>(
         .set("fetch.message.max.bytes", "1048576")
         .set("socket.timeout.ms", "10000")
         .set("statistics.interval.ms", "5000");
-    let (marks, ends) = (Marks::new(kafka, &subscription.group), Ends::new(kafka, &subscription.topic));
-    let assignments = Assignments::new(subscription.clone(), handler, marks, ends, tokio::runtime::Handle::current());
+    let runtime = tokio::runtime::Handle::current();
+    let marks = Marks::new(kafka, &subscription.group);
+    let watch = Watch::new(kafka, &subscription.topic, runtime.clone());
+    let assignments = Assignments::new(subscription.clone(), handler, marks, watch, runtime);
     Ok(config.create_with_context(GroupContext::new(assignments))?)
 }
 

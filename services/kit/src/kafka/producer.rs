@@ -12,12 +12,13 @@ use std::{
 use futures::FutureExt;
 use parking_lot::Mutex;
 use rdkafka::{
+    ClientContext,
     error::{KafkaError as ClientError, RDKafkaErrorCode},
-    message::OwnedHeaders,
-    producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer as _, PurgeConfig},
+    message::{DeliveryResult, OwnedHeaders},
+    producer::{BaseRecord, Producer as _, ProducerContext, PurgeConfig, ThreadedProducer},
 };
-
 use thiserror::Error;
+use tokio::sync::oneshot;
 
 use super::{KafkaConfigError, client_config};
 use crate::config::Kafka;
@@ -68,20 +69,62 @@ pub struct Record<'a> {
 
 /// A producer. Cheap to clone.
 #[derive(Clone)]
-pub struct Producer {
-    client: FutureProducer,
-    places: Arc<Mutex<Places>>,
+pub struct Producer(Arc<ThreadedProducer<Reports>>);
+
+/// The library's reports of what became of records: passed on, and counted when they come, however late a caller looks.
+#[derive(Default)]
+struct Reports {
+    /// By topic partition; none: those that go by key.
+    places: Mutex<HashMap<Option<u32>, Progress>>,
 }
 
-/// By topic partition; none: those that go by key.
-type Places = HashMap<Option<u32>, Progress>;
-
-/// Records of one place that were handed over and are not on the brokers yet.
+/// Records of one partition that were handed over and are not on the brokers yet.
 #[derive(Debug)]
 struct Progress {
     open: usize,
-    /// When the last of them was settled, or the first one handed over.
+    /// When the last of them was reported, or the first one handed over.
     moved: Instant,
+}
+
+/// Goes with a record.
+struct Report {
+    place: Option<u32>,
+    answer: oneshot::Sender<Result<(), ClientError>>,
+}
+
+impl ClientContext for Reports {}
+
+impl ProducerContext for Reports {
+    type DeliveryOpaque = Box<Report>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, report: Box<Report>) {
+        let Report { place, answer } = *report;
+        if let Some(progress) = self.places.lock().get_mut(&place) {
+            progress.open -= 1;
+            progress.moved = Instant::now();
+        }
+        let outcome = result.as_ref().map(drop).map_err(|(error, _)| error.clone());
+        // Who sent it may have gone.
+        drop(answer.send(outcome));
+    }
+}
+
+impl Reports {
+    fn handed_over(&self, place: Option<u32>) {
+        let now = Instant::now();
+        let mut places = self.places.lock();
+        let progress = places.entry(place).or_insert(Progress { open: 0, moved: now });
+        if progress.open == 0 {
+            progress.moved = now;
+        }
+        progress.open += 1;
+    }
+
+    fn refused(&self, place: Option<u32>) {
+        if let Some(progress) = self.places.lock().get_mut(&place) {
+            progress.open -= 1;
+        }
+    }
 }
 
 impl Producer {
@@ -97,8 +140,8 @@ impl Producer {
             .set("queue.buffering.max.messages", QUEUE_RECORDS)
             .set("queue.buffering.max.kbytes", QUEUE_KIB)
             .set("compression.type", "lz4")
-            .create()?;
-        Ok(Self { client: producer, places: Arc::default() })
+            .create_with_context(Reports::default())?;
+        Ok(Self(Arc::new(producer)))
     }
 
     /// Hands a record over; records of one partition are delivered in the order of these calls. The answer says when it is on the
@@ -108,84 +151,52 @@ impl Producer {
         for (key, value) in record.headers {
             headers = headers.insert(rdkafka::message::Header { key, value: Some(*value) });
         }
-        let mut future = FutureRecord::to(record.topic).key(record.key).payload(record.payload).headers(headers);
+        let (answer, delivery) = oneshot::channel();
+        let report = Box::new(Report { place: record.partition, answer });
+        let mut handed =
+            BaseRecord::with_opaque_to(record.topic, report).key(record.key).payload(record.payload).headers(headers);
         if let Some(partition) = record.partition {
-            future = future.partition(i32::try_from(partition).unwrap_or(i32::MAX));
+            handed = handed.partition(i32::try_from(partition).unwrap_or(i32::MAX));
         }
-        match self.client.send_result(future) {
-            Ok(delivery) => Ok(Delivery { delivery, open: Open::new(&self.places, record.partition) }),
-            Err((ClientError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => Err(ProduceError::QueueFull),
-            Err((error, _)) => Err(error.into()),
+        // Before: the report may come at once.
+        self.0.context().handed_over(record.partition);
+        let Err((error, _)) = self.0.send(handed) else { return Ok(Delivery(delivery)) };
+        self.0.context().refused(record.partition);
+        match error {
+            ClientError::MessageProduction(RDKafkaErrorCode::QueueFull) => Err(ProduceError::QueueFull),
+            error => Err(error.into()),
         }
     }
 
     /// Why the client has failed for good (it lost its idempotence): a new one must be made. See [`super::supervised`].
     pub(super) fn fatal_error(&self) -> Option<String> {
-        self.client.client().fatal_error().map(|(code, why)| format!("{code}: {why}"))
+        self.0.client().fatal_error().map(|(code, why)| format!("{code}: {why}"))
     }
 
-    /// For how long the records of some partition have waited without any of them being settled. One alone may stand still.
+    /// For how long the records of some partition have waited without a report of any of them. One alone may stand still.
     pub(super) fn silent_for(&self, now: Instant) -> Duration {
-        let places = self.places.lock();
+        let places = self.0.context().places.lock();
         let waiting = places.values().filter(|p| p.open > 0).map(|p| now.saturating_duration_since(p.moved));
         waiting.max().unwrap_or_default()
     }
 
     /// Gives up everything that was handed over and is not on the brokers.
     pub(super) fn give_up(&self) {
-        self.client.purge(PurgeConfig::default().queue().inflight());
+        self.0.purge(PurgeConfig::default().queue().inflight());
     }
 }
 
 /// Resolves when a record is on the brokers, or can never be.
-pub struct Delivery {
-    delivery: DeliveryFuture,
-    open: Open,
-}
+pub struct Delivery(oneshot::Receiver<Result<(), ClientError>>);
 
 impl Future for Delivery {
     type Output = Result<(), ProduceError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let settled = self.delivery.poll_unpin(cx).map(|outcome| match outcome {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err((error, _))) => Err(ProduceError::Undelivered(error.to_string())),
+        self.0.poll_unpin(cx).map(|outcome| match outcome {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(ProduceError::Undelivered(error.to_string())),
             Err(_) => Err(ProduceError::Undelivered("the producer has ended".to_owned())),
-        });
-        if settled.is_ready() {
-            self.open.settled = true;
-        }
-        settled
-    }
-}
-
-/// One record under way, counted until it is settled or nobody asks any more.
-struct Open {
-    places: Arc<Mutex<Places>>,
-    place: Option<u32>,
-    settled: bool,
-}
-
-impl Open {
-    fn new(places: &Arc<Mutex<Places>>, place: Option<u32>) -> Self {
-        let now = Instant::now();
-        let mut all = places.lock();
-        let progress = all.entry(place).or_insert(Progress { open: 0, moved: now });
-        if progress.open == 0 {
-            progress.moved = now;
-        }
-        progress.open += 1;
-        Self { places: places.clone(), place, settled: false }
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        if let Some(progress) = self.places.lock().get_mut(&self.place) {
-            progress.open -= 1;
-            if self.settled {
-                progress.moved = Instant::now();
-            }
-        }
+        })
     }
 }

@@ -11,10 +11,10 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::metadata::MetadataPartition;
 
 use super::{
-    client_config,
+    admin,
     producer::{Delivery, ProduceError, Producer, Record},
 };
 use crate::{backoff::Backoff, config::Kafka};
@@ -150,18 +150,14 @@ async fn watch(inner: Weak<Inner>, every: Duration, standstill: Duration) {
 
 /// Whether every partition of a topic has a leader and enough copies; what is the matter otherwise. Blocks.
 fn take_records(kafka: &Kafka, topic: &str) -> Result<(), String> {
-    let mut config = client_config(kafka).map_err(|e| e.to_string())?;
-    // Required by the library; it never joins.
-    config.set("group.id", "kith-brokers").set("enable.auto.commit", "false");
-    let client: BaseConsumer = config.create().map_err(|e| e.to_string())?;
-    let found = client.fetch_metadata(Some(topic), DEADLINE).map_err(|e| e.to_string())?;
+    let client = admin::client(kafka).map_err(|e| e.to_string())?;
+    let found = client.inner().fetch_metadata(Some(topic), DEADLINE).map_err(|e| e.to_string())?;
     let partitions = found.topics().iter().find(|t| t.name() == topic).map_or(&[][..], |t| t.partitions());
     if partitions.is_empty() {
         return Err(format!("topic {topic} is not there"));
     }
-    let short = |p: &&rdkafka::metadata::MetadataPartition| {
-        p.error().is_some() || p.leader() < 0 || p.isr().len() < kafka.min_insync as usize
-    };
+    let short =
+        |p: &&MetadataPartition| p.error().is_some() || p.leader() < 0 || p.isr().len() < kafka.min_insync as usize;
     match partitions.iter().find(short) {
         None => Ok(()),
         Some(partition) => Err(format!("partition {} of topic {topic} takes no records", partition.id())),
@@ -237,5 +233,18 @@ mod tests {
             deliver(&producer, b"2").await;
         };
         tokio::time::timeout(Duration::from_secs(60), all).await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_was_reported_does_not_wait_however_late_its_sender_looks() {
+        let (_brokers, kafka) = brokers();
+        let producer = Supervised::new(&kafka, "test").unwrap();
+        let deliveries: Vec<_> = (0..10).map(|n| producer.send(&record(&[n])).unwrap()).collect();
+        let waits = || producer.0.current.lock().producer.silent_for(Instant::now());
+        let reported = async || waits() == Duration::ZERO;
+        crate::testing::eventually("every record to be reported", Duration::from_secs(60), reported).await.unwrap();
+        for delivery in deliveries {
+            delivery.await.unwrap();
+        }
     }
 }
