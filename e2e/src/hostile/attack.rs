@@ -26,6 +26,8 @@ pub(super) const LARGE_BYTES: usize = 60 << 10;
 const PREPARE: Duration = Duration::from_secs(90);
 /// How long the attacker tries to undo what it did.
 const UNDO: Duration = Duration::from_secs(60);
+/// Between two logins of the attacker then: a user's logins come back so fast.
+const LOGIN: Duration = Duration::from_secs(1);
 
 /// What is tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -193,7 +195,12 @@ impl Attacker {
             device.api.send(&Draft::to(&self.accomplice.id, "sorry")).await
         };
         crate::client::http::retried(UNDO, calm).await?;
-        self.target.device(&device, crate::client::DeviceOptions::default()).await?;
+        // The logins of this user are used up when the attacks end.
+        crate::wait::await_every(LOGIN, "the new device to log in", UNDO, || async {
+            let options = crate::client::DeviceOptions::default();
+            self.target.device(&device, options).await.map(drop).map_err(|e| e.to_string())
+        })
+        .await?;
         Ok(())
     }
 }

@@ -8,15 +8,15 @@ use std::{
 
 use parking_lot::Mutex;
 use rdkafka::{
-    ClientContext, Offset, Statistics, TopicPartitionList,
-    consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext},
-    error::{KafkaError, KafkaResult},
+    Offset, Statistics, TopicPartitionList,
+    consumer::{BaseConsumer, CommitMode, Consumer},
+    error::KafkaError,
     message::{BorrowedMessage, Message},
-    types::RDKafkaRespErr,
 };
 use tokio::{runtime::Handle, sync::mpsc};
 
 use super::{
+    callbacks::GroupContext,
     consumer::{ConsumerError, Event, Handler, Subscription, Ticket, Work, work},
     doubts::{Doubtful, Doubts},
     marks::{Marks, text},
@@ -90,6 +90,11 @@ impl<H: Handler> Assignments<H> {
     ) -> Self {
         let (partitions, released, kept) = (HashMap::new(), Vec::new(), Instant::now());
         Self { subscription, handler, marks, runtime, partitions, released, kept, watch }
+    }
+
+    /// The consumer group.
+    pub(super) fn group(&self) -> &str {
+        &self.subscription.group
     }
 
     /// Takes in one record.
@@ -243,7 +248,7 @@ impl<H: Handler> Assignments<H> {
     }
 
     /// What the library says of itself, at intervals: from it is found out whether it still takes records.
-    fn observe(&mut self, statistics: &Statistics) {
+    pub(super) fn observe(&mut self, statistics: &Statistics) {
         let of_topic = statistics.topics.get(&self.subscription.topic);
         let place = |(number, partition): (&i32, &Partition<H::Item>)| {
             let told = of_topic.and_then(|t| t.partitions.get(number)).filter(|t| t.fetchq_cnt == 0)?;
@@ -352,7 +357,7 @@ impl<H: Handler> Assignments<H> {
         });
     }
 
-    fn commit_failed(&self, list: &TopicPartitionList, error: &KafkaError) {
+    pub(super) fn commit_failed(&self, list: &TopicPartitionList, error: &KafkaError) {
         metrics::counter!("kith_consumer_commit_failures_total", "group" => self.subscription.group.clone())
             .increment(1);
         tracing::warn!(topic = self.subscription.topic, %error, "offsets were not committed; the next commit covers them");
@@ -364,7 +369,7 @@ impl<H: Handler> Assignments<H> {
     }
 
     /// Starts workers for new partitions and assigns them from their committed offsets.
-    fn assign(&mut self, consumer: &GroupConsumer<H>, list: &TopicPartitionList) {
+    pub(super) fn assign(&mut self, consumer: &GroupConsumer<H>, list: &TopicPartitionList) {
         let list = committed(consumer, list);
         for entry in list.elements() {
             self.handler.assigned(entry.partition());
@@ -400,7 +405,7 @@ impl<H: Handler> Assignments<H> {
     }
 
     /// Lets partitions finish what they have in hand for a moment, commits and gives them away.
-    fn revoke(&mut self, consumer: &GroupConsumer<H>, list: &TopicPartitionList) {
+    pub(super) fn revoke(&mut self, consumer: &GroupConsumer<H>, list: &TopicPartitionList) {
         let numbers = numbers(list);
         let lost = consumer.assignment_lost();
         if !lost {
@@ -460,50 +465,4 @@ fn committed<H: Handler>(consumer: &GroupConsumer<H>, list: &TopicPartitionList)
         }
     }
     list.clone()
-}
-
-/// librdkafka's callbacks.
-pub(super) struct GroupContext<H: Handler> {
-    assignments: Mutex<Assignments<H>>,
-    group: String,
-}
-
-impl<H: Handler> GroupContext<H> {
-    pub(super) fn new(assignments: Assignments<H>) -> Self {
-        Self { group: assignments.subscription.group.clone(), assignments: Mutex::new(assignments) }
-    }
-
-    pub(super) fn assignments(&self) -> &Mutex<Assignments<H>> {
-        &self.assignments
-    }
-}
-
-impl<H: Handler> ClientContext for GroupContext<H> {
-    fn stats(&self, statistics: Statistics) {
-        let partitions = statistics.topics.values().flat_map(|t| t.partitions.values());
-        let lag: i64 = partitions.map(|p| p.consumer_lag.max(0)).sum();
-        metrics::gauge!("kith_consumer_lag_events", "group" => self.group.clone()).set(lag as f64);
-        self.assignments.lock().observe(&statistics);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        // Brokers come and go; the client reconnects by itself.
-        tracing::warn!(group = self.group, %error, reason, "kafka client");
-    }
-}
-
-impl<H: Handler> ConsumerContext for GroupContext<H> {
-    fn rebalance(&self, consumer: &BaseConsumer<Self>, err: RDKafkaRespErr, list: &mut TopicPartitionList) {
-        let mut assignments = self.assignments.lock();
-        match err {
-            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => assignments.assign(consumer, list),
-            _ => assignments.revoke(consumer, list),
-        }
-    }
-
-    fn commit_callback(&self, result: KafkaResult<()>, offsets: &TopicPartitionList) {
-        if let Err(error) = result {
-            self.assignments.lock().commit_failed(offsets, &error);
-        }
-    }
 }

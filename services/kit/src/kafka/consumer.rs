@@ -25,7 +25,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    assignment::{Assignments, GroupContext},
+    assignment::Assignments,
+    callbacks::GroupContext,
     marks::{Checkpoint, Marks},
     origin::{Foreign, Origin, Stray, Verified},
     sequence::Inflight,

@@ -2,6 +2,7 @@
 
 pub mod admin;
 mod assignment;
+mod callbacks;
 pub mod consumer;
 mod doubts;
 pub mod highwater;

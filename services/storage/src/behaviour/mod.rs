@@ -207,7 +207,8 @@ impl Drop for Real {
 #[test]
 fn a_real_valkey_answers_as_the_model_does() {
     let real = Real::start();
-    let core = Core::new(real.engine.clone(), PARTITIONS, Limits::default(), None);
+    // It spawns tasks.
+    let core = real.runtime.block_on(async { Core::new(real.engine.clone(), PARTITIONS, Limits::default(), None) });
     real.all_hold(100, &rounds(), async |number, rounds| {
         let caller = Caller::new(core.clone(), &format!("m{number}-")).await;
         check(&caller, &rounds, |_| {}).await
