@@ -9,6 +9,7 @@ use std::{
 };
 
 use futures::future::{BoxFuture, FutureExt, join_all};
+use parking_lot::Mutex;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_util::sync::CancellationToken;
 
@@ -26,6 +27,8 @@ pub(super) const LARGE_BYTES: usize = 60 << 10;
 const PREPARE: Duration = Duration::from_secs(90);
 /// How long the attacker tries to undo what it did.
 const UNDO: Duration = Duration::from_secs(60);
+/// Between two looks at whether the attacker's token still holds.
+const RENEWAL: Duration = Duration::from_millis(500);
 /// Between two logins of the attacker then: a user's logins come back so fast.
 const LOGIN: Duration = Duration::from_secs(1);
 
@@ -90,7 +93,9 @@ impl fmt::Display for Attack {
 
 /// Who attacks.
 pub(super) struct Attacker {
-    pub(super) user: User,
+    pub(super) user_id: String,
+    /// The calls of that user, with the newest token.
+    current: Mutex<Api>,
     /// Another user of the attacker's, so that there is somebody to write to.
     pub(super) accomplice: User,
     /// Their conversation, full of large messages.
@@ -120,7 +125,8 @@ impl Attacker {
             conversation = sent.conversation_id;
         }
         Ok(Self {
-            user,
+            user_id: user.id,
+            current: Mutex::new(user.api),
             accomplice,
             conversation,
             silent: options.silent,
@@ -130,6 +136,34 @@ impl Attacker {
             from: options.from,
             tally: Tally::default(),
         })
+    }
+
+    /// The attacker's calls, with the newest token.
+    pub(super) fn api(&self) -> Api {
+        self.current.lock().clone()
+    }
+
+    /// Gets a new token whenever the platform takes the old one no longer, as a device does that logs in again: who deletes hundreds of
+    /// devices revokes his own tokens in the end, and attacks with a dead one cost the platform nothing.
+    pub(super) async fn renew(&self) {
+        loop {
+            tokio::time::sleep(RENEWAL).await;
+            let refused = match self.api().raw(reqwest::Method::GET, "/v1/me", None).await {
+                Ok(answer) => answer.status == 401,
+                Err(_) => false,
+            };
+            if !refused {
+                continue;
+            }
+            match self.target.user_on(&self.user_id, "d1", "ios").await {
+                Ok(renewed) => {
+                    let mut current = self.current.lock();
+                    *current = current.with_token(renewed.api.token());
+                    self.tally.count("tokens", "renewed");
+                }
+                Err(error) => tracing::warn!(%error, "the attacker gets no new token"),
+            }
+        }
     }
 
     /// Counts an answer.
@@ -160,8 +194,8 @@ impl Attacker {
                 tracing::warn!(%error, "the attacker takes the cores like everybody else");
             }
             runtime.block_on(async {
-                let under_way: Vec<_> = attacks.iter().map(|attack| self.attack(*attack, &stop)).collect();
-                join_all(under_way).await;
+                let under_way = join_all(attacks.iter().map(|attack| self.attack(*attack, &stop)));
+                tokio::join!(under_way, stop.run_until_cancelled(self.renew()));
             });
             self
         })
@@ -188,7 +222,7 @@ impl Attacker {
 
     /// Every bound that the attacker ran into can be left again: a new device gets in, lists are answered, a message is stored.
     pub(super) async fn can_get_out(&self) -> Result<(), HostileError> {
-        let device = self.target.user_on(&self.user.id, "a-new-device", "web").await?;
+        let device = self.target.user_on(&self.user_id, "a-new-device", "web").await?;
         let calm = || async {
             device.api.conversations(50, None).await?;
             device.api.sync(&std::collections::BTreeMap::new(), 10).await?;

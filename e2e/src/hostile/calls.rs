@@ -27,7 +27,7 @@ async fn over_and_over(attacker: &Attacker, attack: Attack, calls: impl Fn(u64) 
         async move {
             for n in (first as u64..).step_by(PARALLEL) {
                 let (method, path, body) = calls(n);
-                let answer = match attacker.user.api.raw(method, &path, body).await {
+                let answer = match attacker.api().raw(method, &path, body).await {
                     Ok(answer) => answer.status.to_string(),
                     Err(_) => "no answer".to_owned(),
                 };
@@ -116,7 +116,7 @@ pub(super) async fn bytes(attacker: &Attacker) {
     let text = "x".repeat(LARGE_BYTES);
     let worker = || async {
         loop {
-            let answer = match attacker.user.api.send(&Draft::to(&attacker.accomplice.id, &text)).await {
+            let answer = match attacker.api().send(&Draft::to(&attacker.accomplice.id, &text)).await {
                 Ok(_) => "stored".to_owned(),
                 Err(error) => error.code().unwrap_or("no answer").to_owned(),
             };
@@ -146,7 +146,7 @@ pub(super) async fn garbage(attacker: &Attacker) {
     let by_calls = async {
         for n in 0_usize.. {
             let (body, path) = (bodies[n % bodies.len()].clone(), paths[n % paths.len()]);
-            let answer = match attacker.user.api.raw_body(Method::POST, path, "application/json", body).await {
+            let answer = match attacker.api().raw_body(Method::POST, path, "application/json", body).await {
                 Ok(answer) => answer.status.to_string(),
                 // A server may cut off who sends too much.
                 Err(_) => "cut off".to_owned(),

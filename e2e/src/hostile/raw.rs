@@ -89,17 +89,19 @@ async fn stay_silent(mut socket: TcpStream, opening: &[u8]) -> String {
 
 /// Asks for the largest pages there are and reads none of them.
 pub(super) async fn slow_readers(attacker: &Attacker) {
-    let request = format!(
-        "GET /v1/conversations/{}/messages?limit=200 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n",
-        attacker.conversation,
-        attacker.user.api.token()
-    );
-    let all = request.repeat(PAGES);
+    let all = || {
+        let (conversation, api) = (&attacker.conversation, attacker.api());
+        format!(
+            "GET /v1/conversations/{conversation}/messages?limit=200 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n",
+            api.token()
+        )
+        .repeat(PAGES)
+    };
     let reader = || async {
         loop {
             let answer = match attacker.connect(attacker.api).await {
                 Err(_) => "not connected".to_owned(),
-                Ok(mut socket) => match socket.write_all(all.as_bytes()).await {
+                Ok(mut socket) => match socket.write_all(all().as_bytes()).await {
                     Err(_) => "cut off at once".to_owned(),
                     Ok(()) => cut_off(&socket).await,
                 },
@@ -151,7 +153,7 @@ async fn without_window(attacker: &Attacker) -> Result<usize, h2::Error> {
             client = client.ready().await?;
             let request = http::Request::builder()
                 .uri(format!("http://x/v1/conversations/{}/messages?limit=200", attacker.conversation))
-                .header("authorization", format!("Bearer {}", attacker.user.api.token()))
+                .header("authorization", format!("Bearer {}", attacker.api().token()))
                 .body(())
                 .map_err(|_| h2::Error::from(h2::Reason::INTERNAL_ERROR))?;
             answers.push(client.send_request(request, true)?.0);

@@ -25,7 +25,7 @@ const TOO_LARGE: usize = 600 << 10;
 async fn open(attacker: &Attacker, frame: Option<&ClientFrame<'_>>) -> Result<Connection, OpenError> {
     let stream = attacker.connect(attacker.ws).await.map_err(|e| OpenError::Unanswered(e.to_string()))?;
     let url = format!("ws://{}", attacker.ws);
-    Connection::open_on(stream, &url, attacker.user.api.token(), TokenIn::Frame, frame).await
+    Connection::open_on(stream, &url, attacker.api().token(), TokenIn::Frame, frame).await
 }
 
 fn told(error: &OpenError) -> String {
@@ -95,8 +95,8 @@ async fn flood(attacker: &Attacker, connection: Connection, n: u64) -> String {
 pub(super) async fn logins(attacker: &Attacker) {
     for n in 0_u64.. {
         let cursors: BTreeMap<_, _> = (0..CURSORS).map(|i| (made_up_conversation(n, i), "7".to_owned())).collect();
-        let token = attacker.user.api.token();
-        let auth = ClientFrame::Auth { token, cursors: Some(cursors), resume_token: None };
+        let api = attacker.api();
+        let auth = ClientFrame::Auth { token: api.token(), cursors: Some(cursors), resume_token: None };
         let answer = match open(attacker, Some(&auth)).await {
             Ok(mut connection) => {
                 connection.writer.close().await;

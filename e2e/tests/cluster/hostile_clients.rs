@@ -1,11 +1,11 @@
 //! A hostile client against the live platform: one user tries everything at full rate while others chat, and no pod restarts.
-//! `KITH_HOSTILE_SECONDS` sets for how long (`make nightly`: an hour).
+//! `KITH_HOSTILE_SECONDS` sets for how long (`make nightly`: an hour), `KITH_HOSTILE_ATTACKS` what is tried, by the names in the tally.
 
 use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 
 use kith_e2e::{
     cluster::{Cluster, ClusterError},
-    hostile::{self, HostileOptions},
+    hostile::{self, Attack, HostileOptions},
 };
 use kube::ResourceExt;
 
@@ -28,6 +28,8 @@ async fn restarts(cluster: &Cluster) -> Result<BTreeMap<String, i32>, ClusterErr
 async fn one_hostile_client_hurts_nobody_else() -> Proof {
     let (_guard, cluster, target) = alone().await?;
     let seconds = std::env::var("KITH_HOSTILE_SECONDS").ok().and_then(|n| n.parse().ok()).unwrap_or(60);
+    let chosen = std::env::var("KITH_HOSTILE_ATTACKS").ok();
+    let is_chosen = |attack: &Attack| chosen.as_ref().is_none_or(|names| names.split(',').any(|n| n == attack.name()));
     let before = restarts(&cluster).await?;
     let look = async || match restarts(&cluster).await {
         Ok(now) if now == before => Vec::new(),
@@ -35,6 +37,7 @@ async fn one_hostile_client_hurts_nobody_else() -> Proof {
         Err(error) => vec![format!("the pods could not be looked at: {error}")],
     };
     let options = HostileOptions {
+        attacks: Attack::ALL.into_iter().filter(is_chosen).collect(),
         lasts: Duration::from_secs(seconds),
         from: Ipv4Addr::LOCALHOST.into(),
         silent: SILENT,

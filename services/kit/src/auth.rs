@@ -272,18 +272,46 @@ impl Signer {
     }
 }
 
+/// Between the making of a key and its first signature: by then it is mounted wherever tokens are verified. (A kubelet looks at Secrets every
+/// minute or so.)
+const SETTLED_S: i64 = 600;
+
+/// The key that signs at `now_s`: the newest that every verifier has; the oldest where none is known for so long, as at the very beginning.
+/// A key id begins with the second in which it was made.
+fn signing_kid(mut kids: Vec<String>, now_s: i64) -> Option<String> {
+    kids.sort_unstable();
+    let made = |kid: &str| kid.split_once('-').and_then(|(made, _)| made.parse::<i64>().ok());
+    let settled = |kid: &&String| made(kid).is_none_or(|made| made.saturating_add(SETTLED_S) <= now_s);
+    kids.iter().rfind(settled).or(kids.first()).cloned()
+}
+
 fn read_signing_key(dir: &Path) -> Result<(String, EncodingKey), KeyError> {
     let read = |path: &Path| -> Result<Vec<u8>, KeyError> {
         std::fs::read(path).map_err(|source| KeyError::Read { path: path.to_owned(), source })
     };
     let (_, known) = read_jwks(&dir.join("jwks.json"))?;
     let entries = std::fs::read_dir(dir).map_err(|source| KeyError::Read { path: dir.to_owned(), source })?;
-    let kid = entries
+    let kids = entries
         .filter_map(Result::ok)
         .filter_map(|e| e.file_name().to_str()?.strip_suffix(".pem").map(str::to_owned))
-        .filter(|kid| known.contains_key(kid))
-        .max()
-        .ok_or_else(|| KeyError::Missing(dir.to_owned()))?;
+        .filter(|kid| known.contains_key(kid));
+    let kid = signing_kid(kids.collect(), clock::now_ms() / 1_000).ok_or_else(|| KeyError::Missing(dir.to_owned()))?;
     let key = EncodingKey::from_ed_pem(&read(&dir.join(format!("{kid}.pem")))?)?;
     Ok((kid, key))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_key_signs_when_all_who_verify_have_it() {
+        let kids = |list: &[&str]| list.iter().map(|kid| (*kid).to_owned()).collect::<Vec<_>>();
+        let (old, new) = ("1790000000-aa", "1790090000-bb");
+        assert_eq!(signing_kid(kids(&[new, old]), 1_790_090_000).as_deref(), Some(old));
+        assert_eq!(signing_kid(kids(&[new, old]), 1_790_090_000 + SETTLED_S).as_deref(), Some(new));
+        assert_eq!(signing_kid(kids(&[new]), 1_790_090_000).as_deref(), Some(new), "there is no other");
+        assert_eq!(signing_kid(kids(&["made-by-hand", old]), 0).as_deref(), Some("made-by-hand"));
+        assert_eq!(signing_kid(Vec::new(), 0), None);
+    }
 }

@@ -15,7 +15,7 @@ pub const TLS_DIR: &str = "/etc/kith/tls";
 
 /// The whole file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Config {
     /// Who this platform is.
     pub cluster: Cluster,
@@ -45,7 +45,7 @@ pub struct Config {
 
 /// Identity of a ChatCluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Cluster {
     /// `spec.clusterName`: prefix of the topics, issuer of the tokens.
     pub name: String,
@@ -59,7 +59,7 @@ pub struct Cluster {
 
 /// How to find the instances of one service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Service {
     /// `dns:<host>:<port>` (every address of a headless Service), `static:<addr>,<addr>` or `file:<path>` (one address a line, re-read
     /// when it changes).
@@ -68,7 +68,7 @@ pub struct Service {
 
 /// The services that others call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Services {
     /// Storage layer.
     pub storage: Service,
@@ -78,7 +78,7 @@ pub struct Services {
 
 /// Certificate files (PEM), re-read when they change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Tls {
     /// The ChatCluster's CA.
     pub ca: PathBuf,
@@ -98,7 +98,7 @@ impl Tls {
 
 /// How `storage` reaches Valkey.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Valkey {
     /// `host:port` of some nodes; the rest is learnt from the cluster itself.
     pub seeds: Vec<String>,
@@ -114,7 +114,7 @@ pub struct Valkey {
 
 /// How to reach Kafka.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Kafka {
     /// `host:port`, comma-separated.
     pub bootstrap: String,
@@ -132,7 +132,7 @@ pub struct Kafka {
 
 /// TLS towards Kafka.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct KafkaTls {
     /// CA file; absent: the system's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -147,7 +147,7 @@ pub struct KafkaTls {
 
 /// SASL towards Kafka.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct KafkaSasl {
     /// `PLAIN`, `SCRAM-SHA-256` or `SCRAM-SHA-512`.
     pub mechanism: String,
@@ -159,7 +159,7 @@ pub struct KafkaSasl {
 
 /// Client tokens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Auth {
     /// The folder with `jwks.json` and, for `business` alone, `<kid>.pem` private keys.
     pub keys_dir: PathBuf,
@@ -174,23 +174,21 @@ const fn default_token_ttl_s() -> u32 {
 
 /// When a write counts as done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Durability {
-    /// Replicas that hold a write before it is acknowledged (k of DESIGN 3).
+    /// Replicas that hold a write before it is acknowledged (k of DESIGN 3), until a primary says itself how many it wants.
     pub ack_replicas: u32,
-    /// Whether the operator has lowered the count because replicas are gone for good (`whenDegraded: accept`).
-    pub degraded: bool,
 }
 
 impl Default for Durability {
     fn default() -> Self {
-        Self { ack_replicas: 1, degraded: false }
+        Self { ack_replicas: 1 }
     }
 }
 
 /// Bounds with their defaults.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Limits {
     /// Bytes of unpublished events a storage instance keeps over all its partitions before it refuses writes.
     pub outbox_bytes: u64,
@@ -227,6 +225,26 @@ fn is_default_idle(idle_ms: &u32) -> bool {
     *idle_ms == DEFAULT_IDLE_MS
 }
 
+/// What a Gateway has that says nothing, as in its CRD.
+const DEFAULT_BURST: u32 = 100;
+const DEFAULT_IN_FLIGHT: u32 = 1_024;
+const DEFAULT_QUEUED: u32 = 256;
+
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_default_burst(burst: &u32) -> bool {
+    *burst == DEFAULT_BURST
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_default_in_flight(requests: &u32) -> bool {
+    *requests == DEFAULT_IN_FLIGHT
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_default_queued(frames: &u32) -> bool {
+    *frames == DEFAULT_QUEUED
+}
+
 #[allow(clippy::trivially_copy_pass_by_ref)]
 fn is_default_sent_bytes(bytes: &u32) -> bool {
     *bytes == DEFAULT_SENT_BYTES
@@ -234,13 +252,13 @@ fn is_default_sent_bytes(bytes: &u32) -> bool {
 
 /// One Gateway's settings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Gateway {
     /// WebSocket heartbeat, milliseconds.
     pub heartbeat_ms: u32,
     /// Connections per gateway instance.
     pub max_connections: u32,
-    /// Sessions of one user at a time.
+    /// Connections of one user at one gateway instance: of different devices.
     pub max_sessions_per_user: u32,
     /// Client frames per second and connection.
     pub frames_per_second: u32,
@@ -250,6 +268,15 @@ pub struct Gateway {
     pub drain_per_second: u32,
     /// HTTP requests per second and user; 0: no limit.
     pub requests_per_second: u32,
+    /// Requests that a user may make at once before the average counts.
+    #[serde(skip_serializing_if = "is_default_burst")]
+    pub burst: u32,
+    /// Requests that an instance works on at the same time.
+    #[serde(skip_serializing_if = "is_default_in_flight")]
+    pub requests_in_flight: u32,
+    /// Frames that may wait for a slow reader.
+    #[serde(skip_serializing_if = "is_default_queued")]
+    pub frames_queued: u32,
     /// Bytes of messages that one user may send in a minute, and at once; left out where it is the default.
     #[serde(skip_serializing_if = "is_default_sent_bytes")]
     pub sent_bytes_per_minute: u32,
@@ -270,11 +297,14 @@ impl Default for Gateway {
         Self {
             heartbeat_ms: 30_000,
             max_connections: 20_000,
-            max_sessions_per_user: 16,
+            max_sessions_per_user: 10,
             frames_per_second: 50,
             drain_ms: 30_000,
             drain_per_second: 500,
             requests_per_second: 100,
+            burst: DEFAULT_BURST,
+            requests_in_flight: DEFAULT_IN_FLIGHT,
+            frames_queued: DEFAULT_QUEUED,
             sent_bytes_per_minute: DEFAULT_SENT_BYTES,
             idle_ms: DEFAULT_IDLE_MS,
             api_origins: Vec::new(),
@@ -324,9 +354,22 @@ impl Config {
     pub fn load(path: impl Into<PathBuf>) -> Result<Self, ConfigError> {
         let path = path.into();
         let text = std::fs::read(&path).map_err(|source| ConfigError::Read { path: path.clone(), source })?;
-        let config: Self = serde_json::from_slice(&text).map_err(|source| ConfigError::Parse { path, source })?;
+        let (config, unknown) = Self::parse(&text).map_err(|source| ConfigError::Parse { path, source })?;
+        if !unknown.is_empty() {
+            tracing::warn!(fields = ?unknown, "the configuration has fields that this version does not know; they have no effect");
+        }
         config.check()?;
         Ok(config)
+    }
+
+    /// The configuration, and the paths of fields that are not known here: those of a later version must not keep an older one from
+    /// starting, which may come back at any time.
+    fn parse(text: &[u8]) -> Result<(Self, Vec<String>), serde_json::Error> {
+        let mut unknown = Vec::new();
+        let mut deserializer = serde_json::Deserializer::from_slice(text);
+        let config = serde_ignored::deserialize(&mut deserializer, |path| unknown.push(path.to_string()))?;
+        deserializer.end()?;
+        Ok((config, unknown))
     }
 
     /// Checks the bounds that types cannot say.
@@ -392,10 +435,17 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_field_and_a_wrong_value_are_named() {
-        let mut unknown = sample();
-        unknown["cluster"]["colour"] = "red".into();
-        assert!(serde_json::from_value::<Config>(unknown).unwrap_err().to_string().contains("colour"));
+    fn a_field_of_a_later_version_is_named_and_keeps_nobody_from_starting() {
+        let mut later = sample();
+        later["cluster"]["colour"] = "red".into();
+        let (config, unknown) = Config::parse(later.to_string().as_bytes()).unwrap();
+        assert_eq!(unknown, ["cluster.colour"]);
+        assert_eq!(config, serde_json::from_value(sample()).unwrap());
+        assert!(Config::parse(b"{} {}").is_err());
+    }
+
+    #[test]
+    fn a_wrong_value_is_named() {
         let mut wrong = sample();
         wrong["cluster"]["partitions"] = 1000.into();
         let config: Config = serde_json::from_value(wrong).unwrap();

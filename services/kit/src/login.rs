@@ -62,14 +62,8 @@ impl Authenticator {
         Ok(claims)
     }
 
-    /// The same with the revocations as storage has them now: for what lives on, a connection, and not only for one request.
-    pub async fn authenticate_now(&self, token: &str) -> Result<Arc<Claims>, Error> {
-        let claims = self.verify(token).await?;
-        self.check_revoked_now(&claims).await?;
-        Ok(claims)
-    }
-
-    /// Refuses claims whose token has been revoked since it was issued, as storage has it now.
+    /// Refuses claims whose token has been revoked since it was issued, as storage has it now: for what lives on, a connection, and not only for one
+    /// request.
     pub async fn check_revoked_now(&self, claims: &Claims) -> Result<(), Error> {
         let device = device_of(claims);
         let revoked = self.read_revocation(&device).await?;
@@ -77,7 +71,9 @@ impl Authenticator {
         refuse_revoked(claims, revoked)
     }
 
-    async fn verify(&self, token: &str) -> Result<Arc<Claims>, Error> {
+    /// The claims of a token whose signature and lifetime are right, revoked or not: enough to say whose bounds a call counts for, and
+    /// known without a call to storage.
+    pub async fn verify(&self, token: &str) -> Result<Arc<Claims>, Error> {
         match self.tokens.get(token).await {
             Some(claims) if clock::now_ms() < claims.ends_at_ms() => Ok(claims),
             // Unknown, or past its end: the verifier says which.

@@ -12,6 +12,10 @@ use crate::core::{
 /// What one answer may weigh. Callers count on it: the API reserves as much for a page before it asks.
 pub(crate) const PAGE: usize = kith_kit::storage::PAGE_BYTES;
 
+/// What the messages of one page may weigh, where there is more than one: a page of the largest ones would keep the engine from everybody else
+/// for as long as a hundred small calls, and some three times as long those who pass it on.
+pub(crate) const GATHERED: usize = 1 << 20;
+
 /// What a message weighs beside its row and its overlay, at most: its own id and its conversation's, positions, times, and what the form of
 /// answers adds to each mention, extension and reaction.
 pub(crate) const BESIDE: usize = 1024;

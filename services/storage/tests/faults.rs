@@ -261,3 +261,59 @@ async fn what_was_acknowledged_survives_every_single_fault() {
         load.acknowledged.load(Ordering::Relaxed)
     );
 }
+
+/// What the operator does when `whenDegraded: accept` lowers the count, and when it raises it again.
+async fn tell(platform: &Platform, replicas: u32) {
+    let node = &platform.valkey.nodes(0)[platform.valkey.primary(0).await.unwrap()];
+    let code = format!(
+        "#!lua name=kith_wanted\nserver.register_function{{function_name='kith_wanted', callback=function() return {replicas} end, flags={{'no-writes'}}}}\n"
+    );
+    let count = replicas.to_string();
+    // Where replicas are wanted and missing, the engine takes no library: fewer are wanted first, more last.
+    let settings: [&[&str]; 2] =
+        [&["CONFIG", "SET", "min-replicas-to-write", &count], &["FUNCTION", "LOAD", "REPLACE", &code]];
+    for words in settings {
+        node.command(words).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_is_acknowledged_by_as_many_replicas_as_its_primary_wants_at_that_time() {
+    let mut platform = Platform::start(1, 1).await;
+    let instance = platform.instance().await;
+    let client = platform.client().await;
+    client.upsert_users(vec![user("alice"), user("bob")]).await.unwrap();
+    let request = OpenDirectRequest { user_a: "alice".to_owned(), user_b: "bob".to_owned() };
+    let id = client.open_direct(request).await.unwrap().conversation_id;
+    let send = |n: u32| client.append(text(&id, "alice", &format!("c{n}"), "something to say"));
+    // Nothing was told yet: as the configuration says.
+    send(1).await.unwrap();
+    let replica = 1 - platform.valkey.primary(0).await.unwrap();
+    platform.valkey.node(0, replica).process().pause().unwrap();
+    assert_eq!(send(2).await.unwrap_err().code, Code::Unavailable);
+    tell(&platform, 0).await;
+    eventually("a write that the primary alone holds", PATIENCE, async || send(2).await.is_ok()).await.unwrap();
+    let began = Instant::now();
+    for n in 3..13 {
+        send(n).await.unwrap();
+    }
+    assert!(began.elapsed() < Duration::from_secs(5), "nobody is waited for: {:?}", began.elapsed());
+    platform.valkey.node(0, replica).process().resume().unwrap();
+    platform.valkey.synced(0).await.unwrap();
+    tell(&platform, 1).await;
+    send(13).await.unwrap();
+    platform.valkey.node(0, replica).process().pause().unwrap();
+    assert_eq!(send(14).await.unwrap_err().code, Code::Unavailable, "it is waited for again");
+    platform.valkey.node(0, replica).process().resume().unwrap();
+    eventually("the replica to hold it", PATIENCE, async || send(14).await.is_ok()).await.unwrap();
+    let history = client
+        .list_messages(ListMessagesRequest {
+            conversation_id: id.clone(),
+            limit: 100,
+            ..ListMessagesRequest::default()
+        })
+        .await
+        .unwrap();
+    assert_eq!(history.messages.iter().map(|m| m.seq).collect::<Vec<_>>(), (1..=14).collect::<Vec<_>>());
+    instance.stop().await;
+}

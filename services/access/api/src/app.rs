@@ -11,9 +11,13 @@ use kith_kit::{
     budget::Budget, config::Config, cursor::Cursors, login::Authenticator, origins::Origins, sessions::Sessions,
     storage::Storage,
 };
-use kith_send::{Doorway, Limiter};
+use kith_send::{
+    Doorway, Limiter,
+    limit::{LateRefusals, TakenBytes},
+};
 
 use crate::{
+    budget::InFlight,
     extract::Segments,
     middleware,
     routes::{blocks, conversations, devices, friends, messages, meta, presence, sync, users},
@@ -26,6 +30,9 @@ pub(crate) const MAX_BODY_BYTES: usize = 512 << 10;
 const ITEMS_PER_REQUEST: u32 = 5;
 const ITEMS_AT_ONCE: u32 = 50;
 
+/// Requests without a token that counts, which fail, a second and address, that are answered at once.
+const STRANGERS: u32 = 20;
+
 /// What every handler may use.
 pub(crate) struct App {
     pub(crate) storage: Storage,
@@ -36,12 +43,18 @@ pub(crate) struct App {
     pub(crate) authenticator: Authenticator,
     /// Requests per user.
     pub(crate) requests: Limiter,
+    /// Requests that may be worked on.
+    pub(crate) in_flight: InFlight,
     /// Items of calls that take many: each costs as much as a small call.
     pub(crate) items: Limiter,
     /// Sends per user.
     pub(crate) sends: Limiter,
-    /// Bytes under way.
+    /// Bytes under way, and those that were answered lately.
     pub(crate) budget: Budget,
+    pub(crate) taken: TakenBytes,
+    /// Requests of nobody in particular that failed, by address.
+    pub(crate) strangers: Limiter,
+    pub(crate) refusals: LateRefusals,
     /// Pages that may call.
     pub(crate) origins: Origins,
     /// How long a sender may recall or edit.
@@ -60,13 +73,17 @@ impl App {
             storage,
             sessions,
             authenticator,
-            requests: Limiter::new(gateway.requests_per_second),
+            requests: Limiter::with_burst(gateway.requests_per_second, gateway.burst),
+            in_flight: InFlight::new(gateway.requests_in_flight),
             items: Limiter::with_burst(
                 gateway.requests_per_second.saturating_mul(ITEMS_PER_REQUEST),
                 gateway.requests_per_second.saturating_mul(ITEMS_AT_ONCE),
             ),
             sends: Limiter::new(config.limits.sends_per_second),
             budget: Budget::new("kith_api_over_budget_total"),
+            taken: TakenBytes::default(),
+            strangers: Limiter::new(STRANGERS),
+            refusals: LateRefusals::default(),
             origins: Origins::new(&gateway.api_origins),
             recall_ms: config.limits.recall_ms,
         }
@@ -122,5 +139,6 @@ pub(crate) fn router(app: App) -> Router {
         .route("/v1/openapi.json", get(meta::openapi))
         .route("/.well-known/jwks.json", get(meta::jwks))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES));
-    middleware::around(routes, app.origins.clone()).with_state(Arc::new(app))
+    let app = Arc::new(app);
+    middleware::around(routes, &app).with_state(app)
 }

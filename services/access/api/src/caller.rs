@@ -63,7 +63,8 @@ impl FromRequestParts<Shared> for Caller {
             seat.known_as(&claims.sub);
         }
         if let Some(slot) = parts.extensions.get::<Slot>() {
-            slot.fill(app.budget.hold(&claims.sub, budget::weight(parts)).await?);
+            let place = app.in_flight.enter(&claims.sub)?;
+            slot.fill(claims.clone(), place, app.budget.hold(&claims.sub, budget::weight(parts)).await?);
         }
         Ok(Self(claims))
     }

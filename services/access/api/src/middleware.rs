@@ -1,13 +1,17 @@
 //! What every request passes through: its id, its trace and metrics, a deadline, CORS, and problem documents for whatever no handler answered.
 
-use std::{any::Any, time::Duration};
+use std::{
+    any::Any,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use axum::{
     Router,
     body::HttpBody,
-    extract::{MatchedPath, Request},
+    extract::{ConnectInfo, MatchedPath, Request, State},
     http::{HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header},
-    middleware::{Next, from_fn},
+    middleware::{Next, from_fn, from_fn_with_state},
     response::Response,
 };
 use kith_kit::{
@@ -24,7 +28,10 @@ use tower_http::{
 };
 use tracing::Instrument;
 
-use crate::budget;
+use crate::{
+    app::Shared,
+    budget::{self, Counted},
+};
 
 /// Above the 5 s that a call to storage may take, twice (a first message opens its conversation).
 const DEADLINE: Duration = Duration::from_secs(12);
@@ -35,15 +42,16 @@ const DRAINED: u64 = 4_096;
 const REQUEST_ID: HeaderName = HeaderName::from_static(request::HEADER);
 
 /// Wraps the routes.
-pub(crate) fn around<S: Clone + Send + Sync + 'static>(routes: Router<S>, origins: Origins) -> Router<S> {
+pub(crate) fn around(routes: Router<Shared>, app: &Shared) -> Router<Shared> {
     routes
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(CatchPanicLayer::custom(panicked))
-        .layer(from_fn(budget::weigh))
+        .layer(from_fn_with_state(app.clone(), budget::weigh))
         .layer(from_fn(deadline))
-        .layer(cors(origins))
+        .layer(cors(app.origins.clone()))
         .layer(from_fn(observe))
+        .layer(from_fn_with_state(app.clone(), refuse_late))
 }
 
 /// Pages of the host itself may call, and those that the Gateway names.
@@ -96,6 +104,20 @@ async fn observe(request: Request, next: Next) -> Response {
     // Accepted ids are printable ASCII.
     if let Ok(value) = HeaderValue::try_from(&*id) {
         response.headers_mut().insert(REQUEST_ID, value);
+    }
+    response
+}
+
+/// Lets refusals wait of those who ask too much; without a user to count for, of an address that fails too often. Outside of what is
+/// observed: this time is nobody's work.
+async fn refuse_late(State(app): State<Shared>, request: Request, next: Next) -> Response {
+    let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(address)| address.ip());
+    let response = next.run(request).await;
+    let status = response.status();
+    let too_often = |address: IpAddr| app.strangers.check(&address.to_string()).is_err();
+    let stranger = status.is_client_error() && response.extensions().get::<Counted>().is_none();
+    if status == StatusCode::TOO_MANY_REQUESTS || (stranger && address.is_some_and(too_often)) {
+        app.refusals.wait().await;
     }
     response
 }

@@ -33,7 +33,7 @@ use crate::{
 const MAX_BATCH: usize = 100;
 const BATCH_CONCURRENCY: usize = 32;
 /// Lifetimes of tokens, seconds.
-const TOKEN_TTL_S: std::ops::RangeInclusive<u32> = 60..=2_592_000;
+const SHORTEST_S: u32 = 60;
 
 /// The service.
 pub(crate) struct Business {
@@ -73,8 +73,16 @@ impl Business {
             .ok_or_else(|| Error::invalid(format!("platform: one of {}", auth::PLATFORMS.join(", "))))?;
         let ttl = match request.ttl_s {
             0 => self.token_ttl,
-            ttl if TOKEN_TTL_S.contains(&ttl) => Duration::from_secs(ttl.into()),
-            _ => return Err(Error::invalid("ttl_s: 60 to 2,592,000 seconds, or 0 for the default")),
+            ttl if ttl >= SHORTEST_S && Duration::from_secs(ttl.into()) <= self.token_ttl => {
+                Duration::from_secs(ttl.into())
+            }
+            _ => {
+                let most = self.token_ttl.as_secs();
+                let detail = format!(
+                    "ttl_s: {SHORTEST_S} to {most} seconds (auth.tokenTtl of the ChatCluster), or 0 for the longest"
+                );
+                return Err(Error::invalid(detail));
+            }
         };
         if request.create_user {
             users::ensure(&self.lines, &self.storage, line, &request.user_id).await?;

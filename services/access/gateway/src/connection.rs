@@ -24,7 +24,7 @@ use crate::{
         Machine,
         io::{Input, Job, Opened, Output, Settings},
     },
-    registry::{Command, Cut, Handle, QUEUE},
+    registry::{Command, Cut, Handle},
 };
 
 /// A client that takes no bytes for this long is too slow a reader.
@@ -70,7 +70,7 @@ pub(crate) async fn serve(
     end: CancellationToken,
 ) {
     metrics::gauge!("kith_gateway_connections").increment(1.0);
-    let (sender, commands) = mpsc::channel(QUEUE);
+    let (sender, commands) = mpsc::channel(settings.frames_queued);
     let mut machine = Machine::new(settings, ulid::Ulid::generate().to_string(), Instant::now());
     if let Some(token) = token {
         machine.token_in_header(token);

@@ -14,7 +14,10 @@ use kith_proto::{
     sessions::v1::SessionAckRequest,
     storage::v1::{Behind, ConversationMessages, ListBehindRequest},
 };
-use kith_send::{Doorway, Limiter};
+use kith_send::{
+    Doorway, Limiter,
+    limit::{LateRefusals, TakenBytes},
+};
 use tonic::Code;
 
 use crate::{
@@ -51,12 +54,15 @@ pub(crate) struct Worker {
     pub(crate) links: Links,
     pub(crate) typing: Typing,
     pub(crate) sends: Limiter,
-    /// Tokens that a user may have verified.
+    /// Tokens that a device may have verified, and those of a user of which that held.
+    attempts: Limiter,
     logins: Limiter,
     /// Cursors and positions that a user may name: what they cost is counted one by one.
     positions: Limiter,
-    /// Bytes of reads.
+    /// Bytes of reads, at once and lately.
     budget: Budget,
+    taken: TakenBytes,
+    refusals: LateRefusals,
 }
 
 /// What a job brings back, and what is held for it until that has been written to the client.
@@ -69,12 +75,6 @@ impl Answer {
     fn of(input: Input) -> Self {
         Self { input, held: None }
     }
-
-    /// Read from storage: messages that take these bytes.
-    fn read(input: Input, mut held: Held, bytes: usize) -> Self {
-        held.made(bytes);
-        Self { input, held: Some(held) }
-    }
 }
 
 impl Worker {
@@ -86,10 +86,20 @@ impl Worker {
         sends: Limiter,
         doorway: Doorway,
     ) -> Self {
-        let logins = Limiter::with_burst(LOGINS.0, LOGINS.1);
-        let positions = Limiter::with_burst(POSITIONS.0, POSITIONS.1);
-        let budget = Budget::new("kith_gateway_over_budget_total");
-        Self { storage, doorway, authenticator, links, typing, sends, logins, positions, budget }
+        Self {
+            storage,
+            doorway,
+            authenticator,
+            links,
+            typing,
+            sends,
+            attempts: Limiter::with_burst(LOGINS.0, LOGINS.1),
+            logins: Limiter::with_burst(LOGINS.0, LOGINS.1),
+            positions: Limiter::with_burst(POSITIONS.0, POSITIONS.1),
+            budget: Budget::new("kith_gateway_over_budget_total"),
+            taken: TakenBytes::default(),
+            refusals: LateRefusals::default(),
+        }
     }
 
     /// Does a job of the session `opened`, if it is one that needs a session. All but sends are boxed: they are rare, and larger.
@@ -120,19 +130,19 @@ impl Worker {
             Job::Read(Need::Base(id)) => {
                 let held = self.budget.wait(user, POSITIONS_ALONE).await;
                 let base = Box::pin(self.base(&opened, &id)).await;
-                Some(Answer::read(Input::Base(id, base), held, 0))
+                Some(self.answer(user, Input::Base(id, base), held, 0).await)
             }
             Job::Read(Need::Pull { conversation_id, after }) => {
                 let held = self.budget.wait(user, MESSAGES).await;
                 let pulled = Box::pin(self.pull(user, &conversation_id, after)).await;
                 let bytes = pulled.as_ref().map_or(0, |p| weight(&p.items));
-                Some(Answer::read(Input::Pulled(conversation_id, pulled), held, bytes))
+                Some(self.answer(user, Input::Pulled(conversation_id, pulled), held, bytes).await)
             }
             Job::CatchUp { cursor, known } => {
                 let held = self.budget.wait(user, MESSAGES).await;
                 let page = Box::pin(self.catch_up(&opened, cursor, known)).await;
                 let bytes = page.as_ref().map_or(0, |p| weight(&p.items));
-                Some(Answer::read(Input::CaughtUp(page), held, bytes))
+                Some(self.answer(user, Input::CaughtUp(page), held, bytes).await)
             }
             Job::Compare(cursors) => {
                 let held = self.budget.wait(user, MESSAGES).await;
@@ -142,17 +152,37 @@ impl Worker {
                     Compared::Invisible | Compared::Failed => 0,
                 };
                 let bytes = compared.as_ref().map_or(0, |all| all.iter().map(of).sum());
-                Some(Answer::read(Input::Compared(compared), held, bytes))
+                Some(self.answer(user, Input::Compared(compared), held, bytes).await)
             }
         }
     }
 
+    /// Read from storage: messages that take these bytes. Who has read too many lately has them late.
+    async fn answer(&self, user: &str, input: Input, mut held: Held, bytes: usize) -> Answer {
+        held.made(bytes);
+        if bytes > 0
+            && let Err(error) = self.taken.take(user, bytes).await
+        {
+            // It has been read, and waited for as long as an answer waits: reading it once more would cost the most.
+            tracing::debug!(%error, "a read is handed over late");
+        }
+        Answer { input, held: Some(held) }
+    }
+
     /// The claims of a token, as far as its user may log in as often.
     async fn authenticate(&self, token: &str) -> Result<Arc<Claims>, Error> {
-        let claims = self.authenticator.authenticate_now(token).await?;
-        self.logins
-            .check(&claims.sub)
-            .map_err(|wait| Error::exhausted("too many logins of this user: reconnect with back-off", wait))?;
+        let claims = self.authenticator.verify(token).await?;
+        let too_many = |wait| Error::exhausted("too many logins of this user: reconnect with back-off", wait);
+        // Before storage is asked. Each token for itself: whoever has a revoked one keeps nobody out who has another.
+        let mut taken = self.attempts.check(&format!("{}:{}:{}", claims.sub, claims.dev, claims.issued_at_ms()));
+        if taken.is_ok() {
+            self.authenticator.check_revoked_now(&claims).await?;
+            taken = self.logins.check(&claims.sub);
+        }
+        if let Err(wait) = taken {
+            self.refusals.wait().await;
+            return Err(too_many(wait));
+        }
         Ok(claims)
     }
 

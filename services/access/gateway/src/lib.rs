@@ -83,7 +83,7 @@ pub async fn run(
         known.discovered().await;
         ready.ready("storage");
     });
-    let registry = Arc::new(Registry::default());
+    let registry = Arc::new(Registry::new(limits.max_sessions_per_user));
     let router = sessions.router().clone();
     let links = Links::start(
         instance.advertise.to_string(),
@@ -104,6 +104,7 @@ pub async fn run(
     let settings = Settings {
         heartbeat: Duration::from_millis(limits.heartbeat_ms.max(1_000).into()),
         frames_per_second: limits.frames_per_second,
+        frames_queued: limits.frames_queued.max(1) as usize,
     };
     let seats = Seats {
         all: limits.max_connections as usize + REFUSED,

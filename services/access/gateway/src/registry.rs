@@ -13,10 +13,8 @@ use parking_lot::RwLock;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::machine::io::Delivery;
+use crate::{frame::close, machine::io::Delivery};
 
-/// Deliveries that wait for one connection; with more its reader is too slow.
-pub(crate) const QUEUE: usize = 256;
 /// Bytes of those. What is more is left out, and read from storage when the client has taken the rest: as much at once as it may have.
 const QUEUE_BYTES: usize = 4 << 20;
 
@@ -159,39 +157,76 @@ impl Handle {
 }
 
 /// All sessions.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    known: RwLock<Known>,
+    per_user: usize,
+}
+
 #[derive(Debug, Default)]
-pub(crate) struct Registry(RwLock<HashMap<String, Arc<Handle>>>);
+struct Known {
+    sessions: HashMap<String, Arc<Handle>>,
+    /// Of each user, the sessions by id.
+    users: HashMap<String, Vec<String>>,
+}
 
 impl Registry {
+    /// For `per_user` devices of one user at once.
+    pub(crate) fn new(per_user: u32) -> Self {
+        Self { known: RwLock::default(), per_user: per_user as usize }
+    }
+
+    /// Makes a session known. Where its user has as many other devices here already, it ends at once. One of the same device does not count:
+    /// it is about to be replaced.
     pub(crate) fn insert(&self, handle: Arc<Handle>) {
-        self.0.write().insert(handle.session.session_id.clone(), handle);
+        let Session { session_id, user_id, device_id, .. } = &handle.session;
+        let mut known = self.known.write();
+        let Known { sessions, users } = &mut *known;
+        let of_user = users.entry(user_id.clone()).or_default();
+        let is_other = |id: &&String| sessions.get(*id).is_some_and(|h| h.session.device_id != *device_id);
+        let full = of_user.iter().filter(is_other).count() >= self.per_user;
+        of_user.push(session_id.clone());
+        sessions.insert(session_id.clone(), handle.clone());
+        drop(known);
+        if full {
+            let reason = format!("more than {} connections of this user at this gateway", self.per_user);
+            handle.kick(Kick { code: close::TOO_MANY, reason });
+        }
     }
 
     pub(crate) fn remove(&self, session_id: &str) {
-        self.0.write().remove(session_id);
+        let mut known = self.known.write();
+        let Known { sessions, users } = &mut *known;
+        let Some(handle) = sessions.remove(session_id) else { return };
+        if let Some(of_user) = users.get_mut(&handle.session.user_id) {
+            of_user.retain(|id| id != session_id);
+            if of_user.is_empty() {
+                users.remove(&handle.session.user_id);
+            }
+        }
     }
 
     pub(crate) fn get(&self, session_id: &str) -> Option<Arc<Handle>> {
-        self.0.read().get(session_id).cloned()
+        self.known.read().sessions.get(session_id).cloned()
     }
 
     pub(crate) fn contains(&self, session_id: &str) -> bool {
-        self.0.read().contains_key(session_id)
+        self.known.read().sessions.contains_key(session_id)
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.0.read().len()
+        self.known.read().sessions.len()
     }
 
     /// All of them, as they are now.
     pub(crate) fn snapshot(&self) -> Vec<Arc<Handle>> {
-        self.0.read().values().cloned().collect()
+        self.known.read().sessions.values().cloned().collect()
     }
 
     /// The connections of many sessions.
     pub(crate) fn find(&self, session_ids: &[String]) -> Vec<Arc<Handle>> {
-        let sessions = self.0.read();
-        session_ids.iter().filter_map(|id| sessions.get(id).cloned()).collect()
+        let known = self.known.read();
+        session_ids.iter().filter_map(|id| known.sessions.get(id).cloned()).collect()
     }
 }
 
@@ -208,7 +243,7 @@ mod tests {
 
     #[test]
     fn messages_that_wait_for_a_slow_reader_are_bounded_in_bytes_and_the_connection_is_told_what_is_left_out() {
-        let (sender, mut commands) = mpsc::channel(QUEUE);
+        let (sender, mut commands) = mpsc::channel(256);
         let cut = Arc::<Cut>::default();
         let handle = Handle::new(Session::default(), sender, cut.clone());
         for _ in 0..20 {
@@ -234,5 +269,31 @@ mod tests {
         handle.deliver(messages(1));
         assert_eq!(taken(&handle), "ml", "one always has room");
         assert!(!cut.is_cut());
+    }
+
+    #[test]
+    fn a_user_has_so_many_devices_at_a_gateway_and_others_are_not_touched() {
+        let registry = Registry::new(2);
+        let open = |user: &str, device: &str, id: &str| {
+            let text = str::to_owned;
+            let session =
+                Session { session_id: text(id), user_id: text(user), device_id: text(device), ..Session::default() };
+            let cut = Arc::<Cut>::default();
+            registry.insert(Arc::new(Handle::new(session, mpsc::channel(1).0, cut.clone())));
+            cut
+        };
+        let first = [open("alice", "d1", "s1"), open("alice", "d2", "s2")];
+        let third = open("alice", "d3", "s3");
+        assert_eq!(third.kick().map(|kick| kick.code), Some(close::TOO_MANY));
+        registry.remove("s3");
+        assert!(!open("alice", "d2", "s4").is_cut(), "the same device again");
+        assert!(!open("bob", "d1", "s5").is_cut());
+        registry.remove("s1");
+        assert!(!open("alice", "d3", "s6").is_cut(), "there is room again");
+        assert!(first.iter().all(|cut| !cut.is_cut()));
+        for id in ["s2", "s4", "s5", "s6"] {
+            registry.remove(id);
+        }
+        assert!(registry.known.read().users.is_empty());
     }
 }

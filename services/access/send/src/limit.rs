@@ -1,4 +1,4 @@
-//! How fast one user may go: a bucket per user, in bounded memory.
+//! How fast one user may go: a bucket per user, in bounded memory; and how fast who goes too fast is told so.
 
 use std::{
     num::NonZeroU32,
@@ -13,6 +13,10 @@ use governor::{
 };
 use kith_kit::error::Error;
 use kith_proto::chat::v1::Draft;
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, sleep, sleep_until},
+};
 
 /// Users that are remembered before those who have come to rest are forgotten.
 const SWEEP_AT: usize = 65_536;
@@ -62,6 +66,67 @@ impl Limiter {
                 }
             }
         }
+    }
+}
+
+/// How long whoever went too fast waits for the answer that says so.
+const LATE: Duration = Duration::from_secs(1);
+/// Answers that wait at once; who comes then has theirs at once.
+const WAITING: usize = 4_096;
+
+/// Refusals that come late. A client that asks again as soon as it is answered would spend the platform's cores on refusals alone;
+/// this way it is as slow as the answers are, and whoever keeps to `Retry-After` loses nothing.
+pub struct LateRefusals {
+    waiting: Semaphore,
+    late: Duration,
+}
+
+impl Default for LateRefusals {
+    fn default() -> Self {
+        Self { waiting: Semaphore::new(WAITING), late: LATE }
+    }
+}
+
+impl LateRefusals {
+    /// Returns when the refusal may be answered.
+    pub async fn wait(&self) {
+        if let Ok(_place) = self.waiting.try_acquire() {
+            sleep(self.late).await;
+        }
+    }
+}
+
+/// Bytes of answers that one user may take a second on average, and at once: thousands of ordinary messages a second, and an end to
+/// having the largest pages read over and over.
+const TAKEN: (u32, u32) = (2 << 20, 8 << 20);
+/// How long an answer waits for its user's share.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The bytes that each user was answered lately.
+pub struct TakenBytes {
+    taken: Limiter,
+    patience: Duration,
+}
+
+impl Default for TakenBytes {
+    fn default() -> Self {
+        Self { taken: Limiter::with_burst(TAKEN.0, TAKEN.1), patience: PATIENCE }
+    }
+}
+
+impl TakenBytes {
+    /// Returns when an answer of these bytes may be handed to `user`; RESOURCE_EXHAUSTED after five seconds in which it might not.
+    pub async fn take(&self, user: &str, bytes: usize) -> Result<(), Error> {
+        let end = Instant::now() + self.patience;
+        while let Err(wait) = self.taken.check_n(user, bytes) {
+            if Instant::now() + wait > end {
+                sleep_until(end).await;
+                let detail = format!("too many bytes in the answers to this user: at most {} a second", TAKEN.0);
+                return Err(Error::exhausted(detail, wait));
+            }
+            sleep(wait).await;
+        }
+        Ok(())
     }
 }
 
@@ -133,6 +198,37 @@ mod tests {
         assert!(limiter.check_n("alice", 60).is_err());
         assert!(limiter.check_n("alice", 40).is_ok(), "a refusal takes nothing");
         assert!(limiter.check_n("bob", 1_000).is_ok() && limiter.check("bob").is_err());
+    }
+
+    #[tokio::test]
+    async fn a_refusal_comes_late_unless_too_many_wait_already() {
+        let refusals = LateRefusals { waiting: Semaphore::new(2), late: Duration::from_millis(200) };
+        let begun = Instant::now();
+        let waits = || async {
+            refusals.wait().await;
+            begun.elapsed()
+        };
+        let (first, second, third) = tokio::join!(waits(), waits(), waits());
+        assert!(first >= refusals.late && second >= refusals.late, "{first:?} {second:?}");
+        assert!(third < first && third < second, "bounded: {third:?}");
+    }
+
+    #[tokio::test]
+    async fn answers_of_one_user_wait_for_that_users_share_and_others_do_not() {
+        let patience = Duration::from_millis(300);
+        let taken = TakenBytes { taken: Limiter::with_burst(1 << 20, 8 << 20), patience };
+        for _ in 0..2 {
+            taken.take("mallory", 4 << 20).await.unwrap();
+        }
+        let begun = Instant::now();
+        taken.take("mallory", 1 << 17).await.unwrap();
+        assert!(begun.elapsed() >= Duration::from_millis(50), "an eighth of a second's share: {:?}", begun.elapsed());
+        let begun = Instant::now();
+        let refused = taken.take("mallory", 8 << 20).await.unwrap_err();
+        assert!(begun.elapsed() >= patience, "who is refused has waited");
+        assert_eq!(refused.http_status(), 429);
+        assert!(refused.retry_after.is_some_and(|wait| wait > Duration::from_secs(1)), "{refused}");
+        taken.take("alice", 4 << 20).await.unwrap();
     }
 
     #[test]

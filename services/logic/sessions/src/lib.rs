@@ -38,6 +38,8 @@ use tonic::service::Routes;
 
 use crate::{hub::Hub, publish::PublishError, service::Service};
 
+/// Sessions of one user at a time, over all gateways.
+const SESSIONS_PER_USER: usize = 16;
 /// Between two looks at sessions whose time is over.
 const TICK: Duration = Duration::from_millis(250);
 /// An ending instance serves on until the others have stopped seeing it, at most this long.
@@ -78,8 +80,7 @@ pub async fn run(
     let storage = Storage::new(&config, connected.clone())?;
     let peers = Sessions::new(&config, connected.clone())?;
     let me = instance.advertise.to_string();
-    let limits = config.gateway.clone().unwrap_or_default();
-    let hub = Arc::new(Hub::new(me.clone(), limits.max_sessions_per_user as usize));
+    let hub = Arc::new(Hub::new(me.clone(), SESSIONS_PER_USER));
 
     let background = TaskTracker::new();
     background.spawn(watch_owners(hub.clone(), peers.router().discovery().clone(), connected.clone()));

@@ -70,7 +70,7 @@ pub struct IssueTokenRequest {
     /// ios, android, web, mweb, pc
     #[prost(string, tag = "3")]
     pub platform: ::prost::alloc::string::String,
-    /// Seconds, 60 to 2,592,000; 0: the cluster's default.
+    /// Seconds, from 60 to auth.tokenTtl of the ChatCluster; 0: that.
     #[prost(uint32, tag = "4")]
     pub ttl_s: u32,
     /// Makes the user with an empty profile when it does not exist; else NOT_FOUND.

@@ -345,7 +345,7 @@ pub mod messages_client {
             self.inner.streaming(req, path, codec).await
         }
         /// Committed messages of a conversation in ascending seq, from the caller's visible range. A page ends before its limit where its messages,
-        /// everything counted, take more than 4 MiB; one always comes.
+        /// everything counted, take more than 1 MiB; one always comes.
         pub async fn list_messages(
             &mut self,
             request: impl tonic::IntoRequest<super::ListMessagesRequest>,
@@ -499,7 +499,7 @@ pub mod messages_server {
             tonic::Status,
         >;
         /// Committed messages of a conversation in ascending seq, from the caller's visible range. A page ends before its limit where its messages,
-        /// everything counted, take more than 4 MiB; one always comes.
+        /// everything counted, take more than 1 MiB; one always comes.
         async fn list_messages(
             &self,
             request: tonic::Request<super::ListMessagesRequest>,

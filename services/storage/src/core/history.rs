@@ -102,6 +102,8 @@ impl Core {
         let limit = check::limit(limit, 50, 200)?;
         let most = if bytes == 0 { weight::PAGE } else { weight::PAGE.min(bytes as usize) };
         let alone = after.len() == 1 && most == weight::PAGE;
+        // A page like any other.
+        let most = if alone { weight::GATHERED } else { most };
         let page = |seq, limit, bytes, first| Page { window: Window::After(seq), limit, bytes, first };
         let share = share(most, after.len());
         let read = after.iter().map(|p| self.list_page(&p.conversation_id, &user_id, page(p.seq, limit, share, alone)));
@@ -109,7 +111,7 @@ impl Core {
         let mut left = most.saturating_sub(pages.iter().flatten().map(Listed::bytes).sum());
         for (position, listed) in after.iter().zip(&mut pages) {
             let Ok(listed) = listed else { continue };
-            if !listed.cut || left <= weight::BESIDE {
+            if alone || !listed.cut || left <= weight::BESIDE {
                 continue;
             }
             let last = listed.messages.last().map_or(position.seq, |m| m.seq);

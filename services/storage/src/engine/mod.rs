@@ -248,9 +248,9 @@ pub(crate) struct Page {
 }
 
 impl Page {
-    /// As much as one answer may weigh, one message at least.
+    /// As much as one page gathers, one message at least.
     pub(crate) fn whole(window: Window, limit: u32) -> Self {
-        Self { window, limit, bytes: weight::PAGE, first: true }
+        Self { window, limit, bytes: weight::GATHERED, first: true }
     }
 }
 

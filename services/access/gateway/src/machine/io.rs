@@ -18,6 +18,8 @@ pub struct Settings {
     pub heartbeat: Duration,
     /// Client frames per second.
     pub frames_per_second: u32,
+    /// Frames that may wait for a slow reader.
+    pub frames_queued: usize,
 }
 
 /// What reached the gateway for this connection, ready to be shown; shared by all connections that it is for.

@@ -22,7 +22,7 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let now = Instant::now();
-        let settings = Settings { heartbeat: Duration::from_secs(30), frames_per_second: 50 };
+        let settings = Settings { heartbeat: Duration::from_secs(30), frames_per_second: 50, frames_queued: 256 };
         Self { machine: Machine::new(settings, "S1".into(), now), now }
     }
 

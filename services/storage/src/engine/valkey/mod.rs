@@ -3,6 +3,7 @@
 mod claims;
 mod coalesce;
 mod fields;
+mod group;
 mod hub;
 mod node;
 mod nudge;
@@ -67,7 +68,7 @@ impl ValkeyEngine {
     ) -> Self {
         let (wanted, to_claim) = mpsc::unbounded_channel();
         let watcher = topology::Watcher::new(connector.clone(), seeds);
-        let k = if config.durability.degraded { 0 } else { config.durability.ack_replicas };
+        let k = config.durability.ack_replicas;
         let hub = Hub::new(connector, watcher.clone(), view, outbox, &config.cluster, k, wanted);
         readiness.expect(claims::PART);
         tokio::spawn(watcher.run(end.clone()));

@@ -1,6 +1,7 @@
 //! The writer of one primary: it gathers calls and commits them in groups.
 //!
-//! A group is one pipeline that ends with WAIT. Nothing is answered before the whole group is on the primary's disk and on enough replicas.
+//! A group is one pipeline that ends with WAIT. How many replicas must hold it the primary itself says in the same pipeline: a function that
+//! the operator alone loads, so no instance counts by what held when it started. Nothing is answered before the whole group is on the primary's disk and on enough replicas.
 //! A refusal concerns its own call; a short WAIT or a lost connection leaves the outcome of the group open, so the claims of all its
 //! partitions end and are made again: what the store holds then decides.
 //!
@@ -8,15 +9,9 @@
 //! that come in gather for the next; once they are many, that one is sent behind the first, and the primary begins with it as soon as the
 //! first is acknowledged instead of when this process has heard of it.
 
-use std::{
-    collections::VecDeque,
-    future::poll_fn,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use futures::{FutureExt, future::BoxFuture};
+use futures::FutureExt;
 use kith_kit::{
     backoff::jittered,
     valkey::{Connection, Connector, ValkeyError},
@@ -26,6 +21,7 @@ use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    group::{ANSWER, Answer, DEPTH, Gathered, Group, OVERLAP, UnderWay},
     hub::Hub,
     node::{FULL, Item, QUEUE},
     nudge::Nudger,
@@ -35,24 +31,13 @@ use super::{
 };
 use crate::engine::EngineError;
 
-/// Calls in one group, and the bytes at which a group is full.
-const GROUP: usize = 512;
-const GROUP_BYTES: usize = 1 << 20;
 /// The least time from one group to the next: what comes in meanwhile shares its disk writes and its round trip to the replicas. A call that
 /// finds the writer at rest does not wait.
 const SPACING: Duration = Duration::from_millis(2);
-/// Groups under way at once, and the calls that make another one worth it: fewer rather share the next.
-const DEPTH: usize = 2;
-const OVERLAP: usize = 64;
+/// The function that says how many replicas must hold a write (loaded by the operator, `dataplane::wanted`).
+const WANTED: &str = "kith_wanted";
 /// How long replicas may take to acknowledge a group.
 const WAIT_MS: u64 = 1_000;
-/// How long a group may take in all once those before it are answered; longer than WAIT, so that a slow replica is told from a silent
-/// primary.
-const ANSWER: Duration = Duration::from_millis(2_500);
-/// A group that is not answered after this, and after three times what groups take, gets a nudge, and again, a few times. On a busy machine
-/// all groups take longer, and nudges would only add to what it has to do.
-const NUDGE: Duration = Duration::from_millis(5);
-const NUDGES: u32 = 3;
 /// Between two looks at replicas that are behind.
 const SETTLE: Duration = Duration::from_millis(50);
 /// After a connection that failed.
@@ -74,6 +59,8 @@ pub(super) struct Writer {
     /// When it was last told that the primary cannot be reached.
     told: Option<Instant>,
     under_way: UnderWay,
+    /// Replicas that the primary wanted for a write when it was last heard.
+    wanted: u32,
     /// Calls that are done on the primary; too few replicas had acknowledged them in time. In the order in which they were sent over
     /// `connection`, so the next WAIT that succeeds on it covers them.
     unsettled: Vec<Unsettled>,
@@ -87,93 +74,12 @@ struct Unsettled {
     events: Vec<Pending>,
 }
 
-type Answer = Result<Vec<Value>, ValkeyError>;
-
-/// Groups in the order in which they were sent.
-#[derive(Default)]
-struct UnderWay(VecDeque<Group>);
-
-struct Group {
-    items: Vec<Item>,
-    sent: Instant,
-    /// When it became the first of those under way.
-    first_since: Instant,
-    nudged: u32,
-    answer: BoxFuture<'static, Answer>,
-    answered: Option<Answer>,
-}
-
-impl UnderWay {
-    /// The answer to the first group; pending while there is none.
-    async fn answered(&mut self) -> Answer {
-        poll_fn(|cx| self.poll(cx)).await
-    }
-
-    /// Looks at the groups in their order: the first look at each puts it on the wire.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Answer> {
-        for group in &mut self.0 {
-            if group.answered.is_none()
-                && let Poll::Ready(answer) = group.answer.poll_unpin(cx)
-            {
-                group.answered = Some(answer);
-            }
-        }
-        match self.0.front_mut().and_then(|group| group.answered.take()) {
-            Some(answer) => Poll::Ready(answer),
-            None => Poll::Pending,
-        }
-    }
-
-    fn take_first(&mut self) -> Option<Group> {
-        let first = self.0.pop_front();
-        if let Some(next) = self.0.front_mut() {
-            next.first_since = Instant::now();
-        }
-        first
-    }
-
-    /// When the first group has to be answered.
-    fn deadline(&self) -> Option<Instant> {
-        self.0.front().map(|group| group.first_since + ANSWER)
-    }
-
-    /// When the first group gets its next nudge.
-    fn nudge_at(&self, usual: Duration) -> Option<Instant> {
-        let group = self.0.front().filter(|group| group.nudged < NUDGES)?;
-        Some(group.first_since + NUDGE.max(usual * 3) * (group.nudged + 1))
-    }
-}
-
-/// Calls that are not sent yet.
-struct Gathered {
-    items: Vec<Item>,
-    bytes: usize,
-}
-
-impl Gathered {
-    fn add(&mut self, item: Item) {
-        self.bytes += item.bytes;
-        self.items.push(item);
-    }
-
-    fn is_full(&self) -> bool {
-        self.items.len() >= GROUP || self.bytes >= GROUP_BYTES
-    }
-
-    /// What goes next: of many calls one half, so that their callers are busy with its answers while the engine works on the other half.
-    /// All in one group, they would take turns.
-    fn take(&mut self) -> Vec<Item> {
-        let all = self.items.len();
-        let rest = self.items.split_off(if all < 2 * OVERLAP { all } else { all / 2 });
-        self.bytes = rest.iter().map(|item| item.bytes).sum();
-        std::mem::replace(&mut self.items, rest)
-    }
-}
-
 impl Writer {
     pub(super) fn new(primary: Primary, connector: Connector, hub: Arc<Hub>, deposed: CancellationToken) -> Self {
         let nudger = Arc::new(Nudger::new(connector.clone(), primary.address.clone()));
+        let wanted = hub.ack_replicas();
         Self {
+            wanted,
             primary,
             connector,
             connection: None,
@@ -242,11 +148,13 @@ impl Writer {
             self.connection = None;
             return self.give_up();
         };
-        let k = self.hub.ack_replicas();
-        let wait = tokio::time::timeout(ANSWER, connection.command(cmd("WAIT").arg(k).arg(WAIT_MS))).await;
-        match wait {
-            Ok(Ok(Value::Int(n))) => self.settle(Vec::new(), Vec::new(), n >= i64::from(k)),
-            Ok(Ok(_)) => self.lost("an answer of another kind"),
+        let mut pipeline = Pipeline::with_capacity(2);
+        self.add_wait(&mut pipeline);
+        match tokio::time::timeout(ANSWER, connection.pipeline(&pipeline)).await {
+            Ok(Ok(mut values)) => {
+                let enough = self.is_enough(&mut values);
+                self.settle(Vec::new(), Vec::new(), enough);
+            }
             Ok(Err(error)) => self.lost(&error.to_string()),
             Err(_) => self.lost("no answer in time"),
         }
@@ -293,25 +201,43 @@ impl Writer {
                 None => return items.into_iter().for_each(|item| answer(item, Err(EngineError::moved()))),
             },
         };
-        let mut pipeline = Pipeline::with_capacity(items.len() + 1);
+        let mut pipeline = Pipeline::with_capacity(items.len() + 2);
         for item in &mut items {
             pipeline.add_command(std::mem::take(&mut item.command));
         }
-        pipeline.add_command(cmd("WAIT").arg(self.hub.ack_replicas()).arg(WAIT_MS).take());
+        self.add_wait(&mut pipeline);
         metrics::histogram!("kith_storage_group_items").record(items.len() as f64);
         let answer = async move { connection.pipeline(&pipeline).await }.boxed();
         self.under_way.0.push_back(Group { items, sent: now, first_since: now, nudged: 0, answer, answered: None });
     }
 
+    /// What ends a pipeline: how many replicas are wanted, behind the calls, and the wait for as many as were wanted last.
+    fn add_wait(&self, pipeline: &mut Pipeline) {
+        pipeline.add_command(cmd("FCALL_RO").arg(WANTED).arg(0).take());
+        pipeline.add_command(cmd("WAIT").arg(self.wanted).arg(WAIT_MS).take());
+    }
+
+    /// Takes the two answers to [`Self::add_wait`]: whether as many replicas as the primary wants hold what was before them.
+    fn is_enough(&mut self, values: &mut Vec<Value>) -> bool {
+        let (held, told) = (values.pop(), values.pop());
+        // Where no operator has said anything yet, what the configuration says.
+        let told = told.as_ref().and_then(wire::number).and_then(|n| u32::try_from(n).ok());
+        let wanted = told.unwrap_or_else(|| self.hub.ack_replicas());
+        if wanted != self.wanted {
+            tracing::warn!(node = %self.primary.address, before = self.wanted, wanted, "the primary wants another number of replicas for a write");
+            self.wanted = wanted;
+        }
+        matches!(held, Some(Value::Int(n)) if n >= i64::from(wanted))
+    }
+
     /// The first group under way is answered.
     fn finish(&mut self, answer: Answer) {
         match answer {
-            Ok(mut values) if self.under_way.0.front().is_some_and(|g| values.len() == g.items.len() + 1) => {
+            Ok(mut values) if self.under_way.0.front().is_some_and(|g| values.len() == g.items.len() + 2) => {
                 let Some(group) = self.under_way.take_first() else { return };
                 self.usual = (self.usual * 7 + group.first_since.elapsed()) / 8;
                 metrics::histogram!("kith_storage_commit_seconds").record(group.sent.elapsed().as_secs_f64());
-                let k = i64::from(self.hub.ack_replicas());
-                let enough = matches!(values.pop(), Some(Value::Int(n)) if n >= k);
+                let enough = self.is_enough(&mut values);
                 self.settle(group.items, values, enough);
             }
             Ok(_) => self.lost("an answer of another length"),
@@ -455,44 +381,4 @@ async fn at(time: Option<Instant>) {
 fn answer(item: Item, outcome: Result<Vec<Value>, EngineError>) {
     // An error means that the caller has gone.
     drop(item.done.send(outcome));
-}
-
-#[cfg(test)]
-mod tests {
-    use parking_lot::Mutex;
-    use tokio::sync::oneshot;
-
-    use super::*;
-
-    fn group(answer: BoxFuture<'static, Answer>) -> Group {
-        let now = Instant::now();
-        Group { items: Vec::new(), sent: now, first_since: now, nudged: 0, answer, answered: None }
-    }
-
-    #[tokio::test]
-    async fn groups_go_out_and_are_answered_in_the_order_in_which_they_were_sent() {
-        let (sent, mut answers) = (Arc::new(Mutex::new(Vec::new())), Vec::new());
-        let mut under_way = UnderWay::default();
-        for n in 0..DEPTH as i64 {
-            let (answer, answered) = oneshot::channel();
-            answers.push(answer);
-            let sent = sent.clone();
-            let on_the_wire = async move {
-                sent.lock().push(n);
-                Ok(vec![Value::Int(answered.await.unwrap())])
-            };
-            under_way.0.push_back(group(on_the_wire.boxed()));
-        }
-        assert!(under_way.answered().now_or_never().is_none());
-        assert_eq!(*sent.lock(), [0, 1]);
-        answers.pop().unwrap().send(1).unwrap();
-        assert!(under_way.answered().now_or_never().is_none(), "the second has to wait for the first");
-        answers.pop().unwrap().send(0).unwrap();
-        for n in 0..DEPTH as i64 {
-            let answer = under_way.answered().now_or_never().unwrap().unwrap();
-            assert_eq!(answer, [Value::Int(n)]);
-            under_way.take_first().unwrap();
-        }
-        assert!(under_way.answered().now_or_never().is_none() && under_way.deadline().is_none());
-    }
 }
