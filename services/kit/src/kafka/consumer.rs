@@ -11,7 +11,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures::future::BoxFuture;
@@ -29,6 +29,7 @@ use super::{
     callbacks::GroupContext,
     marks::{Checkpoint, Marks},
     origin::{Foreign, Origin, Stray, Verified},
+    secrets::LoginFiles,
     sequence::Inflight,
     stalls::Watch,
 };
@@ -164,6 +165,9 @@ pub enum ConsumerError {
     /// The group never came to an end with giving out its partitions.
     #[error("kafka consumer: the group does not settle")]
     Unsettled,
+    /// The files that the consumer logged in with have changed: another is made, with the new ones.
+    #[error("kafka consumer: the files with its login have changed")]
+    LoginChanged,
     /// The polling thread panicked.
     #[error("kafka consumer: the polling thread ended by itself")]
     Ended,
@@ -179,11 +183,34 @@ pub async fn run<H: Handler>(
 ) -> Result<(), ConsumerError> {
     readiness.expect(subscription.part);
     let mut backoff = Backoff::new(MIN_RESTART_PAUSE, MAX_RESTART_PAUSE);
+    let mut worked = false;
     while !shutdown.is_cancelled() {
-        let started = std::time::Instant::now();
-        let consumer = group_consumer(kafka, &subscription, handler.clone())?;
-        match poll_in_thread(consumer, &subscription, readiness.clone(), shutdown.clone()).await {
+        let started = Instant::now();
+        let files = LoginFiles::of(kafka, started);
+        let consumer = match group_consumer(kafka, &subscription, handler.clone()) {
+            Ok(consumer) => consumer,
+            // Files that do not fit together are put right by whoever wrote them.
+            Err(error) if worked => {
+                readiness.not_ready(subscription.part, error.to_string());
+                tracing::error!(topic = subscription.topic, group = subscription.group, %error, "no consumer can be made: trying again");
+                let _ = shutdown.run_until_cancelled(backoff.pause()).await;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        worked = true;
+        match poll_in_thread(consumer, files, &subscription, readiness.clone(), shutdown.clone()).await {
             Ok(()) => break,
+            Err(ConsumerError::LoginChanged) => {
+                metrics::counter!("kith_kafka_logins_renewed_total", "client" => subscription.group.clone())
+                    .increment(1);
+                tracing::info!(
+                    topic = subscription.topic,
+                    group = subscription.group,
+                    "the consumer's login has changed: starting anew"
+                );
+                continue;
+            }
             Err(error) => {
                 readiness.not_ready(subscription.part, error.to_string());
                 metrics::counter!("kith_consumer_restarts_total", "group" => subscription.group.clone()).increment(1);
@@ -238,6 +265,7 @@ fn group_consumer<H: Handler>(
 /// Moves the consumer to its thread and waits for its end.
 async fn poll_in_thread<H: Handler>(
     consumer: GroupConsumer<H>,
+    files: LoginFiles,
     subscription: &Subscription,
     readiness: Readiness,
     shutdown: CancellationToken,
@@ -249,7 +277,7 @@ async fn poll_in_thread<H: Handler>(
     std::thread::Builder::new()
         .name(name)
         .spawn(move || {
-            let result = poll(&consumer, &subscription, &readiness, &asked);
+            let result = poll(&consumer, files, &subscription, &readiness, &asked);
             // Leaves the group: the callback gives what is in hand its moment, commits and stops the workers.
             drop(consumer);
             // The receiver is gone only when the process ends without waiting.
@@ -269,11 +297,12 @@ async fn poll_in_thread<H: Handler>(
 
 fn poll<H: Handler>(
     consumer: &GroupConsumer<H>,
+    mut files: LoginFiles,
     subscription: &Subscription,
     readiness: &Readiness,
     stop: &AtomicBool,
 ) -> Result<(), ConsumerError> {
-    if !topic_exists(consumer, subscription, readiness, stop) {
+    if !topic_exists(consumer, &mut files, subscription, readiness, stop)? {
         return Ok(());
     }
     consumer.subscribe(&[&subscription.topic])?;
@@ -294,6 +323,9 @@ fn poll<H: Handler>(
             wait = Duration::ZERO;
         }
         assignments.lock().keep(consumer)?;
+        if files.changed(Instant::now()) {
+            return Err(ConsumerError::LoginChanged);
+        }
     }
     Ok(())
 }
@@ -301,21 +333,26 @@ fn poll<H: Handler>(
 /// Waits until the topic is there; false when the end was asked for. A subscription to a topic that is missing would sleep for long.
 fn topic_exists<H: Handler>(
     consumer: &GroupConsumer<H>,
+    files: &mut LoginFiles,
     subscription: &Subscription,
     readiness: &Readiness,
     stop: &AtomicBool,
-) -> bool {
+) -> Result<bool, ConsumerError> {
     while !stop.load(Ordering::Relaxed) {
         match consumer.fetch_metadata(Some(&subscription.topic), METADATA_DEADLINE) {
             Ok(found) if found.topics().iter().any(|t| t.error().is_none() && !t.partitions().is_empty()) => {
-                return true;
+                return Ok(true);
             }
             Ok(_) => readiness.not_ready(subscription.part, format!("topic {} does not exist yet", subscription.topic)),
             Err(error) => readiness.not_ready(subscription.part, format!("kafka does not answer: {error}")),
         }
+        // Perhaps it logs in with what holds no longer.
+        if files.changed(Instant::now()) {
+            return Err(ConsumerError::LoginChanged);
+        }
         std::thread::sleep(METADATA_PAUSE);
     }
-    false
+    Ok(false)
 }
 
 /// Takes what a partition's inbox holds, batch by batch, until it is stopped.

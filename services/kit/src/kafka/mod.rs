@@ -10,6 +10,7 @@ mod marks;
 pub mod origin;
 pub mod producer;
 pub mod scan;
+mod secrets;
 pub mod sequence;
 mod stalls;
 pub mod supervised;

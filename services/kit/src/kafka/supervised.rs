@@ -2,8 +2,9 @@
 //!
 //! librdkafka's idempotent producer ends with a fatal error when it can no longer promise order (it lost its place at the broker, or its
 //! login was refused once). From then on it refuses every record. Or it loses sight of the brokers: one that told of partitions without a
-//! leader before it died is forgotten, and records wait for ever though it came back (seen with 2.12.1 and a single broker: 40 minutes). Whoever sends repeats what failed, in order; the next attempt finds a new producer. A record that the
-//! old one had handed over may be on the log already and come a second time.
+//! leader before it died is forgotten, and records wait for ever though it came back (seen with 2.12.1 and a single broker: 40 minutes).
+//! Whoever sends repeats what failed, in order; the next attempt finds a new producer. A record that the old one had handed over may be
+//! on the log already and come a second time.
 
 use std::{
     sync::{Arc, Weak},
@@ -16,6 +17,7 @@ use rdkafka::metadata::MetadataPartition;
 use super::{
     admin,
     producer::{Delivery, ProduceError, Producer, Record},
+    secrets::LoginFiles,
 };
 use crate::{backoff::Backoff, config::Kafka};
 
@@ -25,9 +27,9 @@ const MAX_PAUSE: Duration = Duration::from_secs(10);
 /// A producer that worked this long is followed by the next one at once.
 const HEALTHY: Duration = Duration::from_secs(60);
 /// Records of a partition that wait for so long without any of them being settled, while the brokers take records, wait for ever.
-const STANDSTILL: Duration = Duration::from_secs(20);
+const STANDSTILL: Duration = Duration::from_secs(10);
 /// Between two looks at what waits.
-const WATCH: Duration = Duration::from_secs(5);
+const WATCH: Duration = Duration::from_secs(2);
 /// Asking the brokers how they are.
 const DEADLINE: Duration = Duration::from_secs(3);
 
@@ -49,6 +51,8 @@ struct Current {
     backoff: Backoff,
     /// Where the last record went.
     topic: String,
+    /// What the producer logged in with.
+    files: LoginFiles,
 }
 
 impl Supervised {
@@ -65,6 +69,7 @@ impl Supervised {
             not_before: now,
             backoff: Backoff::new(MIN_PAUSE, MAX_PAUSE),
             topic: String::new(),
+            files: LoginFiles::of(kafka, now),
         });
         let inner = Arc::new(Inner { kafka: kafka.clone(), client_id: client_id.to_owned(), current });
         tokio::spawn(watch(Arc::downgrade(&inner), every, standstill));
@@ -90,14 +95,16 @@ impl Inner {
         if Instant::now() < current.not_before {
             return Err(ProduceError::Replacing(error));
         }
-        self.replace(&mut current, &error)
+        metrics::counter!("kith_producer_replacements_total", "client" => self.client_id.clone()).increment(1);
+        tracing::error!(client = self.client_id, error, "the Kafka producer failed for good: another takes its place");
+        self.replace(&mut current)
     }
 
-    fn replace(&self, current: &mut Current, error: &str) -> Result<Producer, ProduceError> {
+    fn replace(&self, current: &mut Current) -> Result<Producer, ProduceError> {
         let now = Instant::now();
+        let files = LoginFiles::of(&self.kafka, now);
         let successor = Producer::new(&self.kafka, &self.client_id)?;
-        metrics::counter!("kith_producer_replacements_total", "client" => self.client_id.clone()).increment(1);
-        tracing::error!(client = self.client_id, %error, "the Kafka producer failed for good: another takes its place");
+        current.files = files;
         if now.duration_since(current.made) > HEALTHY {
             current.backoff.reset();
         }
@@ -116,7 +123,24 @@ impl Inner {
     async fn look(self: Arc<Self>, standstill: Duration) {
         let waits = |current: &Current| current.producer.silent_for(Instant::now()) >= standstill;
         let topic = {
-            let current = self.current.lock();
+            let mut current = self.current.lock();
+            if current.files.changed(Instant::now()) {
+                // What is under way is given up with the old one, and repeated in order.
+                match self.replace(&mut current) {
+                    Ok(_) => {
+                        metrics::counter!("kith_kafka_logins_renewed_total", "client" => self.client_id.clone())
+                            .increment(1);
+                        tracing::info!(
+                            client = self.client_id,
+                            "the producer's login has changed: another takes its place"
+                        );
+                    }
+                    Err(error) => {
+                        tracing::error!(client = self.client_id, %error, "no Kafka producer with the new login")
+                    }
+                }
+                return;
+            }
             if !waits(&current) {
                 return;
             }
@@ -128,9 +152,15 @@ impl Inner {
             Ok(Ok(())) => {
                 let mut current = self.current.lock();
                 // Unless they have gone meanwhile.
-                if waits(&current)
-                    && let Err(error) = self.replace(&mut current, "records wait though the brokers would take them")
-                {
+                if !waits(&current) {
+                    return;
+                }
+                metrics::counter!("kith_producer_replacements_total", "client" => self.client_id.clone()).increment(1);
+                tracing::error!(
+                    client = self.client_id,
+                    "records wait though the brokers would take them: another producer takes their place"
+                );
+                if let Err(error) = self.replace(&mut current) {
                     tracing::error!(client = self.client_id, %error, "another Kafka producer could not be made");
                 }
             }
