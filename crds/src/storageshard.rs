@@ -110,6 +110,15 @@ pub struct StorageShardStatus {
     pub slots: u32,
     /// Copies that are in step, the primary included.
     pub ready_members: u32,
+    /// Replicas that certainly hold each acknowledged write: ackReplicas, or fewer until all that was written before it was raised is
+    /// held by as many. Promotion counts by it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ack_replicas: Option<u32>,
+    /// Pods that may hold acknowledged writes: promotion counts by them. A new one is named before it becomes a replica, one that is taken
+    /// away until the others hold all that was acknowledged while it was there.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "set"))]
+    pub copies: Vec<String>,
     /// The copies of the shard, one entry per pod.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["pod"]))]

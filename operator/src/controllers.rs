@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::{Stream, StreamExt, future::join_all};
+use futures::{Stream, StreamExt};
 use k8s_openapi::api::{
     apps::v1::{Deployment, StatefulSet},
     core::v1::{ConfigMap, Pod, Secret, Service},
@@ -23,12 +23,12 @@ use kube::{
     },
 };
 use serde::de::DeserializeOwned;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::JoinSet};
 
 use crate::{
     chatcluster::{self, PassError},
     context::{Context, Wakes},
-    gateway, rebalance, storageshard,
+    gateway, panics, rebalance, storageshard,
 };
 
 /// Passes of one controller that run at once.
@@ -36,27 +36,36 @@ const CONCURRENCY: u16 = 4;
 /// Changes within this time lead to one pass: pods rarely change one thing at a time.
 const DEBOUNCE: Duration = Duration::from_millis(100);
 
-/// Runs all controllers until the context's end.
-pub async fn run(context: Arc<Context>, wakes: Wakes, namespaces: Vec<String>) {
-    let scopes: Vec<Scope> = if namespaces.is_empty() {
-        vec![Scope(None)]
-    } else {
-        namespaces.into_iter().map(|namespace| Scope(Some(namespace))).collect()
-    };
+/// Runs all controllers until the context's end. Answers whether that is why it ended: no controller ends before.
+pub async fn run(context: Arc<Context>, wakes: Wakes, namespaces: Vec<String>) -> bool {
+    let scopes = scopes(namespaces);
     let (clusters, shards, gateways) =
         (fan_out(wakes.clusters, &scopes), fan_out(wakes.shards, &scopes), fan_out(wakes.gateways, &scopes));
-    let mut running = Vec::new();
+    let mut running = JoinSet::new();
     for (((scope, clusters), shards), gateways) in scopes.iter().zip(clusters).zip(shards).zip(gateways) {
-        running.push(tokio::spawn(run_rebalances(context.clone(), scope.clone())));
-        running.push(tokio::spawn(run_clusters(context.clone(), scope.clone(), clusters)));
-        running.push(tokio::spawn(run_shards(context.clone(), scope.clone(), shards)));
-        running.push(tokio::spawn(run_gateways(context.clone(), scope.clone(), gateways)));
+        running.spawn(run_rebalances(context.clone(), scope.clone()));
+        running.spawn(run_clusters(context.clone(), scope.clone(), clusters));
+        running.spawn(run_shards(context.clone(), scope.clone(), shards));
+        running.spawn(run_gateways(context.clone(), scope.clone(), gateways));
     }
-    for ended in join_all(running).await {
-        if let Err(error) = ended {
+    while let Some(ended) = running.join_next().await {
+        if let Err(error) = &ended {
             tracing::error!(%error, "a controller ended");
         }
+        if !context.shutdown.is_cancelled() {
+            return false;
+        }
     }
+    true
+}
+
+/// One scope for each namespace, or one for all.
+fn scopes(mut namespaces: Vec<String>) -> Vec<Scope> {
+    namespaces.retain(|namespace| !namespace.trim().is_empty());
+    namespaces.sort_unstable();
+    // Two controllers of the same objects would work against each other.
+    namespaces.dedup();
+    if namespaces.is_empty() { vec![Scope(None)] } else { namespaces.into_iter().map(|n| Scope(Some(n))).collect() }
 }
 
 /// One namespace, or all.
@@ -141,7 +150,7 @@ async fn run_clusters(context: Arc<Context>, scope: Scope, woken: mpsc::Receiver
         })
         .reconcile_on(wakes(woken))
         .graceful_shutdown_on(context.shutdown.clone().cancelled_owned());
-    let gone = gone(context.clone(), controller.store());
+    let gone = gone(context.clone(), scope, controller.store());
     let passes = controller.run(
         |cluster, context| timed("ChatCluster", chatcluster::reconcile(cluster, context)),
         |cluster, error, context| chatcluster::failed(&cluster, error, &context),
@@ -151,14 +160,18 @@ async fn run_clusters(context: Arc<Context>, scope: Scope, woken: mpsc::Receiver
 }
 
 /// Ends the tasks of ChatClusters that vanished without a pass: a deleted object without finalizers is simply not there any more.
-async fn gone(context: Arc<Context>, store: Store<ChatCluster>) {
+async fn gone(context: Arc<Context>, scope: Scope, store: Store<ChatCluster>) {
     let mut tick = tokio::time::interval(Duration::from_secs(2));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     if store.wait_until_ready().await.is_err() {
         return;
     }
     while context.shutdown.run_until_cancelled(tick.tick()).await.is_some() {
-        context.clusters.keep(|namespace, name| store.get(&ObjectRef::new(name).within(namespace)).is_some());
+        context.clusters.keep(|namespace, name| {
+            let object = ObjectRef::<ChatCluster>::new(name).within(namespace);
+            // What another scope looks after is not known here.
+            !scope.holds(&object) || store.get(&object).is_some()
+        });
     }
 }
 
@@ -235,7 +248,7 @@ where
 /// Measures a pass.
 async fn timed(kind: &'static str, pass: impl Future<Output = Result<Action, PassError>>) -> Result<Action, PassError> {
     let begun = Instant::now();
-    let result = pass.await;
+    let result = panics::caught(kind, pass).await.unwrap_or_else(|panicked| Err(panicked.into()));
     metrics::histogram!("kith_operator_reconcile_seconds", "kind" => kind).record(begun.elapsed().as_secs_f64());
     let outcome = if result.is_ok() { "ok" } else { "error" };
     metrics::counter!("kith_operator_reconciles_total", "kind" => kind, "result" => outcome).increment(1);
@@ -260,4 +273,25 @@ async fn drive<K>(
             }
         })
         .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_namespace_has_one_scope_and_none_means_all() {
+        let given = |names: &[&str]| scopes(names.iter().map(|n| (*n).to_owned()).collect());
+        let two = given(&["b", "a", "b", ""]);
+        assert_eq!(two.iter().map(|s| s.0.as_deref()).collect::<Vec<_>>(), [Some("a"), Some("b")]);
+        let all = given(&[""]);
+        assert!(all.len() == 1 && all[0].0.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_pass_that_panics_is_an_error_like_any_other() {
+        let pass = async { if true { panic!("poisoned") } else { Ok(Action::await_change()) } };
+        let error = timed("ChatCluster", pass).await.unwrap_err();
+        assert!(matches!(error, PassError::Panicked(_)) && error.to_string().contains("poisoned"), "{error}");
+    }
 }

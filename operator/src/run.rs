@@ -17,6 +17,7 @@ use crate::{
     context::Context,
     controllers,
     lease::Election,
+    panics,
     plan::Release,
 };
 
@@ -85,6 +86,7 @@ pub async fn run(args: Args) -> ExitCode {
 }
 
 async fn start(args: Args) -> Result<ExitCode, StartError> {
+    panics::end_the_process();
     tls::install_provider();
     let metrics = telemetry::init_metrics().map_err(|e| StartError::Metrics(e.to_string()))?;
     let shutdown = shutdown::on_signal()?;
@@ -125,12 +127,13 @@ async fn lead(args: &Args, client: Client, readiness: Readiness, shutdown: Cance
     let work = shutdown.child_token();
     let (context, wakes) =
         Context::new(client, release, election.guard(), &args.pod_name, args.run_dir.clone(), work.clone());
-    let controllers = tokio::spawn(controllers::run(context, wakes, args.watch_namespace.clone()));
+    let mut controllers = tokio::spawn(controllers::run(context, wakes, args.watch_namespace.clone()));
     // The lease is held until everything that acts has ended, and longer than the request to end.
     let hold_end = CancellationToken::new();
     let held = election.hold(&hold_end);
     tokio::pin!(held);
     tokio::select! {
+        biased;
         lost = &mut held => {
             if let Err(error) = lost {
                 tracing::error!(%error, "another operator acts now: leaving at once");
@@ -138,11 +141,16 @@ async fn lead(args: &Args, client: Client, readiness: Readiness, shutdown: Cance
             }
         }
         () = shutdown.cancelled() => {}
+        // Nothing is looked after by halves while the lease is held.
+        ended = &mut controllers => {
+            tracing::error!(?ended, "the controllers ended: so does the process, and another takes over");
+            std::process::exit(1);
+        }
     }
     work.cancel();
     tokio::select! {
         lost = &mut held => if lost.is_err() { std::process::exit(1) },
-        ended = tokio::time::timeout(GRACE, controllers) => {
+        ended = tokio::time::timeout(GRACE, &mut controllers) => {
             if ended.is_err() {
                 tracing::warn!("some passes did not end in time");
             }

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    chatcluster::Shortage,
+    chatcluster::{Departures, Shortage},
     context::Wake,
     dataplane::{
         self, Gate, Links, Prober,
@@ -65,6 +65,12 @@ pub struct Snapshot {
     pub problems: Vec<Problem>,
     /// Shards that own no slot and hold no key.
     pub empty: Vec<String>,
+    /// Replicas that certainly hold each acknowledged write, by shard.
+    pub acknowledged_by: BTreeMap<String, u32>,
+    /// Pods that may hold acknowledged writes, by shard.
+    pub copies: BTreeMap<String, Vec<String>>,
+    /// Shards whose StatefulSet may take surplus pods away.
+    pub shrinkable: Vec<String>,
     /// Planned changes of primary, by shard.
     pub hand_overs: BTreeMap<String, HandOver>,
 }
@@ -82,6 +88,8 @@ pub struct Runtime {
     snapshot: Mutex<Option<Arc<Snapshot>>>,
     /// Since when shards have too few replicas.
     pub shortage: Mutex<Shortage>,
+    /// Pods that were taken away and still count.
+    pub departures: Mutex<Departures>,
     login: Mutex<Login>,
     dir: PathBuf,
     cancel: CancellationToken,
@@ -136,6 +144,8 @@ pub struct Clusters {
     wake: Wake,
     shutdown: CancellationToken,
     running: Mutex<HashMap<String, (String, Arc<Runtime>)>>,
+    /// By UID, those that somebody still holds: a mover whose ChatCluster's tasks were started anew must not run into their promotions.
+    gates: Mutex<HashMap<String, Gate>>,
 }
 
 /// Which ChatCluster.
@@ -153,7 +163,7 @@ pub struct Identity<'a> {
 impl Clusters {
     /// None running.
     pub fn new(dir: PathBuf, guard: LeaseGuard, wake: Wake, shutdown: CancellationToken) -> Self {
-        Self { dir, guard, wake, shutdown, running: Mutex::default() }
+        Self { dir, guard, wake, shutdown, running: Mutex::default(), gates: Mutex::default() }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, (String, Arc<Runtime>)>> {
@@ -219,7 +229,7 @@ impl Clusters {
         let connector = Connector::with_parts(&valkey, Some(&Tls::in_dir(&dir)), who.cluster_name)?;
         let links = Links::new(connector);
         let cancel = self.shutdown.child_token();
-        let gate = Gate::default();
+        let gate = self.gate(who.uid);
         let (desired_tx, desired_rx) = watch::channel(desired.clone());
         let prober =
             Prober { links: links.clone(), guard: self.guard.clone(), desired: desired_rx, gate: gate.clone() };
@@ -235,10 +245,18 @@ impl Clusters {
             prober,
             snapshot: Mutex::default(),
             shortage: Mutex::default(),
+            departures: Mutex::default(),
             login: Mutex::new(login.clone()),
             dir,
             cancel,
         })
+    }
+
+    /// The one gate of a ChatCluster.
+    fn gate(&self, uid: &str) -> Gate {
+        let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+        gates.retain(|_, gate| gate.is_shared());
+        gates.entry(uid.to_owned()).or_default().clone()
     }
 
     /// Every change of what the prober says leads to a pass.

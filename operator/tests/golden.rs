@@ -169,3 +169,62 @@ fn the_bytes_that_a_gateway_lets_a_user_send_are_what_its_pods_read() {
         assert_eq!(config.gateway.expect("its settings").sent_bytes_per_minute, bytes, "{limits}");
     }
 }
+
+/// What the pods of a Gateway are told, for limits and listeners as in its spec.
+fn gateway_settings(spec: &str) -> (kith_kit::config::Gateway, gateway::build::Objects) {
+    let cluster = "apiVersion: kith.dev/v1alpha1\nkind: ChatCluster\nmetadata: {name: chat, namespace: ns}\nspec: {}\n";
+    let plan = Plan::resolve(&read(cluster, "ChatCluster").expect("a ChatCluster"), &release()).expect("a valid spec");
+    let manifest = format!(
+        "apiVersion: kith.dev/v1alpha1\nkind: Gateway\nmetadata: {{name: edge, namespace: ns}}\nspec: {{clusterRef: {{name: chat}}, {spec}}}\n"
+    );
+    let gateway: Gateway = read(&manifest, "Gateway").expect("a Gateway");
+    let objects = gateway::build::objects(&plan, &gateway).expect("JSON");
+    let config: kith_kit::config::Config =
+        serde_json::from_str(&objects.config_map.data.as_ref().expect("data")["config.json"]).expect("what pods read");
+    (config.gateway.expect("its settings"), objects)
+}
+
+#[test]
+fn every_limit_of_a_gateway_reaches_its_pods() {
+    let (default, _) = gateway_settings("api: {}");
+    let limits = "api: {allowedOrigins: ['https://a'], idleTimeout: 80s, limits: {requestsPerSecondPerUser: 7, burstPerUser: 8, requestsInFlightPerPod: 9}}, \
+         websocket: {allowedOrigins: ['https://b'], heartbeat: 11s, drain: {deadline: 21s, connectionsPerSecond: 22}, \
+         limits: {connectionsPerPod: 12, connectionsPerUser: 13, framesPerSecond: 14, framesQueued: 17}}, \
+         limits: {sentBytesPerMinutePerUser: 1Mi}";
+    let (set, _) = gateway_settings(limits);
+    let wanted = kith_kit::config::Gateway {
+        heartbeat_ms: 11_000,
+        max_connections: 12,
+        max_sessions_per_user: 13,
+        frames_per_second: 14,
+        frames_queued: 17,
+        drain_ms: 21_000,
+        drain_per_second: 22,
+        requests_per_second: 7,
+        burst: 8,
+        requests_in_flight: 9,
+        sent_bytes_per_minute: 1 << 20,
+        idle_ms: 80_000,
+        api_origins: vec!["https://a".to_owned()],
+        websocket_origins: vec!["https://b".to_owned()],
+    };
+    assert_eq!(set, wanted);
+    assert_ne!(set, default);
+}
+
+#[test]
+fn switching_autoscaling_on_leaves_as_many_pods_as_stand() {
+    use k8s_openapi::api::apps::v1::Deployment;
+    let (_, mut objects) = gateway_settings("api: {autoscaling: {minReplicas: 3, maxReplicas: 6}}");
+    let listener = objects.listeners.iter_mut().find(|l| l.autoscaler.is_some()).expect("the API");
+    for (standing, wanted) in [(None, 3), (Some(1), 3), (Some(4), 4), (Some(9), 6)] {
+        let live = standing.map(|replicas| {
+            let mut live = Deployment::default();
+            live.spec.get_or_insert_default().replicas = Some(replicas);
+            live
+        });
+        gateway::build::keep_scale(listener, live.as_ref());
+        let replicas = listener.deployment.spec.as_ref().and_then(|spec| spec.replicas);
+        assert_eq!(replicas, Some(wanted), "{standing:?}");
+    }
+}

@@ -27,6 +27,15 @@ pub const BROKERS_DEFAULT: u32 = 3;
     "has(self.external) || (has(self.managed) ? self.managed.brokers : 3) == (has(oldSelf.managed) ? oldSelf.managed.brokers : 3)",
     "managed.brokers is fixed at creation (3 when nothing was said)"
 ))]
+// The volume's own rules see nothing where `managed` is taken away first and said anew later.
+#[x_kube(validation = (
+    "(has(self.managed) && has(self.managed.volume.storageClassName) ? self.managed.volume.storageClassName : '') == (has(oldSelf.managed) && has(oldSelf.managed.volume.storageClassName) ? oldSelf.managed.volume.storageClassName : '')",
+    "managed.volume.storageClassName is fixed at creation"
+))]
+#[x_kube(validation = (
+    "!isQuantity(has(self.managed) ? self.managed.volume.size : '10Gi') || !isQuantity(has(oldSelf.managed) ? oldSelf.managed.volume.size : '10Gi') || !quantity(has(self.managed) ? self.managed.volume.size : '10Gi').isLessThan(quantity(has(oldSelf.managed) ? oldSelf.managed.volume.size : '10Gi'))",
+    "managed.volume.size (10Gi when nothing was said): volumes only grow"
+))]
 pub struct EventLogSpec {
     /// Number of partitions of the topic of events, from 1 to 1024, at most storage.partitions. It bounds how many
     /// consumers share the work. Fixed at creation, since the order of events hangs on it.

@@ -146,7 +146,7 @@ impl ChatCluster {
 #[derive(Clone, Debug, Deserialize, Serialize, KubeSchema, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct AuthSpec {
-    /// How long a client token is valid when the business line asks for nothing shorter. From 1m to 8760h.
+    /// How long a client token is valid when the business line asks for nothing shorter; longer ones are refused. From 1m to 8760h.
     #[serde(default = "token_ttl")]
     #[x_kube(validation = (
         "!self.matches('^([0-9]{1,9}(ms|s|m|h))+$') || (duration(self) >= duration('1m') && duration(self) <= duration('8760h'))",

@@ -4,7 +4,7 @@ use crate::Failures;
 use crate::api::{Api, manifest};
 
 /// Kind, spec before, spec after, words of the refusal.
-const BAD: [(&str, &str, &str, &[&str]); 19] = [
+const BAD: [(&str, &str, &str, &[&str]); 23] = [
     ("ChatCluster", "{}", "{storage: {partitions: 512}}", &["partitions is fixed at creation"]),
     ("ChatCluster", "{}", "{eventLog: {partitions: 64}}", &["eventLog.partitions is fixed at creation"]),
     ("ChatCluster", "{}", "{clusterName: other}", &["spec.clusterName", "clusterName is fixed at creation"]),
@@ -24,6 +24,10 @@ const BAD: [(&str, &str, &str, &[&str]); 19] = [
     ("ChatCluster", "{eventLog: {external: {bootstrapServers: ['a:9092']}}}", "{}", &["cannot change between"]),
     ("ChatCluster", "{}", "{eventLog: {managed: {brokers: 1}}}", &["managed.brokers is fixed at creation"]),
     ("ChatCluster", "{eventLog: {managed: {brokers: 1}}}", "{}", &["managed.brokers is fixed at creation"]),
+    ("ChatCluster", "{eventLog: {managed: {volume: {size: 50Gi}}}}", "{}", &["volumes only grow"]),
+    ("ChatCluster", "{}", "{eventLog: {managed: {volume: {size: 5Gi}}}}", &["volumes only grow"]),
+    ("ChatCluster", "{eventLog: {managed: {volume: {storageClassName: fast}}}}", "{}", &["is fixed at creation"]),
+    ("ChatCluster", "{}", "{eventLog: {managed: {volume: {storageClassName: fast}}}}", &["is fixed at creation"]),
     ("ChatCluster", "{storage: {volume: {size: 10Gi}}}", "{storage: {volume: {size: 9Gi}}}", &["volumes only grow"]),
     ("ChatCluster", "{storage: {volume: {size: 10Gi}}}", "{storage: {volume: {size: 10G}}}", &["volumes only grow"]),
     ("ChatCluster", "{}", "{storage: {volume: {storageClassName: fast}}}", &["storageClassName is fixed"]),

@@ -140,6 +140,11 @@ pub fn kafka_config_map(cluster: &str) -> String {
     format!("{cluster}-kafka-config")
 }
 
+/// ConfigMap that keeps the last spec that could be used.
+pub fn last_spec_config_map(cluster: &str) -> String {
+    format!("{cluster}-last-spec")
+}
+
 /// StatefulSet and headless Service of a StorageShard.
 pub fn shard_name(shard: &str) -> String {
     format!("{shard}-valkey")

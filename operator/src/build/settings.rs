@@ -48,7 +48,7 @@ pub fn config(plan: &Plan) -> Config {
         valkey: Some(valkey(plan)),
         kafka: Some(kafka(plan)),
         auth: Auth { keys_dir: PathBuf::from(KEYS_DIR), token_ttl_s: plan.token_ttl_s },
-        durability: Durability { ack_replicas: plan.valkey.durability.ack_replicas, degraded: false },
+        durability: Durability { ack_replicas: plan.valkey.durability.ack_replicas },
         limits: Limits::default(),
         gateway: None,
     }
@@ -126,6 +126,9 @@ pub fn gateway_config(plan: &Plan, gateway: &GatewayObject) -> Config {
         drain_ms: ms(&websocket.drain.deadline, defaults.drain_ms),
         drain_per_second: websocket.drain.connections_per_second,
         requests_per_second: api.limits.requests_per_second_per_user,
+        burst: api.limits.burst_per_user,
+        requests_in_flight: api.limits.requests_in_flight_per_pod,
+        frames_queued: websocket.limits.frames_queued,
         sent_bytes_per_minute: sent_bytes.and_then(|b| u32::try_from(b).ok()).unwrap_or(defaults.sent_bytes_per_minute),
         idle_ms: ms(&api.idle_timeout, defaults.idle_ms),
         api_origins: api.allowed_origins.clone(),

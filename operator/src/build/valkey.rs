@@ -135,7 +135,8 @@ pub fn shard(plan: &Plan, shard: &str, claim_size: Option<&Quantity>) -> ShardOb
     let name = meta::shard_name(shard);
     let (labels, selector) = (shard_labels(plan, shard), shard_selector(plan, shard));
     let ports = vec![service::port("valkey", CLIENT_PORT), service::port("bus", BUS_PORT)];
-    let may_go = plan.valkey.replicas.saturating_sub(plan.valkey.durability.ack_replicas);
+    // Where every replica must acknowledge, writes wait while one is away; without any leave no node could ever be drained.
+    let may_go = plan.valkey.replicas.saturating_sub(plan.valkey.durability.ack_replicas).max(1);
     let hash = xxh3_64([settings(plan).as_str(), START, PROBE, STOP].concat().as_bytes());
     let template = pod::template(pod::Parts {
         labels: labels.clone(),

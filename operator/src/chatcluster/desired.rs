@@ -1,6 +1,9 @@
 //! What the data plane should be, from StorageShards and pods. Pure.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
 
 use k8s_openapi::api::core::v1::{ContainerState, Pod};
 use kith_crds::{StorageShard, names};
@@ -22,7 +25,7 @@ use super::lowered;
 /// The whole data plane.
 pub(super) fn desired(
     plan: &Plan,
-    library: Library,
+    library: Option<Library>,
     shards: &Live<StorageShard>,
     pods: &Live<Pod>,
     formed: bool,
@@ -53,18 +56,25 @@ fn desired_shard(plan: &Plan, shard: &StorageShard, pods: &Live<Pod>, before: Op
     let lowered = lowered::is_lowered(shard);
     let last = before.and_then(|b| b.readiness.shards.iter().find(|h| h.shard == name));
     let stateful_set = meta::shard_name(&name);
-    let members = (0..=plan.valkey.replicas)
+    let copies = shard.status.as_ref().map(|s| s.copies.as_slice()).unwrap_or_default();
+    let mut all: BTreeSet<u32> = (0..=plan.valkey.replicas).collect();
+    all.extend(copies.iter().filter_map(|pod| pod.strip_prefix(&format!("{stateful_set}-"))?.parse::<u32>().ok()));
+    let members = all
+        .into_iter()
         .map(|index| {
             let pod_name = format!("{stateful_set}-{index}");
             let pod = pods.get(&pod_name).filter(|pod| belongs(pod, &stateful_set));
-            member(pod_name, pod)
+            // Where nothing is written down yet, all of them.
+            let copy = copies.is_empty() || copies.contains(&pod_name);
+            Member { copy, ..member(pod_name, pod) }
         })
         .collect();
     DesiredShard {
         weight: shard.spec.effective_weight(),
         replicas: plan.valkey.replicas,
         draining: shard.spec.draining || shard.metadata.deletion_timestamp.is_some(),
-        min_replicas_to_write: lowered::wanted(asked, lowered, last),
+        min_replicas_to_write: lowered::wanted(asked, lowered, plan.valkey.durability.when_degraded, last),
+        acknowledged_by: lowered::sure(asked, shard),
         lowered,
         hand_over: before.and_then(|b| b.hand_overs.get(&name).cloned()),
         force_promote: shard.annotations().get(names::ANNOTATION_FORCE_PROMOTE).cloned(),
@@ -83,7 +93,15 @@ fn belongs(pod: &Pod, stateful_set: &str) -> bool {
 fn member(name: String, pod: Option<&Pod>) -> Member {
     let bus_port = BUS_PORT as u16;
     let Some(pod) = pod else {
-        return Member { pod: name, uid: String::new(), node: None, address: None, bus_port, presence: Presence::Gone };
+        return Member {
+            pod: name,
+            uid: String::new(),
+            node: None,
+            address: None,
+            bus_port,
+            presence: Presence::Gone,
+            copy: true,
+        };
     };
     let presence = presence(pod);
     let ip: Option<IpAddr> = pod.status.as_ref().and_then(|s| s.pod_ip.as_ref()?.parse().ok());
@@ -95,6 +113,7 @@ fn member(name: String, pod: Option<&Pod>) -> Member {
         address: ip.filter(|_| reachable).map(|ip| SocketAddr::new(ip, CLIENT_PORT as u16)),
         bus_port,
         presence,
+        copy: true,
     }
 }
 

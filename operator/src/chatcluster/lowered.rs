@@ -22,9 +22,15 @@ use crate::dataplane::{
 /// Replicas must have been missing for so long: what is restarted or fails over is back sooner.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// Since when each shard has fewer replicas in step than must acknowledge.
+/// What is remembered of shards whose writes fewer replicas acknowledge, or soon do no longer.
 #[derive(Debug, Default)]
-pub struct Shortage(HashMap<String, Instant>);
+pub struct Shortage {
+    /// Since when each shard has fewer replicas in step than must acknowledge.
+    since: HashMap<String, Instant>,
+    /// The history of the shard's primary and how far it had written when it was first seen to want as many as it does now: whoever holds the stream up to
+    /// there holds whatever was acknowledged by fewer.
+    told: HashMap<String, (String, u32, u64)>,
+}
 
 /// Whether the StorageShard says that fewer replicas acknowledge.
 pub(super) fn is_lowered(shard: &StorageShard) -> bool {
@@ -33,19 +39,46 @@ pub(super) fn is_lowered(shard: &StorageShard) -> bool {
         .is_some_and(|c| c.status == "True" && c.reason == reason::ACKNOWLEDGEMENT_LOWERED)
 }
 
+/// How many replicas certainly hold each acknowledged write, as the StorageShard has it; a new one as many as are asked for.
+pub(super) fn sure(asked: u32, shard: &StorageShard) -> u32 {
+    shard.status.as_ref().and_then(|s| s.ack_replicas).unwrap_or(asked).min(asked)
+}
+
 fn in_step(health: &ShardHealth) -> usize {
     health.members.iter().filter(|m| m.in_step && !m.primary).count()
 }
 
-/// How many replicas the engine must want for a write: all that were asked for, or none while it is lowered and they are not back.
-pub(super) fn wanted(asked: u32, lowered: bool, last: Option<&ShardHealth>) -> u32 {
+/// How many replicas the engine must want for a write: all that were asked for, or none while it is lowered and they are not back. Where
+/// that is permitted no longer, all at once: nothing more is acknowledged by fewer.
+pub(super) fn wanted(asked: u32, lowered: bool, policy: WhenDegraded, last: Option<&ShardHealth>) -> u32 {
     let back = last.is_some_and(|h| h.primary.is_some() && in_step(h) >= asked as usize);
-    if lowered && !back { 0 } else { asked }
+    if lowered && policy == WhenDegraded::Accept && !back { 0 } else { asked }
 }
 
 impl Shortage {
-    /// What is to be said of a shard, if fewer replicas are to acknowledge from now on, or still. `raised` says that the engine wants all
-    /// of them again.
+    /// Whether at least `asked` replicas hold everything that was acknowledged before the primary began to want as many.
+    fn is_settled(&mut self, asked: u32, health: &ShardHealth) -> bool {
+        if health.wanted != Some(asked) || health.primary.is_none() {
+            self.told.remove(&health.shard);
+            return false;
+        }
+        let now = (health.history.clone(), asked, health.offset);
+        let told = self.told.entry(health.shard.clone()).or_insert_with(|| now.clone());
+        if (&told.0, told.1) != (&now.0, asked) {
+            *told = now;
+        }
+        let from = told.2;
+        let holds = health.members.iter().filter(|m| m.in_step && !m.primary && m.offset >= from).count();
+        holds >= asked as usize
+    }
+
+    /// How many replicas certainly hold each acknowledged write from now on, when it was `sure` until now and `asked` are asked for: fewer
+    /// at once, more when they are all written and held. Promotion counts by it.
+    pub(super) fn sure(&mut self, asked: u32, sure: u32, health: &ShardHealth) -> u32 {
+        if asked <= sure || self.is_settled(asked, health) { asked } else { sure }
+    }
+
+    /// What is to be said of a shard, if fewer replicas are to acknowledge from now on, or still.
     pub(super) fn judge(
         &mut self,
         now: Instant,
@@ -55,18 +88,23 @@ impl Shortage {
         health: &ShardHealth,
     ) -> Option<Problem> {
         let left = in_step(health);
-        let enough = left >= asked as usize;
-        if enough || health.primary.is_none() || policy == WhenDegraded::Refuse {
-            self.0.remove(&health.shard);
-        }
-        let since = match (enough, health.primary.is_some(), policy) {
-            (false, true, WhenDegraded::Accept) => *self.0.entry(health.shard.clone()).or_insert(now),
+        if lowered {
             // A primary that is silent for a moment ends nothing that was begun.
-            (false, false, _) if lowered => now,
-            _ => return None,
-        };
-        if !lowered && now.saturating_duration_since(since) < PATIENCE {
-            return None;
+            if self.is_settled(asked, health) {
+                self.since.remove(&health.shard);
+                return None;
+            }
+        } else {
+            let short = left < asked as usize && health.primary.is_some() && policy == WhenDegraded::Accept;
+            if !short {
+                self.since.remove(&health.shard);
+                return None;
+            }
+            let since = *self.since.entry(health.shard.clone()).or_insert(now);
+            if now.saturating_duration_since(since) < PATIENCE {
+                return None;
+            }
+            self.told.remove(&health.shard);
         }
         let message = format!(
             "{left} of the {asked} replicas that should hold a write are in step, and whenDegraded: accept lets the copies that are left acknowledge. No absent copy is promoted until they are back: if the primary is lost now, what it acknowledged meanwhile is lost with it."
@@ -107,13 +145,45 @@ mod tests {
     }
 
     #[test]
-    fn it_stays_lowered_across_operators_until_enough_replicas_are_in_step() {
-        let mut fresh = Shortage::default();
-        assert!(fresh.judge(Instant::now(), WhenDegraded::Accept, 1, true, &health(2)).is_some());
-        assert_eq!(wanted(1, true, None), 0);
-        assert_eq!(wanted(1, true, Some(&health(2))), 0);
-        assert_eq!(wanted(1, true, Some(&health(1))), 1);
-        assert_eq!(fresh.judge(Instant::now(), WhenDegraded::Accept, 1, true, &health(1)), None);
-        assert_eq!(wanted(1, false, Some(&health(2))), 1);
+    fn it_stays_lowered_across_operators_until_enough_replicas_hold_all_that_was_acknowledged_by_fewer() {
+        let (mut fresh, now) = (Shortage::default(), Instant::now());
+        let mut judge = |health: &ShardHealth| fresh.judge(now, WhenDegraded::Accept, 1, true, health).is_some();
+        assert!(judge(&health(2)));
+        // They are back, and the engine is not told yet: what is acknowledged now may be on none of them.
+        let mut back = ShardHealth { wanted: Some(0), ..health(1) };
+        assert!(judge(&back));
+        (back.wanted, back.offset) = (Some(1), 2_000);
+        assert!(judge(&back), "told, and the replicas are behind what was written before");
+        back.offset = 2_500;
+        back.members[1].offset = 1_999;
+        assert!(judge(&back));
+        back.members.iter_mut().for_each(|m| m.offset = 2_000);
+        assert!(!judge(&back));
+    }
+
+    #[test]
+    fn the_engine_wants_all_again_when_they_are_back_or_fewer_are_no_longer_permitted() {
+        let accept = |lowered, last: Option<&ShardHealth>| wanted(1, lowered, WhenDegraded::Accept, last);
+        assert_eq!(accept(true, None), 0);
+        assert_eq!(accept(true, Some(&health(2))), 0);
+        assert_eq!(accept(true, Some(&health(1))), 1);
+        assert_eq!(accept(false, Some(&health(2))), 1);
+        assert_eq!(wanted(1, true, WhenDegraded::Refuse, Some(&health(2))), 1);
+        let (mut shortage, now) = (Shortage::default(), Instant::now());
+        let refused = shortage.judge(now, WhenDegraded::Refuse, 1, true, &health(2));
+        assert!(refused.is_some(), "what was acknowledged by fewer is still on them alone");
+    }
+
+    #[test]
+    fn a_raised_count_is_sure_when_all_that_was_written_before_is_held_by_as_many() {
+        let mut shortage = Shortage::default();
+        let mut health = ShardHealth { wanted: Some(1), ..health(0) };
+        assert_eq!(shortage.sure(2, 1, &health), 1, "the engine is not told");
+        health.wanted = Some(2);
+        health.offset = 5_000;
+        assert_eq!(shortage.sure(2, 1, &health), 1);
+        health.members.iter_mut().skip(1).for_each(|m| m.offset = 5_000);
+        assert_eq!(shortage.sure(2, 1, &health), 2);
+        assert_eq!(shortage.sure(1, 2, &health), 1, "fewer at once");
     }
 }

@@ -1,11 +1,14 @@
 //! The ChatCluster controller: observe → validate → build → apply → data-plane step → status.
 //!
+//! The data plane is cared for first and always: by the last spec that could be used while the present one cannot, and whatever else fails.
 //! Layers come in order: the storage engine and the event log, then `storage`, then `sessions` and `tasks`, then `business` and the
 //! Gateways. A change of a layer waits until the one below serves; what runs already is never taken away for that.
 
 mod base;
+mod copies;
 mod desired;
 mod eventlog;
+mod identity;
 mod layers;
 mod lowered;
 mod observe;
@@ -17,6 +20,7 @@ mod storage;
 mod tend;
 mod upkeep;
 
+pub use copies::Departures;
 pub use desired::presence;
 pub use lowered::Shortage;
 pub use observe::{Observed, observe};
@@ -41,9 +45,12 @@ use thiserror::Error;
 
 use crate::{
     apply::{self, Applier, ApplyError},
+    build::meta,
     context::{Context, key},
     dataplane::pressure,
     eventlog::Trouble,
+    lastspec,
+    panics::{self, Panicked},
     plan::Plan,
     runtime::RuntimeError,
 };
@@ -68,6 +75,17 @@ pub enum PassError {
     /// A configuration could not be rendered.
     #[error("rendering the configuration: {0}")]
     Render(#[from] serde_json::Error),
+    /// The pass panicked.
+    #[error(transparent)]
+    Panicked(#[from] Panicked),
+    /// A step failed, and the others went on.
+    #[error("{error}; the rest of the pass went on")]
+    Partly {
+        /// What went wrong first.
+        error: Box<PassError>,
+        /// When the next pass comes.
+        again: Action,
+    },
 }
 
 impl From<Finding> for PassError {
@@ -81,10 +99,11 @@ impl PassError {
     pub fn finding(&self) -> Finding {
         let word = match self {
             Self::Finding(finding) => return finding.clone(),
+            Self::Partly { error, .. } => return error.finding(),
             Self::Apply(ApplyError::NameTaken { .. } | ApplyError::Json { .. }) => reason::APPLY_FAILED,
             Self::Apply(ApplyError::Terminating { .. }) => reason::STARTING,
             Self::Apply(error) if error.response().is_some() => reason::APPLY_FAILED,
-            Self::Apply(_) | Self::Runtime(_) | Self::Render(_) => reason::RECONCILE_FAILED,
+            Self::Apply(_) | Self::Runtime(_) | Self::Render(_) | Self::Panicked(_) => reason::RECONCILE_FAILED,
         };
         Finding::fails(conditions::READY, word, self.to_string())
     }
@@ -108,8 +127,10 @@ pub async fn reconcile(cluster: Arc<ChatCluster>, context: Arc<Context>) -> Resu
         return Ok(Action::await_change());
     }
     let mut facts = Facts::default();
-    let result = Box::pin(pass(&cluster, &context, &mut facts)).await;
-    if let Err(error) = &result {
+    // Caught here, so that it reaches status.
+    let pass = panics::caught("ChatCluster", Box::pin(pass(&cluster, &context, &mut facts))).await;
+    let result = pass.unwrap_or_else(|panicked| Err(panicked.into()));
+    if let Some(error) = result.as_ref().err().or(facts.trouble.as_ref()) {
         if error.namespace_ends() {
             context.clusters.stop(&namespace, &name);
             return Ok(Action::await_change());
@@ -120,73 +141,159 @@ pub async fn reconcile(cluster: Arc<ChatCluster>, context: Arc<Context>) -> Resu
     let written = apply::status(&context.client, cluster.as_ref(), cluster.status.as_ref(), &wanted).await;
     announce(&context, &cluster, &wanted).await;
     let action = result?;
+    if let Some(error) = facts.trouble {
+        return Err(PassError::Partly { error: Box::new(error), again: action });
+    }
     written?;
     context.failures.succeeded(&key(cluster.as_ref()));
     Ok(action)
 }
 
-/// What to do after a failed pass: wait, longer each time.
+/// What to do after a failed pass: wait, longer each time. Where the rest of the pass went on, it comes again as soon as without the error.
 pub fn failed(cluster: &Arc<ChatCluster>, error: &PassError, context: &Arc<Context>) -> Action {
     let key = key(cluster.as_ref());
     let pause = context.failures.failed(&key);
     tracing::warn!(object = %key, %error, pause_ms = pause.as_millis(), "a pass failed");
-    Action::requeue(pause)
+    match error {
+        PassError::Partly { again, .. } => again.clone(),
+        _ => Action::requeue(pause),
+    }
 }
 
 async fn pass(cluster: &ChatCluster, context: &Arc<Context>, facts: &mut Facts) -> Result<Action, PassError> {
-    // validate
-    let plan = Plan::resolve(cluster, &context.release)?;
-    facts.adopted = Some((plan.version.clone(), plan.images.clone()));
-    facts.plan = Some(plan.clone());
-    adopt(cluster, context, facts).await?;
     // observe
-    let observed = observe(&context.client, &plan.namespace, &plan.name).await?;
+    let (namespace, name) = (cluster.namespace().unwrap_or_default(), cluster.name_any());
+    let mut observed = observe(&context.client, &namespace, &name).await?;
     facts.services.clone_from(&observed.services);
     facts.pods.clone_from(&observed.pods);
     facts.gateways = Some(observed.gateways.clone());
-    // build and apply, from below
+    // validate
+    let (plan, usable) = usable_plan(cluster, context, &observed, facts).await?;
+    facts.plan = Some(plan.clone());
     let applier =
         Applier { client: context.client.clone(), namespace: plan.namespace.clone(), owner: plan.owner.clone() };
-    let engine_runs = observed.pods.values().any(|p| {
-        p.labels().get(names::LABEL_COMPONENT).is_some_and(|c| c == crate::build::meta::Component::Valkey.name())
-    });
-    let secrets = build_secrets(&plan, &observed.secrets, engine_runs, Timestamp::now())?;
-    applier.apply_all(secrets.objects, &observed.secrets).await?;
-    for change in &secrets.changes {
-        context.event(cluster, false, "CertificatesChanged", change).await;
+    let secrets = secrets_step(cluster, context, &plan, &observed, &applier).await;
+    let secrets = facts.noted(secrets);
+    let login = secrets.as_ref().map(|s| s.login.clone()).or_else(|| secrets::login(&plan.name, &observed.secrets));
+    // Without them nothing runs yet, and nothing is made that would wait for them.
+    let Some(login) = login else {
+        return match facts.trouble.take() {
+            Some(error) => Err(error),
+            None => Ok(Action::requeue(BUSY)),
+        };
+    };
+    // The data-plane step comes before everything that the API server may refuse.
+    let step = storage::step(cluster, context, &plan, &observed, &login, facts).await;
+    let runtime = facts.noted(step);
+    if let Some(error) = observed.rest.take() {
+        // What is not known is not changed.
+        facts.noted::<()>(Err(error));
+        return Ok(Action::requeue(BUSY));
     }
-    let hash = base::apply(&applier, &plan, &observed).await?;
-    let (kafka_ready, brokers) = match eventlog::apply(&applier, &plan, &observed, &secrets.kafka_certificate).await {
+    // build and apply, from below
+    let hash = facts.noted(base::apply(&applier, &plan, &observed).await);
+    let log = match &secrets {
+        Some(secrets) => eventlog::apply(&applier, &plan, &observed, &secrets.kafka_certificate).await,
+        None => Ok(true),
+    };
+    let (kafka_ready, brokers) = match log {
         Ok(ready) => (ready, None),
         // What is the matter with the brokers' volumes is the event log's trouble alone.
         Err(PassError::Finding(finding)) => (true, Some(Trouble { reason: finding.reason, message: finding.message })),
-        Err(error) => return Err(error),
+        Err(error) => (facts.noted(Err(error)).unwrap_or(true), None),
     };
-    // data-plane step
-    let runtime = storage::step(cluster, context, &plan, &observed, &secrets.login, &applier, facts).await?;
-    let target = eventlog::target(&context.client, &plan, &secrets.login).await?;
-    let outcome = match (brokers, target) {
-        (Some(trouble), _) | (None, Err(trouble)) => Some(Err(trouble)),
-        (None, Ok(target)) => {
-            runtime.event_log.aim(target);
-            runtime.event_log.outcome()
-        }
-    };
-    facts.event_log = Some(outcome);
+    let new_shards = facts.noted(storage::shards(cluster, context, &plan, &observed, &applier).await).unwrap_or(false);
+    if let Some(runtime) = &runtime
+        && let Some(target) = facts.noted(eventlog::target(&context.client, &plan, &login).await)
+    {
+        let outcome = match (brokers, target) {
+            (Some(trouble), _) | (None, Err(trouble)) => Some(Err(trouble)),
+            (None, Ok(target)) => {
+                runtime.event_log.aim(target);
+                runtime.event_log.outcome()
+            }
+        };
+        facts.event_log = Some(outcome);
+    }
     facts.brokers = eventlog::brokers(&plan, &observed);
     // the layers above
-    layers::apply(&applier, &plan, &observed, &hash, facts).await?;
+    if let Some(hash) = hash {
+        let layers = layers::apply(&applier, &plan, &observed, &hash, facts).await;
+        facts.noted(layers);
+    }
     for gateway in observed.gateways.keys() {
         context.wake.gateway(&plan.namespace, gateway);
     }
-    let busy = !kafka_ready || facts.storage.as_ref().is_some_and(|s| s.unfinished);
+    if usable {
+        let kept = keep(&applier, &plan, &observed).await;
+        facts.noted(kept);
+    }
+    let busy = new_shards || !kafka_ready || facts.storage.as_ref().is_some_and(|s| s.unfinished);
     Ok(Action::requeue(if busy { BUSY } else { QUIET }))
+}
+
+/// The plan of the present spec; while that cannot be used, of the last one that could, so that what runs goes on being cared for. Says
+/// whether it is the present one.
+async fn usable_plan(
+    cluster: &ChatCluster,
+    context: &Context,
+    observed: &Observed,
+    facts: &mut Facts,
+) -> Result<(Plan, bool), PassError> {
+    let error = match Plan::resolve(cluster, &context.release) {
+        Ok(plan) => match adopt(cluster, context, &plan).await {
+            Ok(()) => {
+                facts.adopted = Some((plan.version.clone(), plan.images.clone()));
+                return Ok((plan, true));
+            }
+            Err(error) => error.into(),
+        },
+        Err(finding) => PassError::Finding(lastspec::say(finding)),
+    };
+    let kept = observed.config_maps.get(&meta::last_spec_config_map(&cluster.name_any()));
+    match lastspec::restore(cluster, kept, &context.release) {
+        Some(plan) => {
+            facts.noted::<()>(Err(error));
+            Ok((plan, false))
+        }
+        None => Err(error),
+    }
+}
+
+/// Keeps the spec that was just used, for a pass to which the present one is of no use.
+async fn keep(applier: &Applier, plan: &Plan, observed: &Observed) -> Result<(), PassError> {
+    let map = lastspec::keep(plan)?;
+    let live = observed.config_maps.get(&map.name_any());
+    applier.apply(map, live).await?;
+    Ok(())
+}
+
+/// Brings the Secrets up to date.
+async fn secrets_step(
+    cluster: &ChatCluster,
+    context: &Context,
+    plan: &Plan,
+    observed: &Observed,
+    applier: &Applier,
+) -> Result<Secrets, PassError> {
+    let copy = identity::find(&context.client, plan, &observed.secrets).await?;
+    let (known, put_back) = identity::put_back(plan, &observed.secrets, copy.as_ref());
+    let runs = observed.pods.values().any(secrets::has_run);
+    let mut secrets = build_secrets(plan, &known, runs, Timestamp::now())?;
+    let objects = std::mem::take(&mut secrets.objects);
+    // First what must never be lost.
+    identity::keep(&context.client, plan, &objects, copy.as_ref()).await?;
+    applier.apply_all(objects, &observed.secrets).await?;
+    for change in put_back.iter().chain(&secrets.changes) {
+        context.event(cluster, false, "CertificatesChanged", change).await;
+    }
+    Ok(secrets)
 }
 
 /// Writes down the version and images before anything is made with them, so that a later operator finds what was adopted even if this
 /// one dies half-way.
-async fn adopt(cluster: &ChatCluster, context: &Context, facts: &Facts) -> Result<(), PassError> {
-    let Some((version, images)) = &facts.adopted else { return Ok(()) };
+async fn adopt(cluster: &ChatCluster, context: &Context, plan: &Plan) -> Result<(), ApplyError> {
+    let Plan { version, images, .. } = plan;
     let current = cluster.status.clone().unwrap_or_default();
     if current.version.as_ref() != Some(version) || current.images.as_ref() != Some(images) {
         let mut wanted = current.clone();

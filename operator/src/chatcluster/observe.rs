@@ -40,6 +40,8 @@ pub struct Observed {
     pub shards: Live<StorageShard>,
     /// All Gateways that name the ChatCluster.
     pub gateways: Live<Gateway>,
+    /// Why what the data plane does not need could not be read; then it is empty.
+    pub rest: Option<ApplyError>,
 }
 
 /// Reads everything. Secrets whose loss would cost data or log everyone out are asked for once more when the cache does not have them.
@@ -47,22 +49,30 @@ pub async fn observe(client: &Client, namespace: &str, cluster: &str) -> Result<
     let selector = meta::owned_selector(cluster);
     let named = ListParams::default().fields(&format!("spec.clusterRef.name={cluster}")).match_any();
     let s = selector.as_str();
-    let (mut secrets, config_maps, services, accounts, deployments, stateful_sets) = tokio::try_join!(
+    let (mut secrets, config_maps, stateful_sets, pods, claims, shards) = tokio::try_join!(
         list::<Secret>(client, namespace, s),
         list::<ConfigMap>(client, namespace, s),
-        list::<Service>(client, namespace, s),
-        list::<ServiceAccount>(client, namespace, s),
-        list::<Deployment>(client, namespace, s),
         list::<StatefulSet>(client, namespace, s),
-    )?;
-    let (budgets, policies, pods, claims, shards, gateways) = tokio::try_join!(
-        list::<PodDisruptionBudget>(client, namespace, s),
-        list::<NetworkPolicy>(client, namespace, s),
         list::<Pod>(client, namespace, s),
         list::<PersistentVolumeClaim>(client, namespace, s),
         list_matching::<StorageShard>(client, namespace, &named),
-        list_matching::<Gateway>(client, namespace, &named),
     )?;
+    // One object among these that cannot be read keeps nobody from caring for the data.
+    let rest = async {
+        tokio::try_join!(
+            list::<Service>(client, namespace, s),
+            list::<ServiceAccount>(client, namespace, s),
+            list::<Deployment>(client, namespace, s),
+            list::<PodDisruptionBudget>(client, namespace, s),
+            list::<NetworkPolicy>(client, namespace, s),
+            list_matching::<Gateway>(client, namespace, &named),
+        )
+    };
+    let (rest, trouble) = match rest.await {
+        Ok(rest) => (rest, None),
+        Err(error) => (Default::default(), Some(error)),
+    };
+    let (services, accounts, deployments, budgets, policies, gateways) = rest;
     let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
     for name in [meta::ca_secret(cluster), meta::engine_users_secret(cluster), meta::token_keys_secret(cluster)] {
         if !secrets.contains_key(&name)
@@ -84,5 +94,6 @@ pub async fn observe(client: &Client, namespace: &str, cluster: &str) -> Result<
         claims,
         shards,
         gateways,
+        rest: trouble,
     })
 }

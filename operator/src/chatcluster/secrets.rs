@@ -3,10 +3,15 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use k8s_openapi::{ByteString, api::core::v1::Secret, jiff::Timestamp};
+use k8s_openapi::{
+    ByteString,
+    api::core::v1::{Pod, Secret},
+    jiff::Timestamp,
+};
 use kith_crds::conditions::{self, Finding, reason};
 use kube::api::ObjectMeta;
 
+use super::identity;
 use crate::{
     apply::Live,
     build::meta::{self, Component},
@@ -35,12 +40,13 @@ struct Builder<'a> {
     changes: Vec<String>,
 }
 
-/// Brings all Secrets up to date. `engine_runs` says that Valkey pods exist, which hold the passwords in memory.
-pub fn build(plan: &Plan, live: &Live<Secret>, engine_runs: bool, now: Timestamp) -> Result<Secrets, Finding> {
+/// Brings all Secrets up to date. `runs` says that pods exist, which trust the authority, take the tokens and hold the passwords in memory:
+/// then nothing takes their place.
+pub fn build(plan: &Plan, live: &Live<Secret>, runs: bool, now: Timestamp) -> Result<Secrets, Finding> {
     let mut builder = Builder { plan, live, now, objects: Vec::new(), changes: Vec::new() };
-    let authority = builder.authority()?;
-    let users = builder.users(engine_runs)?;
-    builder.token_keys()?;
+    let authority = builder.authority(runs)?;
+    let users = builder.users(runs)?;
+    builder.token_keys(runs)?;
     let mut operator = None;
     let mut kafka_certificate = String::new();
     for component in Component::ALL {
@@ -70,11 +76,44 @@ pub fn build(plan: &Plan, live: &Live<Secret>, engine_runs: bool, now: Timestamp
     Ok(Secrets { objects: builder.objects, login, kafka_certificate, changes: builder.changes })
 }
 
+/// Whether a pod holds what was in the Secrets: one that still waits for them does not.
+pub(super) fn has_run(pod: &Pod) -> bool {
+    let containers = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
+    let mut states = containers.flat_map(|container| [&container.state, &container.last_state]).flatten();
+    states.any(|state| state.running.is_some() || state.terminated.is_some())
+}
+
+/// The operator's login at the engine as the Secrets hold it, whatever is the matter with the others.
+pub(super) fn login(cluster: &str, live: &Live<Secret>) -> Option<Login> {
+    let own = live.get(&meta::tls_secret(cluster, Component::Operator))?;
+    let users = live.get(&meta::engine_users_secret(cluster))?;
+    let of = |secret, key| text(secret, key).map(str::to_owned);
+    Some(Login {
+        ca_pem: of(own, "ca.crt")?,
+        leaf: Leaf { cert_pem: of(own, "tls.crt")?, key_pem: of(own, "tls.key")? },
+        password: of(users, "operator")?,
+    })
+}
+
 fn broken(what: &str, error: &PkiError) -> Finding {
     Finding::fails(conditions::READY, reason::RECONCILE_FAILED, format!("{what}: {error}"))
 }
 
 impl Builder<'_> {
+    /// What a person can do about a Secret of the identity.
+    fn way_out(&self) -> String {
+        format!(
+            "Delete it, and it is put back from its copy in Secret {}; where that is gone, too, restore it from a backup, or delete all pods of the ChatCluster together: then new ones are made, and every client must log in again",
+            identity::name(&self.plan.data_uid)
+        )
+    }
+
+    /// It is gone, as is its copy, and pods run on it.
+    fn gone(&self, name: &str) -> Finding {
+        let message = format!("Secret {name} is gone while pods run on what was in it. {}", self.way_out());
+        Finding::fails(conditions::READY, reason::SECRET_NOT_FOUND, message)
+    }
+
     fn push(&mut self, name: String, labels: BTreeMap<String, String>, kind: &str, files: BTreeMap<String, String>) {
         self.objects.push(Secret {
             metadata: ObjectMeta { name: Some(name), labels: Some(labels), ..ObjectMeta::default() },
@@ -84,7 +123,7 @@ impl Builder<'_> {
         });
     }
 
-    fn authority(&mut self) -> Result<Authority, Finding> {
+    fn authority(&mut self, runs: bool) -> Result<Authority, Finding> {
         let name = meta::ca_secret(&self.plan.name);
         let authority = match self.live.get(&name) {
             Some(secret) => {
@@ -93,10 +132,11 @@ impl Builder<'_> {
                     Finding::fails(
                         conditions::READY,
                         reason::SECRET_INVALID,
-                        format!("Secret {name}: {error}. Restore it from a backup; or delete it, and a new authority is made and all certificates with it"),
+                        format!("Secret {name}: {error}. {}", self.way_out()),
                     )
                 })?
             }
+            None if runs => return Err(self.gone(&name)),
             None => {
                 self.changes.push(format!("made the certificate authority (Secret {name})"));
                 Authority::generate(&self.plan.cluster_name, &self.plan.data_uid, self.now)
@@ -108,9 +148,8 @@ impl Builder<'_> {
         Ok(authority)
     }
 
-    fn users(&mut self, engine_runs: bool) -> Result<EngineUsers, Finding> {
+    fn users(&mut self, runs: bool) -> Result<EngineUsers, Finding> {
         let name = meta::engine_users_secret(&self.plan.name);
-        let way_out = "Restore it from a backup; without one, delete the Secret and all Valkey pods together: they come up with new passwords and their data";
         let users = match self.live.get(&name) {
             Some(secret) => {
                 let entries = secret
@@ -122,17 +161,11 @@ impl Builder<'_> {
                     Finding::fails(
                         conditions::READY,
                         reason::SECRET_INVALID,
-                        format!("Secret {name}: {error}. {way_out}"),
+                        format!("Secret {name}: {error}. {}", self.way_out()),
                     )
                 })?
             }
-            None if engine_runs => {
-                return Err(Finding::fails(
-                    conditions::READY,
-                    reason::SECRET_NOT_FOUND,
-                    format!("Secret {name} is gone while the storage engine runs with its passwords. {way_out}"),
-                ));
-            }
+            None if runs => return Err(self.gone(&name)),
             None => {
                 self.changes.push(format!("made the engine's users (Secret {name})"));
                 EngineUsers::generate()
@@ -142,7 +175,7 @@ impl Builder<'_> {
         Ok(users)
     }
 
-    fn token_keys(&mut self) -> Result<(), Finding> {
+    fn token_keys(&mut self, runs: bool) -> Result<(), Finding> {
         let name = meta::token_keys_secret(&self.plan.name);
         let mut keys = match self.live.get(&name) {
             Some(secret) => {
@@ -155,10 +188,11 @@ impl Builder<'_> {
                     Finding::fails(
                         conditions::READY,
                         reason::SECRET_INVALID,
-                        format!("Secret {name}: {error}. Restore it from a backup; or delete it, and a new key is made: every client must then log in again"),
+                        format!("Secret {name}: {error}. {}", self.way_out()),
                     )
                 })?
             }
+            None if runs => return Err(self.gone(&name)),
             None => {
                 self.changes.push(format!("made the key that signs client tokens (Secret {name})"));
                 TokenKeys::generate(self.now).map_err(|error| broken("token keys", &error))?

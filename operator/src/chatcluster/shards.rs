@@ -142,6 +142,9 @@ mod tests {
     fn snapshot(empty: &[&str]) -> Snapshot {
         let readiness = Readiness { shards: Vec::new(), slots_served: 16_384, agreed: true, problems: Vec::new() };
         Snapshot {
+            acknowledged_by: std::collections::BTreeMap::new(),
+            copies: std::collections::BTreeMap::new(),
+            shrinkable: Vec::new(),
             readiness,
             problems: Vec::new(),
             empty: empty.iter().map(|s| (*s).to_owned()).collect(),

@@ -11,6 +11,7 @@ use kith_crds::{
 };
 use kube::ResourceExt;
 
+use super::PassError;
 use crate::{
     apply::Live,
     build::{
@@ -58,8 +59,25 @@ pub struct Facts {
     pub pods: Live<Pod>,
     /// Gateways of the ChatCluster; absent: not looked at.
     pub gateways: Option<Live<Gateway>>,
-    /// What ended the pass early.
+    /// What went wrong first, although the rest of the pass went on.
+    pub trouble: Option<PassError>,
+    /// What of it, or of the pass as a whole, the condition Ready shows.
     pub failure: Option<Finding>,
+}
+
+impl Facts {
+    /// Notes an error that does not end the pass; what a step brought otherwise.
+    pub fn noted<T>(&mut self, result: Result<T, impl Into<PassError>>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(error) => {
+                let error = error.into();
+                tracing::debug!(%error, "a step failed; the pass goes on");
+                self.trouble.get_or_insert(error);
+                None
+            }
+        }
+    }
 }
 
 /// The storage engine as seen.
@@ -78,8 +96,8 @@ pub struct StorageFacts {
     pub extra: u32,
     /// Of those that the operator keeps, the ones being emptied.
     pub draining: u32,
-    /// The function library that every node holds.
-    pub library: String,
+    /// The function library that every node holds; unknown when this operator does not carry it.
+    pub library: Option<String>,
 }
 
 /// The status that follows from `facts`; what was not looked at stays as it was.
@@ -125,7 +143,7 @@ fn storage_status(facts: &Facts, storage: &StorageFacts, before: Option<&Storage
         ready_shards: u32::try_from(ready).unwrap_or(u32::MAX),
         extra_shards: storage.extra,
         slots: storage.readiness.slots_served,
-        library: Some(storage.library.clone()),
+        library: storage.library.clone().or_else(|| before.and_then(|b| b.library.clone())),
         // Set when all slots were owned for the first time; from then on no slot is ever given away without its data.
         partitions: partitions.or_else(|| facts.plan.as_ref().filter(|_| formed).map(|p| p.valkey.partitions)),
     }

@@ -1,4 +1,7 @@
-//! The data-plane step: StorageShards are made, the engine is brought to what it should be, and what was seen is kept for status.
+//! The data-plane step: the engine is brought to what it should be, and what was seen is kept for status.
+//!
+//! It comes before whatever writes to the API server, and each part of it goes on when another fails: what cannot be written must not end
+//! failover.
 
 use std::{
     collections::BTreeMap,
@@ -10,7 +13,7 @@ use kith_crds::ChatCluster;
 use kube::ResourceExt;
 
 use super::{
-    Facts, Observed, PassError, StorageFacts, desired, shards,
+    Facts, Observed, PassError, StorageFacts, copies, desired, shards,
     upkeep::{self, Upkeep},
 };
 use crate::{
@@ -33,27 +36,37 @@ const BUDGET: Duration = Duration::from_secs(5);
 /// After a primary died, no other gives its place up for the sake of order.
 const REST: Duration = Duration::from_secs(30);
 
-/// The step.
+/// StorageShards are made, emptied and removed. Answers whether some were made.
+pub(super) async fn shards(
+    cluster: &ChatCluster,
+    context: &Context,
+    plan: &Plan,
+    observed: &Observed,
+    applier: &Applier,
+) -> Result<bool, PassError> {
+    let before = context.clusters.get(&plan.namespace, &plan.name).and_then(|r| r.snapshot());
+    let steps = shards::steps(plan, &observed.shards, before.as_deref());
+    for shard in &steps.create {
+        context.event(cluster, false, "ShardCreated", &format!("makes StorageShard {}", shard.name_any())).await;
+    }
+    let made = !steps.create.is_empty();
+    shards::carry_out(applier, steps, &observed.shards).await?;
+    Ok(made)
+}
+
+/// The step. An error is one of this process alone; everything else is noted in `facts`.
 pub(super) async fn step(
     cluster: &ChatCluster,
     context: &Arc<Context>,
     plan: &Plan,
     observed: &Observed,
     login: &Login,
-    applier: &Applier,
     facts: &mut Facts,
 ) -> Result<Arc<Runtime>, PassError> {
     let before = context.clusters.get(&plan.namespace, &plan.name).and_then(|r| r.snapshot());
-    let steps = shards::steps(plan, &observed.shards, before.as_deref());
-    for shard in &steps.create {
-        context.event(cluster, false, "ShardCreated", &format!("makes StorageShard {}", shard.name_any())).await;
-    }
-    let new_shards = !steps.create.is_empty();
-    shards::carry_out(applier, steps, &observed.shards).await?;
-
     let formed = cluster.status.as_ref().and_then(|s| s.storage.as_ref()?.partitions).is_some();
-    let library = library::of_version(&plan.version)?;
-    let library_name = library.name.clone();
+    let library = facts.noted(library::of_version(&plan.version));
+    let library_name = library.as_ref().map(|library| library.name.clone());
     let desired =
         Arc::new(desired::desired(plan, library, &observed.shards, &observed.pods, formed, before.as_deref()));
     let who =
@@ -63,15 +76,16 @@ pub(super) async fn step(
     let outcome = dataplane::converge(&runtime.links, &context.guard, &runtime.gate, &desired, BUDGET).await;
     if formed {
         let world = rebalance::world::of(&desired, &outcome.seen);
-        rebalance::automatic::ensure(context, cluster, &world).await?;
+        facts.noted(rebalance::automatic::ensure(context, cluster, &world).await);
     }
-    let upkeep = if formed && !outcome.unfinished && !is_foreign(&outcome.problems) {
+    let upkeep = if is_foreign(&outcome.problems) {
+        Upkeep::default()
+    } else {
+        let settled = formed && !outcome.unfinished;
         let readiness = &outcome.readiness;
         let (moving, shaken) = (runtime.gate.is_moving(), runtime.prober().replaced_within(REST));
         let pass = upkeep::Pass { context, cluster, plan, observed, desired: &desired, readiness, moving, shaken };
-        upkeep::carry_out(&pass).await?
-    } else {
-        Upkeep::default()
+        facts.noted(upkeep::carry_out(&pass, settled).await).unwrap_or_default()
     };
     if !upkeep.hand_overs.is_empty() {
         // The prober is told at once; the next pass finds the wish in the snapshot.
@@ -87,7 +101,12 @@ pub(super) async fn step(
     problems.dedup();
     let empty =
         outcome.readiness.shards.iter().filter(|s| s.is_empty(&outcome.seen)).map(|s| s.shard.clone()).collect();
+    let acknowledged_by = acknowledged_by(&runtime, plan, &desired, &outcome.readiness);
+    let (copies, shrinkable) = copies(&runtime, plan, &desired, &outcome.readiness);
     runtime.remember(Snapshot {
+        acknowledged_by,
+        copies,
+        shrinkable,
         readiness: outcome.readiness.clone(),
         problems: problems.clone(),
         empty,
@@ -99,7 +118,7 @@ pub(super) async fn step(
     metrics(plan, &outcome.readiness);
     let kept = observed.shards.values().filter(|s| !s.is_handmade());
     facts.storage = Some(StorageFacts {
-        unfinished: outcome.unfinished || new_shards || upkeep.busy,
+        unfinished: outcome.unfinished || upkeep.busy,
         trouble: workload::trouble(&observed.pods, Component::Valkey.name(), None),
         shards: count(kept.clone()),
         extra: count(observed.shards.values().filter(|s| s.is_handmade())),
@@ -140,6 +159,42 @@ fn lowered(
             shortage.judge(Instant::now(), durability.when_degraded, durability.ack_replicas, lowered, health)
         })
         .collect()
+}
+
+/// How many replicas certainly hold each acknowledged write of each shard from now on.
+fn acknowledged_by(
+    runtime: &Runtime,
+    plan: &Plan,
+    desired: &Desired,
+    readiness: &dataplane::readiness::Readiness,
+) -> BTreeMap<String, u32> {
+    let asked = plan.valkey.durability.ack_replicas;
+    let mut shortage = runtime.shortage.lock().unwrap_or_else(PoisonError::into_inner);
+    let of = |health: &dataplane::readiness::ShardHealth| {
+        let sure = desired.shard(&health.shard)?.acknowledged_by;
+        Some((health.shard.clone(), shortage.sure(asked, sure, health)))
+    };
+    readiness.shards.iter().filter_map(of).collect()
+}
+
+/// The pods of each shard that may hold acknowledged writes from now on, and the shards that may lose their surplus pods.
+fn copies(
+    runtime: &Runtime,
+    plan: &Plan,
+    desired: &Desired,
+    readiness: &dataplane::readiness::Readiness,
+) -> (BTreeMap<String, Vec<String>>, Vec<String>) {
+    let asked = plan.valkey.durability.ack_replicas;
+    let mut departures = runtime.departures.lock().unwrap_or_else(PoisonError::into_inner);
+    let (mut all, mut shrinkable) = (BTreeMap::new(), Vec::new());
+    for health in &readiness.shards {
+        let Some(shard) = desired.shard(&health.shard) else { continue };
+        all.insert(shard.name.clone(), departures.copies(shard, asked, health));
+        if copies::may_shrink(shard, health) {
+            shrinkable.push(shard.name.clone());
+        }
+    }
+    (all, shrinkable)
 }
 
 fn count<T>(items: impl Iterator<Item = T>) -> u32 {

@@ -3,7 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::{
+    api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod},
+    jiff::Timestamp,
+};
 use kith_crds::{ChatCluster, StorageShard, names};
 use kube::{
     Api, Resource, ResourceExt,
@@ -47,27 +50,38 @@ pub(super) struct Pass<'a> {
     pub(super) shaken: bool,
 }
 
-/// One round: replacements, else one step of care.
-pub(super) async fn carry_out(pass: &Pass<'_>) -> Result<Upkeep, ApplyError> {
+/// One round: pods that wait for a corrected template, then replacements, else one step of care. `settled`: the engine is formed and as it
+/// should be; else the first alone.
+pub(super) async fn carry_out(pass: &Pass<'_>, settled: bool) -> Result<Upkeep, ApplyError> {
     let mut upkeep = Upkeep::default();
-    replace_members(pass, &mut upkeep).await?;
-    if upkeep.busy || pass.moving {
-        return Ok(upkeep);
-    }
+    let last_primaries = pass
+        .observed
+        .shards
+        .iter()
+        .filter_map(|(name, shard)| Some((name.clone(), shard.status.as_ref()?.primary.clone()?)))
+        .collect();
     let scene = tend::Scene {
+        last_primaries: &last_primaries,
         desired: pass.desired,
         readiness: pass.readiness,
         sets: &pass.observed.stateful_sets,
         pods: &pass.observed.pods,
         shaken: pass.shaken,
     };
+    if let Some(tend::Step::Restart { pod, why }) = tend::stuck(&scene, Timestamp::now()) {
+        restart(pass, &mut upkeep, &pod, &why).await?;
+        return Ok(upkeep);
+    }
+    if !settled {
+        return Ok(upkeep);
+    }
+    replace_members(pass, &mut upkeep).await?;
+    if upkeep.busy || pass.moving {
+        return Ok(upkeep);
+    }
     match tend::next(&scene) {
         None => {}
-        Some(tend::Step::Restart { pod, why }) => {
-            upkeep.busy = true;
-            pass.context.event(pass.cluster, false, "PodRestarted", &why).await;
-            delete_pod(pass, &pod, None).await?;
-        }
+        Some(tend::Step::Restart { pod, why }) => restart(pass, &mut upkeep, &pod, &why).await?,
         Some(tend::Step::HandOver { shard, hand_over, why }) => {
             upkeep.busy = true;
             tracing::info!(%shard, from = %hand_over.from, to = ?hand_over.to, %why, "a planned hand-over");
@@ -75,6 +89,12 @@ pub(super) async fn carry_out(pass: &Pass<'_>) -> Result<Upkeep, ApplyError> {
         }
     }
     Ok(upkeep)
+}
+
+async fn restart(pass: &Pass<'_>, upkeep: &mut Upkeep, pod: &str, why: &str) -> Result<(), ApplyError> {
+    upkeep.busy = true;
+    pass.context.event(pass.cluster, false, "PodRestarted", why).await;
+    delete_pod(pass, pod, None).await
 }
 
 async fn replace_members(pass: &Pass<'_>, upkeep: &mut Upkeep) -> Result<(), ApplyError> {

@@ -10,6 +10,7 @@ use super::{
     mark,
     plan::Action,
     types::{Desired, NodeId, Observation, Problem, Reason},
+    wanted,
 };
 use crate::lease::LeaseGuard;
 
@@ -52,6 +53,7 @@ pub async fn apply(
     seen: &Observation,
     actions: &[Action],
 ) -> Result<(), ApplyError> {
+    let mut failed = Ok(());
     for action in actions {
         for (pod, words) in commands(desired, action) {
             let Some((address, id)) = node_of(desired, seen, &pod) else { continue };
@@ -64,11 +66,15 @@ pub async fn apply(
             let words: Vec<&str> = words.iter().map(String::as_str).collect();
             match links.write(address, &id, &command(&words), guard).await {
                 Ok(_) => tracing::info!(cluster = %desired.cluster, command = %shown, "data plane changed"),
+                // Each of these is for itself, and what was changed for one is changed back.
+                Err(source) if matches!(action, Action::Tell { .. }) => {
+                    failed = failed.and(Err(ApplyError { what: shown, source }));
+                }
                 Err(source) => return Err(ApplyError { what: shown, source }),
             }
         }
     }
-    Ok(())
+    failed
 }
 
 /// A command for logs and messages; library texts are left out.
@@ -93,7 +99,16 @@ fn commands(desired: &Desired, action: &Action) -> Vec<(String, Vec<String>)> {
             vec![(pod.clone(), words(&["CLUSTER", "REPLICATE", primary.as_str()]))]
         }
         Action::LoadLibrary { pod } => {
-            vec![(pod.clone(), words(&["FUNCTION", "LOAD", "REPLACE", &desired.library.code]))]
+            let load =
+                |library: &super::types::Library| (pod.clone(), words(&["FUNCTION", "LOAD", "REPLACE", &library.code]));
+            desired.library.iter().map(load).collect()
+        }
+        Action::Tell { pod, wanted, room } => {
+            let bound = |bytes: u64| (pod.clone(), words(&["CONFIG", "SET", "maxmemory", &bytes.to_string()]));
+            let load = (pod.clone(), words(&["FUNCTION", "LOAD", "REPLACE", &wanted::code(*wanted)]));
+            let before = room.map(|(meanwhile, _)| bound(meanwhile));
+            let after = room.map(|(_, afterwards)| bound(afterwards));
+            before.into_iter().chain([load]).chain(after).collect()
         }
         Action::Mark { pod } => {
             vec![(pod.clone(), words(&["FUNCTION", "LOAD", "REPLACE", &mark::code(&desired.cluster_uid)]))]

@@ -31,6 +31,7 @@ pub(crate) struct FakeNode {
     pub(crate) offset: u64,
     pub(crate) history: String,
     pub(crate) library: bool,
+    pub(crate) wanted: Option<u32>,
     pub(crate) owners: Vec<String>,
     pub(crate) wrong: Vec<(String, String)>,
     pub(crate) link_up: bool,
@@ -56,12 +57,14 @@ pub(crate) fn desired(shards: usize) -> Desired {
         address: Some(SocketAddr::from(([10, 0, shard as u8, i as u8], 6379))),
         bus_port: 16_379,
         presence: Presence::Running,
+        copy: true,
     };
     let shard = |n: usize| DesiredShard {
         name: format!("demo-{n}"),
         weight: 100,
         replicas: 2,
         draining: false,
+        acknowledged_by: 1,
         min_replicas_to_write: 1,
         lowered: false,
         force_promote: None,
@@ -75,7 +78,7 @@ pub(crate) fn desired(shards: usize) -> Desired {
         ack_replicas: 1,
         fsync: "always".to_owned(),
         formed: false,
-        library: Library { name: "kith1".to_owned(), code: "#!lua name=kith1\n".to_owned() },
+        library: Some(Library { name: "kith1".to_owned(), code: "#!lua name=kith1\n".to_owned() }),
         shards: (0..shards).map(shard).collect(),
     }
 }
@@ -101,6 +104,7 @@ impl Fake {
                 offset: 0,
                 history: format!("own-{n}"),
                 library: false,
+                wanted: None,
                 owners: Vec::new(),
                 wrong: Vec::new(),
                 link_up: true,
@@ -163,17 +167,18 @@ impl Fake {
                 let node = self.node(pod);
                 let stale = node.replicates.is_none() && !node.owners.is_empty() && node.epoch > leads;
                 assert!(!stale, "the others would ignore all that it says");
-                let (owners, library, keys, offset, history) = {
+                let (owners, library, wanted, keys, offset, history) = {
                     let p = self.nodes.iter().find(|n| n.id == *primary).expect("the primary is known");
-                    (p.owners.clone(), p.library, p.keys, p.offset, p.history.clone())
+                    (p.owners.clone(), p.library, p.wanted, p.keys, p.offset, p.history.clone())
                 };
                 let node = self.node(pod);
                 assert!(node.slots.is_empty(), "the engine refuses a replica with slots");
                 assert!(node.replicates.is_some() || node.keys == 0, "the engine refuses a replica with keys");
                 node.replicates = Some(primary.clone());
-                (node.owners, node.library, node.keys, node.offset, node.history) =
-                    (owners, library, keys, offset, history);
+                (node.owners, node.library, node.wanted, node.keys, node.offset, node.history) =
+                    (owners, library, wanted, keys, offset, history);
             }
+            Action::Tell { pod, wanted, .. } => self.spread(pod, |n| n.wanted = Some(*wanted)),
             Action::LoadLibrary { pod } => self.spread(pod, |n| n.library = true),
             Action::Mark { pod } => {
                 let uid = mark::owner(&mark::name(&desired.cluster_uid)).expect("a mark");
@@ -308,6 +313,7 @@ impl Fake {
             view,
             shards,
             library: if node.library { LibraryState::Present } else { LibraryState::Missing },
+            wanted: node.wanted,
             owners: node.owners.clone(),
             settings: node.wrong.clone(),
         }

@@ -28,6 +28,7 @@ pub mod settings;
 pub mod slots;
 pub mod switchover;
 pub mod types;
+pub mod wanted;
 pub mod watch;
 
 pub use converge::{Outcome, converge};

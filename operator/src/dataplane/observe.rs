@@ -11,6 +11,7 @@ use super::{
     parse::{self, Info, ParseError},
     settings,
     types::{Desired, DesiredShard, LibraryState, Member, NodeId, NodeState, NodeView, Observation, Seen},
+    wanted,
 };
 
 /// How much is asked for.
@@ -77,6 +78,7 @@ async fn ask(
     if depth == Depth::Full {
         let libraries = parse::function_list(&next()?)?;
         state.library = library_state(desired, &libraries);
+        state.wanted = wanted::told(&libraries);
         state.owners = libraries.iter().filter_map(|(name, _)| mark::owner(name)).collect();
         state.settings = wrong_settings(&required, &next()?);
     }
@@ -124,15 +126,17 @@ fn base(
         view: parse::cluster_nodes(&text(view, "CLUSTER NODES")?)?,
         shards: parse::cluster_shards(shards)?,
         library: LibraryState::Present,
+        wanted: None,
         owners: Vec::new(),
         settings: Vec::new(),
     })
 }
 
 fn library_state(desired: &Desired, found: &[(String, Option<String>)]) -> LibraryState {
-    match found.iter().find(|(name, _)| *name == desired.library.name) {
+    let Some(library) = &desired.library else { return LibraryState::Present };
+    match found.iter().find(|(name, _)| *name == library.name) {
         None => LibraryState::Missing,
-        Some((_, Some(code))) if *code == desired.library.code => LibraryState::Present,
+        Some((_, Some(code))) if *code == library.code => LibraryState::Present,
         Some(_) => LibraryState::Differs,
     }
 }

@@ -17,12 +17,14 @@ use super::{
     types::{Desired, Observation, Problem},
     watch::{Order, Watch},
 };
-use crate::lease::LeaseGuard;
+use crate::{lease::LeaseGuard, panics};
 
 /// Between two probes. A probe costs a primary some tens of microseconds.
 const PERIOD: Duration = Duration::from_millis(500);
 /// The same while a primary has just fallen silent.
 const HURRY: Duration = Duration::from_millis(100);
+/// Between a probe that panicked and the next.
+const AFTER_PANIC: Duration = Duration::from_secs(2);
 /// Epochs raised and givers released at one go, for each shard; what is left waits for the next probe.
 const OUTRANK_STEPS: usize = 4;
 /// A look older than this decides nothing.
@@ -101,6 +103,11 @@ impl Gate {
         self.lock.try_write().is_err()
     }
 
+    /// Whether anybody else holds this gate.
+    pub(crate) fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.lock) > 1
+    }
+
     /// Held while a primary changes.
     pub async fn promoting(&self) -> tokio::sync::OwnedRwLockWriteGuard<()> {
         self.wanted.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
@@ -135,14 +142,22 @@ impl Prober {
                     () = shutdown.cancelled() => return,
                     _ = tick.tick() => {}
                 }
-                if self.probe(&mut memory, &publish).await {
-                    owed = Some(0);
-                }
-                if let Some(known) = owed {
-                    owed = self.outrank(known).await.unwrap_or_else(|error| {
-                        tracing::warn!(%error, "what dead primaries were about to take could not be seen to; trying again");
-                        Some(known)
-                    });
+                let round = async {
+                    if self.probe(&mut memory, &publish).await {
+                        owed = Some(0);
+                    }
+                    if let Some(known) = owed {
+                        owed = self.outrank(known).await.unwrap_or_else(|error| {
+                            tracing::warn!(%error, "what dead primaries were about to take could not be seen to; trying again");
+                            Some(known)
+                        });
+                    }
+                };
+                if let Err(panicked) = panics::caught("prober", round).await {
+                    // What it remembered may be what it panicked over.
+                    (memory, owed) = (Watch::default(), Some(0));
+                    publish.send_modify(|report| report.failures = vec![panicked.to_string()]);
+                    tick.reset_after(AFTER_PANIC);
                 }
                 if memory.is_restless() {
                     tick.reset_after(HURRY);

@@ -4,7 +4,7 @@
 //! and it is the one that is furthest in the newest history. With fewer in sight nobody is promoted.
 
 use super::types::{
-    Desired, DesiredShard, History, NodeId, NodeState, Observation, Presence, Problem, Reason, Role, Seen,
+    Desired, DesiredShard, History, Member, NodeId, NodeState, Observation, Presence, Problem, Reason, Role, Seen,
 };
 
 /// A replica that hears its primary within this time has one that is alive, whatever the operator sees.
@@ -53,7 +53,7 @@ pub fn verdict(
 ) -> Verdict {
     let mut eligible: Vec<Candidate> = Vec::new();
     let mut loading = Vec::new();
-    for member in &shard.members {
+    for member in shard.members.iter().filter(|member| counts(member, dead, seen)) {
         let state = match seen.seen(&member.pod) {
             Some(Seen::Up(state)) => state.as_ref(),
             Some(Seen::Loading) => {
@@ -85,8 +85,10 @@ pub fn verdict(
         });
     }
     // While fewer replicas acknowledge than were asked for, no number of absent ones holds every acknowledged write.
-    let k = if shard.lowered { 0 } else { desired.ack_replicas.min(shard.min_replicas_to_write) };
-    let needed = (shard.replicas + 1).saturating_sub(k) as usize;
+    let asked = desired.ack_replicas.min(shard.acknowledged_by).min(shard.min_replicas_to_write);
+    let k = if shard.lowered { 0 } else { asked };
+    let copies = shard.members.iter().filter(|member| counts(member, dead, seen)).count();
+    let needed = copies.saturating_sub(k as usize);
     if eligible.len() < needed && eligible.len() + loading.len() >= needed {
         return Verdict::Wait(format!("{} still loads its data", loading.join(", ")));
     }
@@ -105,7 +107,7 @@ pub fn verdict(
             promote(other.unwrap_or(best), false)
         }
         Some(best) => promote(best, false),
-        None => Verdict::Blocked(Box::new(blocked(shard, dead, needed, &eligible, best))),
+        None => Verdict::Blocked(Box::new(blocked(shard, dead, seen, needed, &eligible, best))),
     }
 }
 
@@ -143,9 +145,17 @@ fn furthest<'a, 'b>(eligible: &'b [Candidate<'a>], last: &LastKnown) -> Option<&
     best
 }
 
+/// Whether a member may hold what was acknowledged: it is written down as a copy, or is seen to follow the primary all the same (one that
+/// comes back with an old volume joins by itself).
+fn counts(member: &Member, dead: &NodeId, seen: &Observation) -> bool {
+    let follows = |state: &NodeState| state.myself().and_then(|me| me.replicates.as_ref()) == Some(dead);
+    member.copy || seen.state(&member.pod).is_some_and(follows)
+}
+
 fn blocked(
     shard: &DesiredShard,
     dead: &NodeId,
+    seen: &Observation,
     needed: usize,
     eligible: &[Candidate],
     best: Option<&Candidate>,
@@ -155,7 +165,7 @@ fn blocked(
     let message = format!(
         "The primary (node {}) is dead, and of its {} replicas {needed} must be in sight so that one certainly holds every acknowledged write; in sight: {in_sight}. Bring another copy back, the old primary's included.",
         dead.short(),
-        shard.replicas
+        shard.members.iter().filter(|member| counts(member, dead, seen)).count().saturating_sub(1)
     );
     let problem = Problem::new(Reason::FailoverBlocked, message).of(&shard.name);
     match best {

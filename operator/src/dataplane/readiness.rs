@@ -22,6 +22,8 @@ pub struct MemberHealth {
     pub in_step: bool,
     /// Bytes behind the primary.
     pub lag_bytes: u64,
+    /// Up to where it holds the stream of changes.
+    pub offset: u64,
     /// Whether it holds the function library.
     pub library: bool,
 }
@@ -37,6 +39,12 @@ pub struct ShardHealth {
     pub primary_id: Option<NodeId>,
     /// Slots it owns.
     pub slots: SlotSet,
+    /// Replicas that its primary says must hold a write; none when it was never told.
+    pub wanted: Option<u32>,
+    /// The history in which its primary writes: offsets of another one cannot be compared.
+    pub history: String,
+    /// Up to where its primary has written the stream of changes.
+    pub offset: u64,
     /// Keys on its primary.
     pub keys: u64,
     /// Memory of its primary, bytes.
@@ -141,6 +149,7 @@ fn shard_health(desired: &Desired, shard: &DesiredShard, ownership: &Ownership, 
                 primary: is_primary,
                 in_step,
                 lag_bytes,
+                offset: state.map_or(0, |s| s.offset),
                 library,
             }
         })
@@ -149,6 +158,9 @@ fn shard_health(desired: &Desired, shard: &DesiredShard, ownership: &Ownership, 
     ShardHealth {
         shard: shard.name.clone(),
         primary: primary.map(|(n, _)| n.pod.clone()),
+        wanted: primary.and_then(|(_, s)| s.wanted),
+        history: primary.map(|(_, s)| s.history.id.clone()).unwrap_or_default(),
+        offset: primary.map_or(0, |(_, s)| s.offset),
         keys: primary.map_or(0, |(_, s)| s.keys),
         memory: primary.map_or(0, |(_, s)| s.memory),
         max_memory: primary.map_or(0, |(_, s)| s.max_memory),

@@ -60,6 +60,8 @@ pub struct Member {
     pub bus_port: u16,
     /// What Kubernetes says of it.
     pub presence: Presence,
+    /// Whether it may hold acknowledged writes. One that may not yet does not follow the primary either.
+    pub copy: bool,
 }
 
 /// A planned change of primary.
@@ -82,6 +84,8 @@ pub struct DesiredShard {
     pub replicas: u32,
     /// Whether it is to be emptied; it gets no partitions.
     pub draining: bool,
+    /// Replicas that certainly hold each acknowledged write, unless it is lowered: at most ackReplicas, less while that has just been raised.
+    pub acknowledged_by: u32,
     /// What `min-replicas-to-write` must be: ackReplicas, less while `whenDegraded: accept` has lowered it.
     pub min_replicas_to_write: u32,
     /// Whether `whenDegraded: accept` has let writes be acknowledged by fewer replicas: then no absent copy may be promoted.
@@ -118,8 +122,8 @@ pub struct Desired {
     pub fsync: String,
     /// Whether status says that this cluster once owned all slots. From then on no slot is ever assigned without its data.
     pub formed: bool,
-    /// The function library of the ChatCluster's version.
-    pub library: Library,
+    /// The function library of the ChatCluster's version; none when this operator does not carry it: then what the nodes hold stays.
+    pub library: Option<Library>,
     /// All shards, hand-made and draining ones included.
     pub shards: Vec<DesiredShard>,
 }
@@ -240,6 +244,8 @@ pub struct NodeState {
     pub shards: Vec<(NodeId, SlotSet)>,
     /// Whether it holds the wanted library, with the wanted text.
     pub library: LibraryState,
+    /// Replicas that it says must hold a write; none when it was never told.
+    pub wanted: Option<u32>,
     /// UIDs of the ChatClusters whose mark it carries.
     pub owners: Vec<String>,
     /// Settings that are not as they must be: name, found value.

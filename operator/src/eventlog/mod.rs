@@ -11,7 +11,7 @@ use kith_crds::conditions::reason;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::backoff;
+use crate::{backoff, panics};
 
 /// Between two looks while all is well.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
@@ -133,8 +133,11 @@ fn replace(last: &mut Outcome, found: Outcome) -> bool {
 }
 
 async fn look(target: Arc<Target>) -> Result<(), Trouble> {
-    match tokio::task::spawn_blocking(move || admin::ensure(&target)).await {
-        Ok(found) => found,
+    // Caught on its own thread: it concerns one ChatCluster alone.
+    let ensure = move || panics::caught_here("event log", || admin::ensure(&target));
+    match tokio::task::spawn_blocking(ensure).await {
+        Ok(Ok(found)) => found,
+        Ok(Err(panicked)) => Err(Trouble { reason: reason::RECONCILE_FAILED, message: panicked.to_string() }),
         Err(error) => Err(Trouble {
             reason: reason::RECONCILE_FAILED,
             message: format!("looking at the event log failed: {error}"),

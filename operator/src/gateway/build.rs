@@ -187,6 +187,28 @@ fn listener(plan: &Plan, gateway: &Gateway, common: Common, hash: &str) -> Liste
     }
 }
 
+/// Where an autoscaler says how many pods there are and has not said so yet, the Deployment keeps as many as stand, within its bounds: applied
+/// without a number that nobody else has set, it falls back to one pod.
+pub fn keep_scale(listener: &mut Listener, live: Option<&Deployment>) {
+    let Some(scaling) = listener.autoscaler.as_ref().and_then(|a| a.spec.as_ref()) else { return };
+    let (least, most) = (scaling.min_replicas.unwrap_or(1), scaling.max_replicas);
+    if live.is_some_and(is_scaled_by_another) {
+        return;
+    }
+    let standing = live.and_then(|live| live.spec.as_ref()?.replicas).unwrap_or(least);
+    if let Some(spec) = &mut listener.deployment.spec {
+        spec.replicas = Some(standing.min(most).max(least));
+    }
+}
+
+/// Whether somebody else has set the number of pods: then it stays without the operator.
+fn is_scaled_by_another(live: &Deployment) -> bool {
+    let managers = live.metadata.managed_fields.iter().flatten();
+    managers
+        .filter(|m| m.manager.as_deref() != Some(names::FIELD_MANAGER))
+        .any(|m| m.fields_v1.as_ref().is_some_and(|fields| fields.0.pointer("/f:spec/f:replicas").is_some()))
+}
+
 fn autoscaler(name: String, labels: BTreeMap<String, String>, scaling: &Autoscaling) -> HorizontalPodAutoscaler {
     let number = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
     HorizontalPodAutoscaler {

@@ -30,7 +30,7 @@ use crate::{
     build::meta,
     chatcluster::PassError,
     context::{Context, key},
-    plan::Plan,
+    lastspec,
     workload::{rollout, trouble},
 };
 
@@ -124,7 +124,7 @@ async fn pass(
         return Ok(Action::requeue(WAITING));
     };
     let open = conditions::is_true(&status.conditions, conditions::LOGIC_READY);
-    let plan = Plan::resolve(cluster, &context.release)?;
+    let plan = lastspec::usable_plan(&context.client, cluster, &context.release).await?;
     let name = gateway.name_any();
     let objects = build::objects(&plan, gateway)?;
     // observe
@@ -152,8 +152,9 @@ async fn pass(
     applier.apply_all(vec![objects.config_map], &maps).await?;
     let mut keep = Vec::new();
     let mut scaled = Vec::new();
-    for listener in objects.listeners {
+    for mut listener in objects.listeners {
         let name = listener.deployment.name_any();
+        build::keep_scale(&mut listener, deployments.get(&name));
         let service = applier.apply(listener.service, services.get(&name)).await?;
         facts.services.insert(name.clone(), service);
         applier.apply(listener.budget, budgets.get(&name)).await?;

@@ -89,10 +89,32 @@ fn token_keys_rotate_and_old_ones_stay_while_their_tokens_live() {
     let (month, day) = (30 * 86_400, 86_400);
     assert!(!keys.rotate(month, day, now() + days(29)).unwrap());
     assert!(keys.rotate(month, day, now() + days(31)).unwrap());
-    assert_eq!(keys.files().unwrap().len(), 3);
+    assert_eq!(public_keys(&keys), 2);
     assert!(!keys.rotate(month, day, now() + days(32)).unwrap());
     assert!(keys.rotate(month, day, now() + days(33)).unwrap());
-    assert_eq!(keys.files().unwrap().len(), 2);
+    assert_eq!(public_keys(&keys), 1);
+}
+
+fn public_keys(keys: &TokenKeys) -> usize {
+    public_set(keys).unwrap()["keys"].as_array().unwrap().len()
+}
+
+#[test]
+fn a_key_stays_as_long_as_the_longest_token_that_it_signed_whatever_is_asked_for_later() {
+    let mut keys = TokenKeys::generate(now()).unwrap();
+    let (month, day) = (30 * 86_400, 86_400);
+    keys.rotate(month, month, now()).unwrap();
+    // Stored, read back, and rotated daily with tokens of a day.
+    let files = keys.files().unwrap();
+    let mut keys = TokenKeys::load(files.iter().map(|(name, text)| (name.as_str(), text.as_str()))).unwrap();
+    let first = files.keys().next().unwrap().clone();
+    for n in 1..=30 {
+        keys.rotate(day, day, now() + days(n)).unwrap();
+        assert!(keys.files().unwrap().contains_key(&first), "day {n}: a token of 30 days still lives");
+        assert!(public_keys(&keys) <= 4, "the others go with their tokens");
+    }
+    keys.rotate(day, day, now() + days(32)).unwrap();
+    assert!(!keys.files().unwrap().contains_key(&first));
 }
 
 #[test]

@@ -9,9 +9,27 @@ use serde_json::{Value, json};
 
 use super::{PkiError, hex};
 
-/// Private keys (PKCS#8 PEM) by key id. A key id begins with the time at which it was made, so that the newest is the last by name.
+/// What a token of a key may have lived for, seconds, where that was not written down, unless the ChatCluster's own setting is longer: the most
+/// that a line could ask for.
+const LONGEST_S: i64 = 30 * 86_400;
+/// A key signs for so long, at most, after its successor was made: the successor is to be mounted everywhere before it signs
+/// (`kith_kit::auth` waits for ten minutes).
+const HAND_OVER_S: i64 = 3_600;
+
+/// Private keys by key id. A key id begins with the time at which it was made, so that the newest is the last by name.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub struct TokenKeys(BTreeMap<String, String>);
+pub struct TokenKeys(BTreeMap<String, Key>);
+
+#[derive(Clone, PartialEq, Eq)]
+struct Key {
+    /// PKCS#8.
+    pem: String,
+    /// The longest life that a token of it may have had, seconds: how long it must verify after it has signed for the last time. Not known
+    /// of keys that an operator of an earlier version made.
+    ttl_s: Option<i64>,
+    /// Until when it must verify, Unix seconds; known once it signs no more.
+    until_s: Option<i64>,
+}
 
 impl TokenKeys {
     /// One new key.
@@ -21,13 +39,17 @@ impl TokenKeys {
         Ok(keys)
     }
 
-    /// Reads stored keys: `<kid>.pem` → PEM. Other entries are left out.
+    /// Reads stored keys: `<kid>.pem` → PEM, `<kid>.ttl` and `<kid>.until` → seconds. Other entries are left out.
     pub fn load<'a>(entries: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self, PkiError> {
+        let entries: BTreeMap<&str, &str> = entries.into_iter().collect();
         let mut keys = BTreeMap::new();
-        for (name, pem) in entries {
+        for (name, pem) in &entries {
             if let Some(kid) = name.strip_suffix(".pem") {
                 KeyPair::from_pem(pem).map_err(|e| PkiError::read("token key", e))?;
-                keys.insert(kid.to_owned(), pem.to_owned());
+                let number = |what: &str| entries.get(format!("{kid}.{what}").as_str())?.trim().parse().ok();
+                let (ttl_s, until_s) = (number("ttl"), number("until"));
+                let key = Key { pem: (*pem).to_owned(), ttl_s, until_s };
+                keys.insert(kid.to_owned(), key);
             }
         }
         if keys.is_empty() { Err(PkiError::read("token keys", "there is no <kid>.pem")) } else { Ok(Self(keys)) }
@@ -37,12 +59,12 @@ impl TokenKeys {
         let key =
             KeyPair::generate_for(&PKCS_ED25519).map_err(|source| PkiError::Make { what: "token key", source })?;
         let kid = format!("{:010}-{}", now.as_second(), hex(&rand::random::<[u8; 4]>()));
-        self.0.insert(kid, key.serialize_pem());
+        self.0.insert(kid, Key { pem: key.serialize_pem(), ttl_s: Some(0), until_s: None });
         Ok(())
     }
 
-    /// Makes a new key when the newest is older than `interval_s`, and forgets those that stopped signing more than `ttl_s` ago, since
-    /// every token of theirs has expired. Answers whether anything changed.
+    /// Makes a new key when the newest is older than `interval_s`, and forgets those of which every token has expired. `ttl_s`: the longest
+    /// life of tokens that are issued from now on. Answers whether a key came or went.
     pub fn rotate(&mut self, interval_s: i64, ttl_s: i64, now: Timestamp) -> Result<bool, PkiError> {
         let newest = self.0.keys().next_back().and_then(|kid| made_at(kid));
         let mut changed = false;
@@ -50,21 +72,33 @@ impl TokenKeys {
             self.add(now)?;
             changed = true;
         }
-        let times: Vec<(String, Option<i64>)> = self.0.keys().map(|kid| (kid.clone(), made_at(kid))).collect();
-        for pair in times.windows(2) {
-            // A key signs until its successor is made and mounted; an hour covers the mounting.
-            if pair[1].1.is_some_and(|replaced| now.as_second() - replaced > ttl_s + 3_600) {
-                self.0.remove(&pair[0].0);
+        let kids: Vec<String> = self.0.keys().cloned().collect();
+        for (n, kid) in kids.iter().enumerate() {
+            let since = kids.get(n + 1).and_then(|next| made_at(next)).map(|replaced| now.as_second() - replaced);
+            let Some(key) = self.0.get_mut(kid) else { continue };
+            if since.is_none_or(|since| since <= HAND_OVER_S) {
+                // It may still sign.
+                key.ttl_s = Some(key.ttl_s.unwrap_or(LONGEST_S).max(ttl_s));
+                continue;
+            }
+            let longest = key.ttl_s.unwrap_or(LONGEST_S.max(ttl_s));
+            let until = *key.until_s.get_or_insert(now.as_second() - since.unwrap_or(0) + HAND_OVER_S + longest);
+            if now.as_second() > until {
+                self.0.remove(kid);
                 changed = true;
             }
         }
         Ok(changed)
     }
 
-    /// The files of the Secret: `<kid>.pem` of each key and `jwks.json`.
+    /// The files of the Secret: `<kid>.pem`, `<kid>.ttl` and `<kid>.until` of each key and `jwks.json`.
     pub fn files(&self) -> Result<BTreeMap<String, String>, PkiError> {
-        let mut files: BTreeMap<String, String> =
-            self.0.iter().map(|(kid, pem)| (format!("{kid}.pem"), pem.clone())).collect();
+        let of = |(kid, key): (&String, &Key)| {
+            let ttl = key.ttl_s.map(|ttl_s| (format!("{kid}.ttl"), ttl_s.to_string()));
+            let until = key.until_s.map(|until_s| (format!("{kid}.until"), until_s.to_string()));
+            [Some((format!("{kid}.pem"), key.pem.clone())), ttl, until].into_iter().flatten()
+        };
+        let mut files: BTreeMap<String, String> = self.0.iter().flat_map(of).collect();
         files.insert("jwks.json".to_owned(), public_set(self)?.to_string());
         Ok(files)
     }
@@ -77,8 +111,8 @@ fn made_at(kid: &str) -> Option<i64> {
 /// The public halves as a JWK set.
 pub fn public_set(keys: &TokenKeys) -> Result<Value, PkiError> {
     let mut list = Vec::new();
-    for (kid, pem) in &keys.0 {
-        let key = KeyPair::from_pem(pem).map_err(|e| PkiError::read("token key", e))?;
+    for (kid, key) in &keys.0 {
+        let key = KeyPair::from_pem(&key.pem).map_err(|e| PkiError::read("token key", e))?;
         let x = BASE64_URL_SAFE_NO_PAD.encode(key.public_key_raw());
         list.push(json!({"kty": "OKP", "crv": "Ed25519", "alg": "EdDSA", "use": "sig", "kid": kid, "x": x}));
     }

@@ -35,7 +35,7 @@ use crate::{
     chatcluster::PassError,
     context::{Context, key},
     dataplane::pressure,
-    plan::Plan,
+    lastspec,
     runtime::Snapshot,
     volumes,
 };
@@ -111,7 +111,7 @@ async fn pass(
         // The ChatCluster's first pass adopts the images; it wakes its shards.
         return Ok(Action::requeue(Duration::from_secs(2)));
     }
-    let plan = Plan::resolve(cluster, &context.release)?;
+    let plan = lastspec::usable_plan(&context.client, cluster, &context.release).await?;
     let name = shard.name_any();
     hold(shard, context).await?;
     // observe
@@ -131,7 +131,9 @@ async fn pass(
     volumes::refuse_foreign(&claims, &set_name, &plan.data_uid)?;
     // build
     let made_with = live.and_then(volumes::claim_size);
-    let objects = valkey::shard(&plan, &name, made_with.as_ref());
+    let mut objects = valkey::shard(&plan, &name, made_with.as_ref());
+    let may_shrink = facts.snapshot.as_ref().is_some_and(|s| s.shrinkable.contains(&name));
+    keep_pods(&mut objects.stateful_set, shard, may_shrink);
     // apply
     let owner = shard.controller_owner_ref(&()).ok_or_else(|| {
         Finding::fails(
@@ -146,6 +148,17 @@ async fn pass(
     applier.apply(objects.stateful_set, live).await?;
     volumes::grow(&applier, &claims, &set_name, &plan.valkey.volume).await?;
     Ok(Action::requeue(if shard.spec.draining { DRAINING } else { QUIET }))
+}
+
+/// Leaves a StatefulSet the pods that may hold acknowledged writes until those that are more than wanted may go.
+fn keep_pods(wanted: &mut StatefulSet, shard: &StorageShard, may_shrink: bool) {
+    let copies = shard.status.iter().flat_map(|status| &status.copies);
+    let last = copies.filter_map(|pod| pod.rsplit_once('-')?.1.parse::<i32>().ok()).max();
+    if let Some((spec, last)) = wanted.spec.as_mut().zip(last)
+        && !may_shrink
+    {
+        spec.replicas = spec.replicas.max(Some(last + 1));
+    }
 }
 
 /// Puts the finalizer on a shard that a person made: it is not to vanish while it owns slots.

@@ -47,6 +47,11 @@ pub fn status(shard: &StorageShard, facts: &Facts, now: Timestamp) -> StorageSha
     let health = facts.snapshot.as_ref().and_then(|s| s.readiness.shards.iter().find(|h| h.shard == name));
     if let Some(health) = health {
         take_health(&mut status, health, facts);
+        let sure = facts.snapshot.as_ref().and_then(|s| s.acknowledged_by.get(&name));
+        if let Some(copies) = facts.snapshot.as_ref().and_then(|s| s.copies.get(&name)) {
+            status.copies.clone_from(copies);
+        }
+        status.ack_replicas = sure.copied().or(status.ack_replicas);
         take_failover(&mut status, shard, facts, now);
     }
     for finding in findings(shard, health, facts) {
@@ -232,6 +237,9 @@ mod tests {
         let mut shard: StorageShard = serde_json::from_value(object).expect("a shard");
         let seen_with = |fake: &Fake, problems: Vec<Problem>| Facts {
             snapshot: Some(Arc::new(Snapshot {
+                acknowledged_by: std::collections::BTreeMap::new(),
+                copies: std::collections::BTreeMap::new(),
+                shrinkable: Vec::new(),
                 readiness: readiness(&wish, &fake.observe(&wish)),
                 problems: Vec::new(),
                 empty: Vec::new(),

@@ -37,6 +37,7 @@ fn the_operator_writes_what_is_needed_and_says_what_is_wrong() {
         somebody_elses_object_is_left_alone(&world).await;
         a_missing_secret_is_named(&world).await;
         an_invalid_spec_is_said_and_touches_nothing(&world).await;
+        the_data_plane_is_cared_for_whatever_else_fails(&server).await;
         a_damaged_authority_is_not_replaced(&world).await;
         what_is_being_deleted_is_not_made_again(&world).await;
     });
@@ -57,7 +58,10 @@ async fn an_empty_spec_becomes_a_platform(world: &World) {
     ] {
         assert!(secrets.iter().any(|s| s == name), "{name} is missing: {secrets:?}");
     }
-    assert_eq!(world.names::<ConfigMap>("empty").await, ["demo-config", "demo-kafka-config", "demo-valkey-config"]);
+    assert_eq!(
+        world.names::<ConfigMap>("empty").await,
+        ["demo-config", "demo-kafka-config", "demo-last-spec", "demo-valkey-config"]
+    );
     assert_eq!(
         world.names::<Service>("empty").await,
         ["demo-0-valkey", "demo-business", "demo-kafka", "demo-sessions", "demo-storage"]
@@ -155,6 +159,64 @@ async fn an_invalid_spec_is_said_and_touches_nothing(world: &World) {
     assert_ne!(world.condition("empty", "demo", conditions::READY).await.1, "InvalidSpec");
 }
 
+/// Each time by an operator that has just started and remembers nothing.
+async fn the_data_plane_is_cared_for_whatever_else_fails(server: &ApiServer) {
+    let first = World::new(server, "0.1.0", "first").await;
+    first.create_cluster("care", "demo", json!({"storage": {"replicas": 1}})).await;
+    first.pass("care", "demo").await;
+    assert_eq!(first.cared_for("care", "demo"), Some((1, 2)));
+    let clusters: Api<ChatCluster> = first.api("care");
+    let wrong_specs = [
+        (json!({"version": "9.9.9"}), "UnsupportedVersion"),
+        (json!({"storage": {"pod": {"resources": {"limits": {"memory": "40Mi"}}}}}), "InvalidSpec"),
+    ];
+    for (spec, reason) in wrong_specs {
+        // Whatever else such a spec asks for is not done either.
+        let mut patch = json!({"spec": spec});
+        patch["spec"]["storage"]["replicas"] = 2.into();
+        clusters.patch("demo", &PatchParams::default(), &Patch::Merge(&patch)).await.expect("a patch");
+        let world = World::new(server, "0.1.0", "first").await;
+        world.pass("care", "demo").await;
+        let (_, word, message) = world.condition("care", "demo", conditions::READY).await;
+        assert_eq!(word, reason);
+        assert!(message.contains("cared for by the last spec that could be used"), "{message}");
+        assert_eq!(world.cared_for("care", "demo"), Some((1, 2)), "{reason}");
+        let back = json!({"spec": {"version": null, "storage": {"pod": null, "replicas": 1}}});
+        clusters.patch("demo", &PatchParams::default(), &Patch::Merge(&back)).await.expect("a patch");
+    }
+    // An operator two versions later carries no library of this one, and cares for it all the same.
+    let later = World::new(server, "0.3.0", "third").await;
+    later.pass("care", "demo").await;
+    assert_eq!(later.cared_for("care", "demo"), Some((1, 2)));
+    // A damaged Secret, and an object that somebody else made under a name that is needed.
+    let secrets: Api<Secret> = first.api("care");
+    let kept = secrets.get("demo-token-keys").await.expect("the keys").data;
+    let damaged = json!({"data": {"jwks.json": "bm9uZQ=="}});
+    secrets.patch("demo-token-keys", &PatchParams::default(), &Patch::Merge(&damaged)).await.expect("a patch");
+    let maps: Api<ConfigMap> = first.api("care");
+    maps.delete("demo-config", &DeleteParams::default()).await.expect("a deletion");
+    let theirs: ConfigMap = serde_json::from_value(json!({"metadata": {"name": "demo-config"}})).expect("a map");
+    maps.create(&kube::api::PostParams::default(), &theirs).await.expect("a map");
+    let shards: Api<StorageShard> = first.api("care");
+    let hand_made: StorageShard = serde_json::from_value(json!({
+        "apiVersion": kith_crds::API_VERSION, "kind": "StorageShard", "metadata": {"name": "demo-1"},
+        "spec": {"clusterRef": {"name": "demo"}}
+    }))
+    .expect("a shard");
+    shards.create(&kube::api::PostParams::default(), &hand_made).await.expect("a shard");
+    let more = json!({"spec": {"storage": {"shards": 2}}});
+    clusters.patch("demo", &PatchParams::default(), &Patch::Merge(&more)).await.expect("a patch");
+    let world = World::new(server, "0.1.0", "first").await;
+    world.pass("care", "demo").await;
+    assert_eq!(world.cared_for("care", "demo"), Some((2, 4)));
+    assert!(!conditions::is_true(&world.cluster("care", "demo").await.status.expect("a status").conditions, "Ready"));
+    maps.delete("demo-config", &DeleteParams::default()).await.expect("a deletion");
+    let restored = json!({"data": kept});
+    secrets.patch("demo-token-keys", &PatchParams::default(), &Patch::Merge(&restored)).await.expect("a patch");
+    world.pass("care", "demo").await;
+    assert!(maps.get_opt("demo-config").await.expect("an answer").is_some(), "the rest is made when it can be");
+}
+
 async fn a_damaged_authority_is_not_replaced(world: &World) {
     let secrets: Api<Secret> = world.api("empty");
     let original = secrets.get("demo-ca").await.expect("the authority").data;
@@ -163,7 +225,7 @@ async fn a_damaged_authority_is_not_replaced(world: &World) {
     world.pass("empty", "demo").await;
     let (_, word, message) = world.condition("empty", "demo", conditions::READY).await;
     assert_eq!(word, "SecretInvalid");
-    assert!(message.contains("Restore it from a backup"), "{message}");
+    assert!(message.contains("put back from its copy"), "{message}");
     let restored = json!({"data": original});
     secrets.patch("demo-ca", &PatchParams::default(), &Patch::Merge(&restored)).await.expect("a patch");
     world.pass("empty", "demo").await;

@@ -115,6 +115,14 @@ impl World {
     }
 }
 
+impl World {
+    /// The shards and copies that the prober of a ChatCluster looks after; none when nobody does.
+    pub(crate) fn cared_for(&self, namespace: &str, name: &str) -> Option<(usize, usize)> {
+        let wanted = self.context.clusters.get(namespace, name)?.wanted();
+        Some((wanted.shards.len(), wanted.members().count()))
+    }
+}
+
 async fn install_crds(client: &Client) {
     use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
     let api: Api<CustomResourceDefinition> = Api::all(client.clone());

@@ -85,6 +85,7 @@ impl Fleet {
                 address: Some(SocketAddr::from(([127, 0, 0, 1], node.port))),
                 bus_port: node.bus_port,
                 presence: Presence::Running,
+                copy: true,
             });
             self.nodes.push(node);
         }
@@ -93,6 +94,7 @@ impl Fleet {
             weight: 100,
             replicas,
             draining: false,
+            acknowledged_by: 1,
             min_replicas_to_write: 1.min(replicas),
             lowered: false,
             force_promote: None,
@@ -240,7 +242,7 @@ fn nothing() -> Desired {
         ack_replicas: 1,
         fsync: "always".to_owned(),
         formed: false,
-        library: Library { name: "kith1".to_owned(), code: COUNTER.to_owned() },
+        library: Some(Library { name: "kith1".to_owned(), code: COUNTER.to_owned() }),
         shards: Vec::new(),
     }
 }
@@ -270,6 +272,7 @@ pub(crate) fn from_text(text: &str) -> Desired {
             address: address.parse().ok(),
             bus_port: bus_port.parse().expect("a port"),
             presence: Presence::Running,
+            copy: true,
         };
         if desired.shards.last().is_none_or(|s| s.name != name) {
             desired.shards.push(DesiredShard {
@@ -277,6 +280,7 @@ pub(crate) fn from_text(text: &str) -> Desired {
                 weight: 100,
                 replicas,
                 draining: draining.parse().expect("whether it drains"),
+                acknowledged_by: 1,
                 min_replicas_to_write: 1.min(replicas),
                 lowered: false,
                 force_promote: None,

@@ -21,6 +21,9 @@ fn facts(problems: Vec<Problem>) -> Facts {
         primary: Some("demo-0-valkey-0".to_owned()),
         primary_id: None,
         slots: SlotSet::all(),
+        wanted: None,
+        history: String::new(),
+        offset: 0,
         keys: 0,
         memory: 0,
         max_memory: 0,
@@ -45,7 +48,7 @@ fn facts(problems: Vec<Problem>) -> Facts {
             shards: 1,
             extra: 0,
             draining: 0,
-            library: "kith1".to_owned(),
+            library: Some("kith1".to_owned()),
         }),
         event_log: Some(Some(Ok(()))),
         workloads: [Component::Storage, Component::Sessions, Component::Tasks, Component::Business]

@@ -128,7 +128,8 @@ pub(super) fn replicate(scene: &Scene) -> Vec<Action> {
             // A node without a mark was never of this shard, and the others take its word.
             let acquainted = (joins || follows) && state.owners.contains(&scene.desired.cluster_uid);
             outranked |= acquainted && known_as_primary(scene, &state.id).is_some_and(|known| known > epoch);
-            if joins {
+            // What it will hold counts for a promotion only when that is written down.
+            if joins && (member.copy || !scene.desired.formed) {
                 follow.push(Action::Replicate { pod: member.pod.clone(), primary: primary.clone() });
             }
         }

@@ -61,6 +61,15 @@ pub enum Action {
         /// Of whom.
         primary: NodeId,
     },
+    /// Tells a primary, and with it `storage`, how many replicas must hold a write.
+    Tell {
+        /// The pod.
+        pod: String,
+        /// How many.
+        wanted: u32,
+        /// At full memory: the bound meanwhile, and the one afterwards.
+        room: Option<(u64, u64)>,
+    },
     /// Loads the function library on a primary; its replicas get it from there.
     LoadLibrary {
         /// The pod.
@@ -138,7 +147,7 @@ pub fn plan(desired: &Desired, seen: &Observation) -> Plan {
     }
     plan.problems = guards::problems(&scene);
     let strangers = join::strangers(&scene, &mut plan.problems);
-    let stages: [&dyn Fn() -> Vec<Action>; 7] = [
+    let stages: [&dyn Fn() -> Vec<Action>; 8] = [
         &|| settings(&scene),
         &|| join::epochs(&scene),
         &|| join::meet(&scene, &strangers),
@@ -146,6 +155,7 @@ pub fn plan(desired: &Desired, seen: &Observation) -> Plan {
         &|| libraries(&scene),
         &|| form::slots(&scene),
         &|| join::forget(&scene),
+        &|| tell(&scene),
     ];
     plan.actions = stages.iter().map(|stage| stage()).find(|actions| !actions.is_empty()).unwrap_or_default();
     plan
@@ -189,6 +199,26 @@ fn libraries(scene: &Scene) -> Vec<Action> {
     }
     actions
 }
+
+/// What primaries say to `storage` of the replicas that must hold a write. Last, and each for itself: a primary that refuses it keeps nothing
+/// else from being done.
+fn tell(scene: &Scene) -> Vec<Action> {
+    let shards = scene.desired.shards.iter().zip(&scene.primaries);
+    let primaries = shards.filter_map(|(shard, primary)| Some((shard, scene.seen.by_id(primary.as_ref()?)?)));
+    primaries
+        .filter(|(shard, (_, state))| state.is_primary() && state.wanted != Some(shard.min_replicas_to_write))
+        .map(|(shard, (node, state))| Action::Tell {
+            pod: node.pod.clone(),
+            wanted: shard.min_replicas_to_write,
+            // At full memory the engine takes no library.
+            room: (state.max_memory > 0 && state.memory + ROOM > state.max_memory)
+                .then_some((state.memory.max(state.max_memory) + ROOM, state.max_memory)),
+        })
+        .collect()
+}
+
+/// Bytes that a small library may take.
+const ROOM: u64 = 1 << 20;
 
 /// For messages: a shard's primary that is known, wherever it is.
 fn describe(scene: &Scene, id: &NodeId) -> String {

@@ -157,6 +157,7 @@ fn more_acknowledging_replicas_need_fewer_in_sight() {
     let mut stage = Stage::new();
     stage.wish.ack_replicas = 2;
     stage.wish.shards[0].min_replicas_to_write = 2;
+    stage.wish.shards[0].acknowledged_by = 2;
     stage.kill(0);
     stage.kill(1);
     assert_eq!(stage.takeover_of(3_000).as_deref(), Some("demo-0-valkey-2"));

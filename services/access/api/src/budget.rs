@@ -38,7 +38,9 @@ const PAGES: [(Method, &str); 8] = [
 
 /// Where a request keeps what is held for it, until its answer takes it over.
 #[derive(Clone, Default)]
-pub(crate) struct Slot(Arc<Mutex<Option<(Arc<Claims>, Place, Held)>>>);
+pub(crate) struct Slot(Arc<Mutex<Option<Kept>>>);
+
+type Kept = (Arc<Claims>, Place, Held);
 
 impl Slot {
     pub(crate) fn fill(&self, claims: Arc<Claims>, place: Place, held: Held) {

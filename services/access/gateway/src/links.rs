@@ -88,7 +88,7 @@ impl Links {
 
     /// Makes a session known.
     pub(crate) fn open(&self, handle: Arc<Handle>) {
-        self.0.registry.insert(handle.clone());
+        self.0.registry.insert(&handle);
         let user_id = handle.session.user_id.clone();
         self.tell(&user_id, Change::Opened(handle));
     }

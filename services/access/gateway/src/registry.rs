@@ -178,7 +178,7 @@ impl Registry {
 
     /// Makes a session known. Where its user has as many other devices here already, it ends at once. One of the same device does not count:
     /// it is about to be replaced.
-    pub(crate) fn insert(&self, handle: Arc<Handle>) {
+    pub(crate) fn insert(&self, handle: &Arc<Handle>) {
         let Session { session_id, user_id, device_id, .. } = &handle.session;
         let mut known = self.known.write();
         let Known { sessions, users } = &mut *known;
@@ -279,7 +279,7 @@ mod tests {
             let session =
                 Session { session_id: text(id), user_id: text(user), device_id: text(device), ..Session::default() };
             let cut = Arc::<Cut>::default();
-            registry.insert(Arc::new(Handle::new(session, mpsc::channel(1).0, cut.clone())));
+            registry.insert(&Arc::new(Handle::new(session, mpsc::channel(1).0, cut.clone())));
             cut
         };
         let first = [open("alice", "d1", "s1"), open("alice", "d2", "s2")];

@@ -136,7 +136,7 @@ impl Inner {
                         );
                     }
                     Err(error) => {
-                        tracing::error!(client = self.client_id, %error, "no Kafka producer with the new login")
+                        tracing::error!(client = self.client_id, %error, "no Kafka producer with the new login");
                     }
                 }
                 return;
