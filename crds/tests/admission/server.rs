@@ -21,6 +21,9 @@ const USERS: [(&str, &str, &str); 5] = [
     ("terminator", "system:serviceaccount:kube-system:namespace-controller", "system:serviceaccounts"),
 ];
 
+/// Attempts to start both.
+const STARTS: u32 = 3;
+
 /// etcd and kube-apiserver on ports of their own; both end with this value.
 pub(crate) struct ApiServer {
     folder: TempDir,
@@ -45,13 +48,28 @@ impl ApiServer {
         let made = Command::new("openssl").args(["genrsa", "-out"]).arg(&key).arg("2048").output().expect("openssl");
         assert!(made.status.success(), "openssl: {}", String::from_utf8_lossy(&made.stderr));
 
-        let (etcd_port, port) = (free_port(), free_port());
-        let mut server = Self { folder, port, children: Vec::new() };
-        server.spawn_etcd(etcd_port);
-        server.spawn_apiserver(etcd_port);
-        server.write_kubeconfig();
-        server.wait_until_ready();
+        let mut server = Self { folder, port: 0, children: Vec::new() };
+        for left in (0..STARTS).rev() {
+            let etcd_port = free_port();
+            server.port = free_port();
+            server.spawn_etcd(etcd_port);
+            server.spawn_apiserver(etcd_port);
+            server.write_kubeconfig();
+            if server.wait_until_ready(left == 0) {
+                break;
+            }
+            // Somebody took one of the ports before they were listened on.
+            server.end();
+        }
         server
+    }
+
+    fn end(&mut self) {
+        for mut child in self.children.drain(..) {
+            // It may have ended by itself.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 
     /// Where the server listens.
@@ -142,13 +160,18 @@ impl ApiServer {
         fs::write(self.folder.path().join("kubeconfig"), config).expect("a kubeconfig");
     }
 
-    fn wait_until_ready(&mut self) {
+    /// False when one of them could not have its port, unless this was the last attempt.
+    fn wait_until_ready(&mut self, last: bool) -> bool {
         let end = Instant::now() + START_WITHIN;
         while self.kubectl(&["get", "--raw=/readyz"]).is_err() {
             let died = self.children.iter_mut().any(|child| child.try_wait().is_ok_and(|status| status.is_some()));
+            if died && !last && self.log_tail().contains("address already in use") {
+                return false;
+            }
             assert!(!died && Instant::now() < end, "the API server is not ready:\n{}", self.log_tail());
             thread::sleep(Duration::from_millis(200));
         }
+        true
     }
 
     fn log_tail(&self) -> String {

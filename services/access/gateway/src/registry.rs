@@ -1,7 +1,7 @@
 //! The sessions of this gateway: who they are and how to reach the connection of each.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering},
@@ -183,8 +183,9 @@ impl Registry {
         let mut known = self.known.write();
         let Known { sessions, users } = &mut *known;
         let of_user = users.entry(user_id.clone()).or_default();
-        let is_other = |id: &&String| sessions.get(*id).is_some_and(|h| h.session.device_id != *device_id);
-        let full = of_user.iter().filter(is_other).count() >= self.per_user;
+        let devices = of_user.iter().filter_map(|id| sessions.get(id)).map(|h| h.session.device_id.as_str());
+        let others: HashSet<&str> = devices.filter(|device| device != device_id).collect();
+        let full = others.len() >= self.per_user;
         of_user.push(session_id.clone());
         sessions.insert(session_id.clone(), handle.clone());
         drop(known);
