@@ -65,8 +65,8 @@ impl ApiServer {
     }
 
     fn end(&mut self) {
-        for mut child in self.children.drain(..) {
-            // It may have ended by itself.
+        // The API server first: without etcd it would complain for a minute. They may have ended by themselves.
+        for mut child in self.children.drain(..).rev() {
             let _ = child.kill();
             let _ = child.wait();
         }
@@ -186,11 +186,7 @@ impl ApiServer {
 
 impl Drop for ApiServer {
     fn drop(&mut self) {
-        // The API server first: without etcd it would complain for a minute.
-        for child in self.children.iter_mut().rev() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        self.end();
     }
 }
 

@@ -29,6 +29,10 @@ async fn one_hostile_client_hurts_nobody_else() -> Proof {
     let (_guard, cluster, target) = alone().await?;
     let seconds = std::env::var("KITH_HOSTILE_SECONDS").ok().and_then(|n| n.parse().ok()).unwrap_or(60);
     let chosen = std::env::var("KITH_HOSTILE_ATTACKS").ok();
+    let known = |name: &str| Attack::ALL.iter().any(|attack| attack.name() == name);
+    if let Some(unknown) = chosen.iter().flat_map(|names| names.split(',')).find(|name| !known(name)) {
+        return Err(format!("KITH_HOSTILE_ATTACKS: there is no attack {unknown}").into());
+    }
     let is_chosen = |attack: &Attack| chosen.as_ref().is_none_or(|names| names.split(',').any(|n| n == attack.name()));
     let before = restarts(&cluster).await?;
     let look = async || match restarts(&cluster).await {

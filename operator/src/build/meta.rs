@@ -145,6 +145,11 @@ pub fn last_spec_config_map(cluster: &str) -> String {
     format!("{cluster}-last-spec")
 }
 
+/// The number of a pod in its StatefulSet.
+pub fn ordinal(pod: &str) -> Option<u32> {
+    pod.rsplit_once('-')?.1.parse().ok()
+}
+
 /// StatefulSet and headless Service of a StorageShard.
 pub fn shard_name(shard: &str) -> String {
     format!("{shard}-valkey")

@@ -1,26 +1,23 @@
 //! Which pods of a shard may hold acknowledged writes: promotion counts by them, so the list is written down before a pod can become one of
 //! them, and keeps those that were taken away until the others hold all that was acknowledged meanwhile. Pure.
 
-use std::collections::HashMap;
-
-use crate::dataplane::{
-    readiness::ShardHealth,
-    types::{DesiredShard, Member, Presence},
+use super::milestones::Milestones;
+use crate::{
+    build::meta,
+    dataplane::{
+        readiness::ShardHealth,
+        types::{DesiredShard, Member, Presence},
+    },
 };
-
-/// The number of a pod in its StatefulSet.
-pub(super) fn index(pod: &str) -> Option<u32> {
-    pod.rsplit_once('-')?.1.parse().ok()
-}
 
 /// Whether a pod is one more than is wanted.
 pub(super) fn is_surplus(shard: &DesiredShard, pod: &str) -> bool {
-    index(pod).is_some_and(|index| index > shard.replicas)
+    meta::ordinal(pod).is_some_and(|ordinal| ordinal > shard.replicas)
 }
 
-/// The primary's history and where it stood when a pod was first seen to be gone, by pod.
+/// By pod, how far its primary had written when the pod was first seen to be gone.
 #[derive(Debug, Default)]
-pub struct Departures(HashMap<String, (String, u64)>);
+pub struct Departures(Milestones);
 
 impl Departures {
     /// The pods that may hold acknowledged writes from now on. `asked` replicas acknowledge each.
@@ -39,21 +36,10 @@ impl Departures {
     fn is_dispensable(&mut self, shard: &DesiredShard, member: &Member, asked: u32, health: &ShardHealth) -> bool {
         let gone = member.uid.is_empty() && member.presence == Presence::Gone;
         if !gone || health.primary.is_none() {
-            self.0.remove(&member.pod);
+            self.0.forget(&member.pod);
             return false;
         }
-        let now = (health.history.clone(), health.offset);
-        let left = self.0.entry(member.pod.clone()).or_insert_with(|| now.clone());
-        if left.0 != now.0 {
-            *left = now;
-        }
-        let from = left.1;
-        let holds = health
-            .members
-            .iter()
-            .filter(|m| m.in_step && !m.primary && m.offset >= from && !is_surplus(shard, &m.pod))
-            .count();
-        holds >= asked as usize
+        self.0.reached(&member.pod, asked, health, |m| !is_surplus(shard, &m.pod))
     }
 }
 

@@ -58,7 +58,7 @@ fn desired_shard(plan: &Plan, shard: &StorageShard, pods: &Live<Pod>, before: Op
     let stateful_set = meta::shard_name(&name);
     let copies = shard.status.as_ref().map(|s| s.copies.as_slice()).unwrap_or_default();
     let mut all: BTreeSet<u32> = (0..=plan.valkey.replicas).collect();
-    all.extend(copies.iter().filter_map(|pod| pod.strip_prefix(&format!("{stateful_set}-"))?.parse::<u32>().ok()));
+    all.extend(copies.iter().filter_map(|pod| meta::ordinal(pod)));
     let members = all
         .into_iter()
         .map(|index| {

@@ -14,6 +14,7 @@ use kith_crds::{
     conditions::{self, reason},
 };
 
+use super::milestones::Milestones;
 use crate::dataplane::{
     readiness::ShardHealth,
     types::{Problem, Reason},
@@ -27,9 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(15);
 pub struct Shortage {
     /// Since when each shard has fewer replicas in step than must acknowledge.
     since: HashMap<String, Instant>,
-    /// The history of the shard's primary and how far it had written when it was first seen to want as many as it does now: whoever holds the stream up to
-    /// there holds whatever was acknowledged by fewer.
-    told: HashMap<String, (String, u32, u64)>,
+    /// By shard, how far its primary had written when it was first seen to want as many as it does now: whoever holds the stream up to there
+    /// holds whatever was acknowledged by fewer.
+    told: Milestones,
 }
 
 /// Whether the StorageShard says that fewer replicas acknowledge.
@@ -59,17 +60,10 @@ impl Shortage {
     /// Whether at least `asked` replicas hold everything that was acknowledged before the primary began to want as many.
     fn is_settled(&mut self, asked: u32, health: &ShardHealth) -> bool {
         if health.wanted != Some(asked) || health.primary.is_none() {
-            self.told.remove(&health.shard);
+            self.told.forget(&health.shard);
             return false;
         }
-        let now = (health.history.clone(), asked, health.offset);
-        let told = self.told.entry(health.shard.clone()).or_insert_with(|| now.clone());
-        if (&told.0, told.1) != (&now.0, asked) {
-            *told = now;
-        }
-        let from = told.2;
-        let holds = health.members.iter().filter(|m| m.in_step && !m.primary && m.offset >= from).count();
-        holds >= asked as usize
+        self.told.reached(&health.shard, asked, health, |_| true)
     }
 
     /// How many replicas certainly hold each acknowledged write from now on, when it was `sure` until now and `asked` are asked for: fewer
@@ -104,7 +98,7 @@ impl Shortage {
             if now.saturating_duration_since(since) < PATIENCE {
                 return None;
             }
-            self.told.remove(&health.shard);
+            self.told.forget(&health.shard);
         }
         let message = format!(
             "{left} of the {asked} replicas that should hold a write are in step, and whenDegraded: accept lets the copies that are left acknowledge. No absent copy is promoted until they are back: if the primary is lost now, what it acknowledged meanwhile is lost with it."

@@ -11,6 +11,7 @@ mod eventlog;
 mod identity;
 mod layers;
 mod lowered;
+mod milestones;
 mod observe;
 mod replace;
 mod secrets;

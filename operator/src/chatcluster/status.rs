@@ -72,7 +72,10 @@ impl Facts {
             Ok(value) => Some(value),
             Err(error) => {
                 let error = error.into();
-                tracing::debug!(%error, "a step failed; the pass goes on");
+                // The first is told when the pass ends.
+                if self.trouble.is_some() {
+                    tracing::warn!(%error, "another step of the pass failed");
+                }
                 self.trouble.get_or_insert(error);
                 None
             }

@@ -153,11 +153,9 @@ async fn pass(
 /// Leaves a StatefulSet the pods that may hold acknowledged writes until those that are more than wanted may go.
 fn keep_pods(wanted: &mut StatefulSet, shard: &StorageShard, may_shrink: bool) {
     let copies = shard.status.iter().flat_map(|status| &status.copies);
-    let last = copies.filter_map(|pod| pod.rsplit_once('-')?.1.parse::<i32>().ok()).max();
-    if let Some((spec, last)) = wanted.spec.as_mut().zip(last)
-        && !may_shrink
-    {
-        spec.replicas = spec.replicas.max(Some(last + 1));
+    let pods = copies.filter_map(|pod| i32::try_from(meta::ordinal(pod)?.checked_add(1)?).ok()).max();
+    if let Some(spec) = wanted.spec.as_mut().filter(|_| !may_shrink) {
+        spec.replicas = spec.replicas.max(pods);
     }
 }
 

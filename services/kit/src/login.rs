@@ -62,8 +62,8 @@ impl Authenticator {
         Ok(claims)
     }
 
-    /// Refuses claims whose token has been revoked since it was issued, as storage has it now: for what lives on, a connection, and not only for one
-    /// request.
+    /// Refuses claims whose token has been revoked since it was issued, as storage has it now: for what lives on, a connection, and not only
+    /// for one request.
     pub async fn check_revoked_now(&self, claims: &Claims) -> Result<(), Error> {
         let device = device_of(claims);
         let revoked = self.read_revocation(&device).await?;

@@ -1,8 +1,8 @@
 //! The writer of one primary: it gathers calls and commits them in groups.
 //!
 //! A group is one pipeline that ends with WAIT. How many replicas must hold it the primary itself says in the same pipeline: a function that
-//! the operator alone loads, so no instance counts by what held when it started. Nothing is answered before the whole group is on the primary's disk and on enough replicas.
-//! A refusal concerns its own call; a short WAIT or a lost connection leaves the outcome of the group open, so the claims of all its
+//! the operator alone loads, so no instance counts by what held when it started. Nothing is answered before the whole group is on the
+//! primary's disk and on enough replicas. A refusal concerns its own call; a short WAIT or a lost connection leaves the outcome of the group open, so the claims of all its
 //! partitions end and are made again: what the store holds then decides.
 //!
 //! Everything goes over one connection, so calls take effect in the order in which they were queued. While a group is under way the calls
