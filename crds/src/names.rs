@@ -36,6 +36,9 @@ pub const ANNOTATION_CONFIG_HASH: &str = "kith.dev/config-hash";
 
 /// Annotation on a ChatCluster: `now` makes it adopt the operator's version and images once; the operator then removes it.
 pub const ANNOTATION_ADOPT_IMAGES: &str = "kith.dev/adopt-images";
+/// Annotation on a ChatCluster: `prepare` makes another certificate authority that everybody trusts, `now` lets it sign, `forget-previous`
+/// ends the trust in the one before. The operator removes the word when it has been taken up.
+pub const ANNOTATION_ROTATE_AUTHORITY: &str = "kith.dev/rotate-authority";
 
 /// Prefixes of the label keys that the operator owns; user settings may not use them.
 pub const RESERVED_PREFIXES: [&str; 2] = ["kith.dev/", "app.kubernetes.io/"];

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# Fifteen minutes under load: brings the platform up on three nodes (NODES says otherwise), changes the shards once with nothing else
-# happening, then again while operators, primaries, replicas and a node die (SECONDS_OF_FAULTS), and prints what was promised and what was kept.
+# Fifteen minutes under load: brings the platform up on three nodes with three brokers (NODES says otherwise), changes the shards once with
+# nothing else happening, then again while things die, hang, fill up and are cut off (SECONDS_OF_FAULTS), and prints what was promised and
+# what was kept.
 # Arguments go to `kith-e2e chaos`.
 
 # shellcheck source=lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 unset KUBECONFIG KITH_KUBECONFIG
 export NODES="${NODES:-3}"
+export BROKERS="${BROKERS:-$NODES}" VOLUME_SIZE="${VOLUME_SIZE:-4G}"
 "$KITH_LOCAL/up.sh"
 export CARGO_TARGET_DIR="$KITH_CACHE/target"
 cd "$KITH_ROOT"

@@ -74,7 +74,9 @@ kith_helm() {
 
 # Charts' CRDs and webhooks are a moment younger than their release: a first refusal is not the last word.
 sample_up() {
-  await 60 "the sample to be accepted" kith_kubectl apply --server-side --force-conflicts -f "$KITH_ROOT/examples/demo.yaml"
+  local manifest="$STAGE_LOGS/sample.yaml"
+  sed "s/^\( *brokers:\) 1\$/\1 ${BROKERS:-1}/" "$KITH_ROOT/examples/demo.yaml" >"$manifest"
+  await 60 "the sample to be accepted" kith_kubectl apply --server-side --force-conflicts -f "$manifest"
 }
 
 # One line per condition: "ChatCluster/demo Ready=False Reason: message".

@@ -2,7 +2,7 @@
 # Brings up the platform: tools, a local Kubernetes (unless KITH_KUBECONFIG names a cluster), images, charts, the sample, a first message.
 #
 # May be run again at any time and after a run that was killed at any point: what is whole is kept, anything else is taken down
-# and made anew. NODES=3 makes three nodes.
+# and made anew. NODES=3 makes three nodes, BROKERS=3 three brokers, VOLUME_SIZE=2G volumes that can be filled.
 #
 #   up.sh             everything
 #   up.sh cluster     only the Kubernetes cluster
@@ -33,7 +33,7 @@ if [ -z "${KITH_KUBECONFIG:-}" ]; then parts=all; else parts="debian kube helm";
 if [ -z "${KITH_KUBECONFIG:-}" ]; then
   stage images-system images_system
   # A cluster of other pins, another size or older start scripts is another cluster.
-  cluster_key="$(cat "$KITH_LOCAL"/versions.sh "$KITH_LOCAL"/cluster/*.sh "$KITH_LOCAL"/manifests/* "$IMAGES"/{pause,coredns}.tag | sha256sum | cut -c1-16)-$NODES"
+  cluster_key="$(cat "$KITH_LOCAL"/versions.sh "$KITH_LOCAL"/cluster/*.sh "$KITH_LOCAL"/manifests/* "$IMAGES"/{pause,coredns}.tag | sha256sum | cut -c1-16)-$NODES-${VOLUME_SIZE:-}"
   if fresh "$CLUSTER/ready" "$cluster_key" && cluster_healthy >/dev/null 2>&1; then
     say "  ✓ cluster: already running"
   else

@@ -67,6 +67,9 @@ enum Command {
         /// Nothing dies.
         #[arg(long, conflicts_with = "faults_only")]
         shards_only: bool,
+        /// Only these happen, each three times.
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<chaos::faults::Fault>,
     },
     /// Chats on the running platform at a steady rate, then holds every promise against what was kept.
     Load {
@@ -173,7 +176,7 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
             println!("{report}");
             return Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
-        Command::Chaos { seconds, nodes, rate, pairs, short, faults_only, shards_only } => {
+        Command::Chaos { seconds, nodes, rate, pairs, short, faults_only, shards_only, only } => {
             let mut options = ChaosOptions::long(Duration::from_secs(seconds), nodes);
             if short {
                 options = ChaosOptions::short();
@@ -185,6 +188,9 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
             }
             if faults_only {
                 options.shards.clear();
+            }
+            if !only.is_empty() {
+                options.faults = only.into_iter().map(|fault| (fault, 3)).collect();
             }
             return run_chaos(&options).await;
         }

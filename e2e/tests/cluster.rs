@@ -17,6 +17,8 @@ mod chaos_run;
 mod hostile;
 #[path = "cluster/hostile_clients.rs"]
 mod hostile_clients;
+#[path = "cluster/operator_faults.rs"]
+mod operator_faults;
 #[path = "cluster/operator_lifecycle.rs"]
 mod operator_lifecycle;
 #[path = "cluster/operator_quiet.rs"]

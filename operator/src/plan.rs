@@ -127,7 +127,8 @@ const HEAP_MIN: u64 = 256 << 20;
 /// An engine below this cannot hold its own tables for a full set of slots.
 const ENGINE_MIN: u64 = 32 << 20;
 
-fn invalid(message: impl Into<String>) -> Finding {
+/// That the spec cannot be used, and why.
+pub(crate) fn invalid(message: impl Into<String>) -> Finding {
     Finding::fails(conditions::READY, reason::INVALID_SPEC, message)
 }
 

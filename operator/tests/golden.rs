@@ -185,6 +185,26 @@ fn gateway_settings(spec: &str) -> (kith_kit::config::Gateway, gateway::build::O
 }
 
 #[test]
+fn an_amount_of_a_gateway_that_cannot_be_read_is_named_and_never_replaced_by_a_default() {
+    let cluster = "apiVersion: kith.dev/v1alpha1\nkind: ChatCluster\nmetadata: {name: chat, namespace: ns}\nspec: {}\n";
+    let plan = Plan::resolve(&read(cluster, "ChatCluster").expect("a ChatCluster"), &release()).expect("a valid spec");
+    for (spec, field) in [
+        ("limits: {sentBytesPerMinutePerUser: 1Q}", "spec.limits.sentBytesPerMinutePerUser"),
+        ("limits: {sentBytesPerMinutePerUser: 5Gi}", "spec.limits.sentBytesPerMinutePerUser"),
+        ("websocket: {heartbeat: soon}", "spec.websocket.heartbeat"),
+        ("websocket: {drain: {deadline: 99999h}}", "spec.websocket.drain.deadline"),
+        ("api: {idleTimeout: ''}", "spec.api.idleTimeout"),
+    ] {
+        let manifest = format!(
+            "apiVersion: kith.dev/v1alpha1\nkind: Gateway\nmetadata: {{name: edge, namespace: ns}}\nspec: {{clusterRef: {{name: chat}}, {spec}}}\n"
+        );
+        let gateway: Gateway = read(&manifest, "Gateway").expect("a Gateway");
+        let refused = gateway::build::objects(&plan, &gateway).err().expect(spec).to_string();
+        assert!(refused.starts_with(field), "{refused}");
+    }
+}
+
+#[test]
 fn every_limit_of_a_gateway_reaches_its_pods() {
     let (default, _) = gateway_settings("api: {}");
     let limits = "api: {allowedOrigins: ['https://a'], idleTimeout: 80s, limits: {requestsPerSecondPerUser: 7, burstPerUser: 8, requestsInFlightPerPod: 9}}, \

@@ -15,13 +15,24 @@ volumes_manifest() {
   local node index
   for node in $(seq "$NODES"); do
     for index in $(seq $((VOLUMES_TOTAL / NODES))); do
-      mkdir -p "$CLUSTER/volumes/$(node_name "$node")-$index"
+      volume_folder "$(node_name "$node")-$index"
       volume_manifest "$(node_name "$node")-$index" "$(node_name "$node")"
     done
   done
 }
 
-volume_manifest() { # volume_manifest NAME NODE; the capacity is a claim, nothing enforces it
+# A folder; with VOLUME_SIZE it is a file system of that size, which can be filled without filling the machine's.
+volume_folder() {
+  local file="$CLUSTER/volume-files/$1"
+  mkdir -p "$CLUSTER/volumes/$1"
+  [ -n "${VOLUME_SIZE:-}" ] || return 0
+  mkdir -p "$CLUSTER/volume-files"
+  truncate -s "$VOLUME_SIZE" "$file"
+  mkfs.ext4 -q -m 0 "$file"
+  mount -o loop "$file" "$CLUSTER/volumes/$1"
+}
+
+volume_manifest() { # volume_manifest NAME NODE; the capacity is a claim that only VOLUME_SIZE enforces
   cat <<END
 ---
 apiVersion: v1

@@ -60,8 +60,9 @@ impl ChaosOptions {
     pub fn long(lasts: Duration, nodes: u32) -> Self {
         let mut faults =
             vec![(Fault::Operator, 20), (Fault::Primary, 10), (Fault::Replica, 10), (Fault::PrimaryWithOperator, 2)];
-        if nodes > 1 {
-            faults.push((Fault::Node, 1));
+        faults.extend([(Fault::FrozenPrimary, 2), (Fault::SlowApi, 1), (Fault::FullDisk, 1)]);
+        if nodes > 2 {
+            faults.extend([(Fault::Node, 1), (Fault::OneWay, 1), (Fault::Broker, 2)]);
         }
         let times = (lasts.as_secs() / PER_QUOTA.as_secs()).max(1) as u32;
         for (_, count) in &mut faults {

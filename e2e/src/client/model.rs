@@ -91,6 +91,12 @@ pub struct Message {
     /// Who reacted with what.
     #[serde(default)]
     pub reactions: BTreeMap<String, Vec<String>>,
+    /// How many reacted so.
+    #[serde(default)]
+    pub reaction_counts: BTreeMap<String, u32>,
+    /// The reader's own.
+    #[serde(default)]
+    pub my_reactions: Vec<String>,
 }
 
 /// A message to send.

@@ -53,8 +53,14 @@ pub async fn a_reaction_is_one_emoji_in_one_spelling_or_a_shortcode(target: &Tar
     assert_eq!(changed(Method::PUT, "❤").await?, false);
     assert_eq!(changed(Method::PUT, "👨‍👩‍👧‍👦").await?, true);
     assert_eq!(changed(Method::PUT, "thumbs_up").await?, true);
-    let shown = &alice.api.history(&id, Page::default()).await?.messages[0].reactions;
-    assert_eq!(shown.keys().collect::<Vec<_>>(), ["thumbs_up", "❤", "👨‍👩‍👧‍👦"]);
+    let shown = alice.api.history(&id, Page::default()).await?.messages.remove(0);
+    let all = ["thumbs_up", "❤", "👨‍👩‍👧‍👦"];
+    assert_eq!(shown.reactions.keys().collect::<Vec<_>>(), all);
+    assert_eq!(shown.reaction_counts.into_iter().collect::<Vec<_>>(), all.map(|emoji| (emoji.to_owned(), 1)));
+    assert!(shown.my_reactions.is_empty(), "none is of hers");
+    assert_eq!(bob.api.history(&id, Page::default()).await?.messages[0].my_reactions, all);
+    let last = bob.api.conversations(10, None).await?.conversations.remove(0).last_message;
+    assert_eq!(last.ok_or("no last message")?.my_reactions, all);
     assert_eq!(changed(Method::DELETE, "❤\u{fe0f}").await?, true);
     assert_eq!(changed(Method::DELETE, "❤").await?, false);
     Ok(())

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use k8s_openapi::api::core::v1::ConfigMap;
-use kith_crds::{Gateway as GatewayObject, chatcluster::ExternalEventLog};
+use kith_crds::{Gateway as GatewayObject, chatcluster::ExternalEventLog, conditions::Finding};
 use kith_kit::config::{
     Auth, Cluster, Config, Durability, Gateway, Kafka, KafkaSasl, KafkaTls, Limits, Service, Services, TLS_DIR, Tls,
     Valkey,
@@ -15,7 +15,7 @@ use super::{
     services::GRPC_PORT,
     valkey::CLIENT_PORT,
 };
-use crate::plan::{KafkaPlan, Plan};
+use crate::plan::{KafkaPlan, Plan, invalid};
 
 /// Where a pod finds the configuration.
 pub const CONFIG_FILE: &str = "/etc/kith/config.json";
@@ -106,35 +106,39 @@ fn external_sasl(external: &ExternalEventLog) -> Option<KafkaSasl> {
     })
 }
 
-/// What the pods of one Gateway read: the ChatCluster's configuration with the Gateway's own settings.
-pub fn gateway_config(plan: &Plan, gateway: &GatewayObject) -> Config {
+/// What the pods of one Gateway read: the ChatCluster's configuration with the Gateway's own settings. A finding names the field that
+/// cannot be used.
+pub fn gateway_config(plan: &Plan, gateway: &GatewayObject) -> Result<Config, Finding> {
     let (api, websocket) = (&gateway.spec.api, &gateway.spec.websocket);
-    let ms = |duration: &kith_crds::shared::Duration, fallback: u32| {
-        duration.to_std().ok().and_then(|d| u32::try_from(d.as_millis()).ok()).unwrap_or(fallback)
+    let ms = |field: &str, duration: &kith_crds::shared::Duration| {
+        let length = duration.to_std().map_err(|error| invalid(format!("spec.{field}: {error}")))?;
+        u32::try_from(length.as_millis()).map_err(|_| invalid(format!("spec.{field}: {} is too long", duration.0)))
     };
-    let defaults = Gateway::default();
-    let sent_bytes = gateway.spec.limits.sent_bytes_per_minute_per_user.to_bytes().ok();
+    let most = &gateway.spec.limits.sent_bytes_per_minute_per_user;
+    let field = "spec.limits.sentBytesPerMinutePerUser";
+    let sent_bytes = most.to_bytes().map_err(|error| invalid(format!("{field}: {error}")))?;
+    let sent_bytes = u32::try_from(sent_bytes).map_err(|_| invalid(format!("{field}: {} is too much", most.0)))?;
     let mut config = config(plan);
     // Access knows neither the engine nor the event log.
     config.valkey = None;
     config.kafka = None;
     config.gateway = Some(Gateway {
-        heartbeat_ms: ms(&websocket.heartbeat, defaults.heartbeat_ms),
+        heartbeat_ms: ms("websocket.heartbeat", &websocket.heartbeat)?,
         max_connections: websocket.limits.connections_per_pod,
         max_sessions_per_user: websocket.limits.connections_per_user,
         frames_per_second: websocket.limits.frames_per_second,
-        drain_ms: ms(&websocket.drain.deadline, defaults.drain_ms),
+        drain_ms: ms("websocket.drain.deadline", &websocket.drain.deadline)?,
         drain_per_second: websocket.drain.connections_per_second,
         requests_per_second: api.limits.requests_per_second_per_user,
         burst: api.limits.burst_per_user,
         requests_in_flight: api.limits.requests_in_flight_per_pod,
         frames_queued: websocket.limits.frames_queued,
-        sent_bytes_per_minute: sent_bytes.and_then(|b| u32::try_from(b).ok()).unwrap_or(defaults.sent_bytes_per_minute),
-        idle_ms: ms(&api.idle_timeout, defaults.idle_ms),
+        sent_bytes_per_minute: sent_bytes,
+        idle_ms: ms("api.idleTimeout", &api.idle_timeout)?,
         api_origins: api.allowed_origins.clone(),
         websocket_origins: websocket.allowed_origins.clone(),
     });
-    config
+    Ok(config)
 }
 
 /// A configuration as a ConfigMap, and its hash for the pods' templates.

@@ -65,6 +65,21 @@ pub(super) async fn apply(
     Ok(true)
 }
 
+/// Whether every broker runs with what its StatefulSet says: a certificate that was made before has been taken up.
+pub(super) fn settled(plan: &Plan, observed: &Observed) -> bool {
+    if matches!(plan.event_log.kafka, KafkaPlan::External(_)) {
+        return true;
+    }
+    let Some(set) = observed.stateful_sets.get(&meta::component_name(&plan.name, Component::Kafka)) else {
+        return false;
+    };
+    let (wanted, status) = (set.spec.as_ref().and_then(|s| s.replicas), set.status.clone().unwrap_or_default());
+    status.observed_generation == set.metadata.generation
+        && wanted.is_some()
+        && status.ready_replicas == wanted
+        && status.updated_replicas == wanted
+}
+
 /// Managed brokers: those that serve, and those wanted; none where there is no StatefulSet.
 pub(super) fn brokers(plan: &Plan, observed: &Observed) -> Option<(u32, u32)> {
     let KafkaPlan::Managed(managed) = &plan.event_log.kafka else { return None };

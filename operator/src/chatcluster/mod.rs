@@ -25,7 +25,7 @@ pub use copies::Departures;
 pub use desired::presence;
 pub use lowered::Shortage;
 pub use observe::{Observed, observe};
-pub use secrets::{Secrets, build as build_secrets, request as certificate_request};
+pub use secrets::{Rollover, Secrets, build as build_secrets, request as certificate_request};
 pub use shards::{Steps, steps as shard_steps};
 pub use status::{Facts, StorageFacts, Workload, address, gravest, node_of, status, storage_reason};
 
@@ -52,6 +52,7 @@ use crate::{
     eventlog::Trouble,
     lastspec,
     panics::{self, Panicked},
+    pki::Asked,
     plan::Plan,
     runtime::RuntimeError,
 };
@@ -280,7 +281,10 @@ async fn secrets_step(
     let copy = identity::find(&context.client, plan, &observed.secrets).await?;
     let (known, put_back) = identity::put_back(plan, &observed.secrets, copy.as_ref());
     let runs = observed.pods.values().any(secrets::has_run);
-    let mut secrets = build_secrets(plan, &known, runs, Timestamp::now())?;
+    let word = cluster.annotations().get(names::ANNOTATION_ROTATE_AUTHORITY);
+    let asked = word.and_then(|word| Asked::read(word));
+    let rollover = Rollover { asked, spread: eventlog::settled(plan, observed) };
+    let mut secrets = build_secrets(plan, &known, runs, rollover, Timestamp::now())?;
     let objects = std::mem::take(&mut secrets.objects);
     // First what must never be lost.
     identity::keep(&context.client, plan, &objects, copy.as_ref()).await?;
@@ -288,7 +292,28 @@ async fn secrets_step(
     for change in put_back.iter().chain(&secrets.changes) {
         context.event(cluster, false, "CertificatesChanged", change).await;
     }
+    if let Some(word) = word.filter(|_| asked.is_none()) {
+        let note = format!(
+            "{} is {word:?}, which is none of prepare, now and forget-previous",
+            names::ANNOTATION_ROTATE_AUTHORITY
+        );
+        context.event(cluster, true, "CertificatesChanged", &note).await;
+    }
+    if secrets.answered || (word.is_some() && asked.is_none()) {
+        forget(context, cluster, names::ANNOTATION_ROTATE_AUTHORITY).await?;
+    }
     Ok(secrets)
+}
+
+/// Takes an annotation away that has been answered.
+async fn forget(context: &Context, cluster: &ChatCluster, annotation: &str) -> Result<(), ApplyError> {
+    let name = cluster.name_any();
+    let api: Api<ChatCluster> = Api::namespaced(context.client.clone(), &cluster.namespace().unwrap_or_default());
+    let patch = serde_json::json!({"metadata": {"annotations": {annotation: null}}});
+    api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch))
+        .await
+        .map_err(|e| ApplyError::kube::<ChatCluster>(&name, e))?;
+    Ok(())
 }
 
 /// Writes down the version and images before anything is made with them, so that a later operator finds what was adopted even if this
@@ -305,12 +330,7 @@ async fn adopt(cluster: &ChatCluster, context: &Context, plan: &Plan) -> Result<
         context.event(cluster, false, "VersionAdopted", &note).await;
     }
     if cluster.annotations().contains_key(names::ANNOTATION_ADOPT_IMAGES) {
-        let name = cluster.name_any();
-        let api: Api<ChatCluster> = Api::namespaced(context.client.clone(), &cluster.namespace().unwrap_or_default());
-        let patch = serde_json::json!({"metadata": {"annotations": {names::ANNOTATION_ADOPT_IMAGES: null}}});
-        api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch))
-            .await
-            .map_err(|e| ApplyError::kube::<ChatCluster>(&name, e))?;
+        forget(context, cluster, names::ANNOTATION_ADOPT_IMAGES).await?;
     }
     Ok(())
 }

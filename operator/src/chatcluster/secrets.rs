@@ -15,7 +15,7 @@ use super::identity;
 use crate::{
     apply::Live,
     build::meta::{self, Component},
-    pki::{Authority, EngineUsers, Leaf, LeafRequest, PkiError, Renewal, TokenKeys},
+    pki::{Asked, Authorities, Authority, EngineUsers, Leaf, LeafRequest, PkiError, Renewal, TokenKeys},
     plan::{KafkaPlan, Plan},
     runtime::Login,
 };
@@ -26,25 +26,45 @@ pub struct Secrets {
     pub objects: Vec<Secret>,
     /// The operator's login at the engine.
     pub login: Login,
-    /// The brokers' certificate.
+    /// The brokers' certificate, and what they trust where that is more than one authority: a change of either restarts them.
     pub kafka_certificate: String,
+    /// Whether what was asked of the certificate authority is under way or done.
+    pub answered: bool,
     /// What was made or renewed, for Events; never with key material.
     pub changes: Vec<String>,
+}
+
+/// What the next step of the certificate authority hangs on.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Rollover {
+    /// What a person asks for.
+    pub asked: Option<Asked>,
+    /// Whether every broker has been started with the certificates that stand.
+    pub spread: bool,
 }
 
 struct Builder<'a> {
     plan: &'a Plan,
     live: &'a Live<Secret>,
     now: Timestamp,
+    trusted: String,
+    answered: bool,
     objects: Vec<Secret>,
     changes: Vec<String>,
 }
 
 /// Brings all Secrets up to date. `runs` says that pods exist, which trust the authority, take the tokens and hold the passwords in memory:
 /// then nothing takes their place.
-pub fn build(plan: &Plan, live: &Live<Secret>, runs: bool, now: Timestamp) -> Result<Secrets, Finding> {
-    let mut builder = Builder { plan, live, now, objects: Vec::new(), changes: Vec::new() };
-    let authority = builder.authority(runs)?;
+pub fn build(
+    plan: &Plan,
+    live: &Live<Secret>,
+    runs: bool,
+    rollover: Rollover,
+    now: Timestamp,
+) -> Result<Secrets, Finding> {
+    let (objects, changes) = (Vec::new(), Vec::new());
+    let mut builder = Builder { plan, live, now, trusted: String::new(), answered: false, objects, changes };
+    let authority = builder.authority(runs, rollover)?;
     let users = builder.users(runs)?;
     builder.token_keys(runs)?;
     let mut operator = None;
@@ -72,8 +92,12 @@ pub fn build(plan: &Plan, live: &Live<Secret>, runs: bool, now: Timestamp) -> Re
     builder.leaf(&authority, client, meta::cluster_labels(&plan.name), &line, false)?;
     let leaf = operator.ok_or_else(|| broken("operator certificate", &PkiError::Clock))?;
     let password = users.password("operator").unwrap_or_default().to_owned();
-    let login = Login { ca_pem: authority.cert_pem.clone(), leaf, password };
-    Ok(Secrets { objects: builder.objects, login, kafka_certificate, changes: builder.changes })
+    let Builder { objects, changes, trusted, answered, .. } = builder;
+    if trusted.trim_end() != authority.cert_pem.trim_end() {
+        kafka_certificate.push_str(&trusted);
+    }
+    let login = Login { ca_pem: trusted, leaf, password };
+    Ok(Secrets { objects, login, kafka_certificate, answered, changes })
 }
 
 /// Whether a pod holds what was in the Secrets: one that still waits for them does not.
@@ -123,29 +147,32 @@ impl Builder<'_> {
         });
     }
 
-    fn authority(&mut self, runs: bool) -> Result<Authority, Finding> {
+    fn authority(&mut self, runs: bool, rollover: Rollover) -> Result<Authority, Finding> {
         let name = meta::ca_secret(&self.plan.name);
-        let authority = match self.live.get(&name) {
-            Some(secret) => {
-                let (cert, key) = (text(secret, "ca.crt"), text(secret, "ca.key"));
-                Authority::load(cert.unwrap_or_default(), key.unwrap_or_default()).map_err(|error| {
-                    Finding::fails(
-                        conditions::READY,
-                        reason::SECRET_INVALID,
-                        format!("Secret {name}: {error}. {}", self.way_out()),
-                    )
-                })?
-            }
+        let mut all = match self.live.get(&name) {
+            Some(secret) => Authorities::load(|file| text(secret, file).map(str::to_owned)).map_err(|error| {
+                Finding::fails(
+                    conditions::READY,
+                    reason::SECRET_INVALID,
+                    format!("Secret {name}: {error}. {}", self.way_out()),
+                )
+            })?,
             None if runs => return Err(self.gone(&name)),
             None => {
                 self.changes.push(format!("made the certificate authority (Secret {name})"));
-                Authority::generate(&self.plan.cluster_name, &self.plan.data_uid, self.now)
+                Authorities::generate(&self.plan.cluster_name, &self.plan.data_uid, self.now)
                     .map_err(|error| broken("certificate authority", &error))?
             }
         };
-        let files = [("ca.crt", authority.cert_pem.clone()), ("ca.key", authority.key_pem.clone())];
-        self.push(name, meta::cluster_labels(&self.plan.name), "Opaque", files.map(|(k, v)| (k.to_owned(), v)).into());
-        Ok(authority)
+        let make = || Authority::generate(&self.plan.cluster_name, &self.plan.data_uid, self.now);
+        let step = all
+            .step(rollover.asked, rollover.spread, make, self.now)
+            .map_err(|error| broken("certificate authority", &error))?;
+        self.changes.extend(step.changed.map(str::to_owned));
+        self.answered = step.answered;
+        self.trusted = all.trusted();
+        self.push(name, meta::cluster_labels(&self.plan.name), "Opaque", all.files());
+        Ok(all.signing)
     }
 
     fn users(&mut self, runs: bool) -> Result<EngineUsers, Finding> {
@@ -236,13 +263,10 @@ impl Builder<'_> {
             Some(leaf) => leaf,
             None => authority.issue(request, self.now).map_err(|error| broken(&name, &error))?,
         };
-        let mut files: BTreeMap<String, String> = [
-            ("ca.crt", authority.cert_pem.clone()),
-            ("tls.crt", leaf.cert_pem.clone()),
-            ("tls.key", leaf.key_pem.clone()),
-        ]
-        .map(|(k, v)| (k.to_owned(), v))
-        .into();
+        let mut files: BTreeMap<String, String> =
+            [("ca.crt", self.trusted.clone()), ("tls.crt", leaf.cert_pem.clone()), ("tls.key", leaf.key_pem.clone())]
+                .map(|(k, v)| (k.to_owned(), v))
+                .into();
         if joined {
             files.insert("keystore.pem".to_owned(), format!("{}{}", leaf.key_pem, leaf.cert_pem));
         }

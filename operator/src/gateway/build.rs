@@ -32,6 +32,7 @@ use crate::{
         services::{self, Spec},
         settings,
     },
+    chatcluster::PassError,
     plan::{Plan, pod_settings},
 };
 
@@ -98,8 +99,8 @@ struct Common {
 }
 
 /// Renders a Gateway.
-pub fn objects(plan: &Plan, gateway: &Gateway) -> Result<Objects, serde_json::Error> {
-    let config = settings::gateway_config(plan, gateway);
+pub fn objects(plan: &Plan, gateway: &Gateway) -> Result<Objects, PassError> {
+    let config = settings::gateway_config(plan, gateway)?;
     let name = format!("{}-{}-config", plan.name, gateway.name_any());
     let mut labels = meta::cluster_labels(&plan.name);
     labels.insert(names::LABEL_GATEWAY.to_owned(), gateway.name_any());

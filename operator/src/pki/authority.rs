@@ -16,7 +16,9 @@ const DAY_S: i64 = 86_400;
 /// The CA outlives every cluster that is upgraded at all.
 const AUTHORITY_S: i64 = 3_650 * DAY_S;
 /// Certificates of services; renewed after two thirds.
-const LEAF_S: i64 = 90 * DAY_S;
+pub(super) const LEAF_S: i64 = 90 * DAY_S;
+/// An authority is followed by another so long before its end: people who hand its certificate out by hand need time.
+const NEAR_END_S: i64 = 730 * DAY_S;
 /// Certificates begin this long before they are made: the clocks of nodes differ.
 const BACKDATE_S: i64 = 3_600;
 
@@ -102,6 +104,11 @@ impl Authority {
         let not_after = parsed.validity().not_after.timestamp();
         let issuer = Issuer::from_ca_cert_pem(cert_pem, key).map_err(|source| PkiError::Make { what, source })?;
         Ok(Self { cert_pem: cert_pem.to_owned(), key_pem: key_pem.to_owned(), issuer, key_id, not_after })
+    }
+
+    /// Whether another should take its place: certificates of it are to end before it does.
+    pub fn is_near_end(&self, now: Timestamp) -> bool {
+        self.not_after.saturating_sub(now.as_second()) < NEAR_END_S
     }
 
     /// A certificate for `request` with a new key.

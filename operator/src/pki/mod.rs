@@ -1,10 +1,12 @@
 //! Keys and certificates of one ChatCluster: pure functions from a name, a clock and randomness to PEM.
 
 mod authority;
+mod rollover;
 mod tokens;
 mod users;
 
 pub use authority::{Authority, Leaf, LeafRequest, Renewal};
+pub use rollover::{Asked, Authorities, Step};
 pub use tokens::{TokenKeys, public_set};
 pub use users::{EngineUsers, USERS};
 

@@ -76,7 +76,7 @@ mod tests {
         let row = codec::pack(Ulid::from(u128::MAX >> 1), draft);
         let overlay = overlay.map(|o| serde_json::to_vec(o).unwrap().into());
         let weight = of(row.len(), overlay.as_ref().map_or(0, bytes::Bytes::len));
-        (weight, model::message(id, u64::MAX, row, overlay.as_ref()).unwrap().encoded_len() + 8)
+        (weight, model::message(id, u64::MAX, row, overlay.as_ref(), "u").unwrap().encoded_len() + 8)
     }
 
     #[test]

@@ -38,8 +38,12 @@ pub(crate) struct Message {
     recalled: bool,
     /// Unix ms; null: never edited.
     edited_at: Option<String>,
-    /// Users by emoji.
+    /// Users by emoji: at most 20 each, the first who reacted so.
     reactions: BTreeMap<String, Vec<String>>,
+    /// How many reacted so, by emoji.
+    reaction_counts: BTreeMap<String, u32>,
+    /// The reactions of the user who asks.
+    my_reactions: Vec<String>,
 }
 
 /// Any error (RFC 9457).

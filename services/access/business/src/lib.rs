@@ -6,6 +6,7 @@
 pub mod line;
 mod service;
 mod users;
+mod weight;
 
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ use kith_proto::business::v1::im_business_server::ImBusinessServer;
 use tokio::net::TcpListener;
 use tonic::service::Routes;
 
-use crate::{line::Lines, service::Business};
+use crate::{line::Lines, service::Business, weight::Weighed};
 
 /// The largest request: a batch of 100 messages of 64 KiB, and room.
 const MAX_REQUEST_BYTES: usize = 8 << 20;
@@ -64,5 +65,5 @@ pub async fn run(
     let anonymous = config.tls.is_none().then(|| "default".to_owned());
     let business = Business::new(Lines::new(storage.clone(), anonymous), storage, sessions, signer, token_ttl);
     let service = ImBusinessServer::new(business).max_decoding_message_size(MAX_REQUEST_BYTES);
-    Ok(server::serve(&config, listener, Routes::new(service), Allow::Lines, shutdown).await?)
+    Ok(server::serve(&config, listener, Routes::new(Weighed::new(service)), Allow::Lines, shutdown).await?)
 }

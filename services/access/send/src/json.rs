@@ -3,11 +3,10 @@
 use std::{collections::BTreeMap, marker::PhantomData};
 
 use kith_kit::error::Error;
-use kith_proto::chat::v1::{Message, Platform};
+use kith_proto::chat::v1::{Message, Platform, Reaction};
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{self, value::MapAccessDeserializer},
-    ser::SerializeMap,
 };
 use serde_json::value::RawValue;
 
@@ -88,20 +87,24 @@ pub struct MessageView<'a> {
     ext: &'a BTreeMap<String, String>,
     recalled: bool,
     edited_at: Option<U64>,
-    reactions: Reactions<'a>,
+    #[serde(serialize_with = "names")]
+    reactions: &'a [Reaction],
+    #[serde(serialize_with = "counts")]
+    reaction_counts: &'a [Reaction],
+    #[serde(serialize_with = "mine")]
+    my_reactions: &'a [Reaction],
 }
 
-#[derive(Debug)]
-struct Reactions<'a>(&'a [kith_proto::chat::v1::Reaction]);
+fn names<S: Serializer>(reactions: &&[Reaction], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(reactions.iter().map(|r| (&r.emoji, &r.user_ids)))
+}
 
-impl Serialize for Reactions<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(self.0.len()))?;
-        for reaction in self.0 {
-            map.serialize_entry(&reaction.emoji, &reaction.user_ids)?;
-        }
-        map.end()
-    }
+fn counts<S: Serializer>(reactions: &&[Reaction], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(reactions.iter().map(|r| (&r.emoji, r.count)))
+}
+
+fn mine<S: Serializer>(reactions: &&[Reaction], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(reactions.iter().filter(|r| r.mine).map(|r| &r.emoji))
 }
 
 impl<'a> MessageView<'a> {
@@ -131,7 +134,9 @@ impl<'a> MessageView<'a> {
             ext: &message.ext,
             recalled: message.recalled,
             edited_at: u64::try_from(message.edited_at).ok().filter(|at| *at > 0).map(U64),
-            reactions: Reactions(&message.reactions),
+            reactions: &message.reactions,
+            reaction_counts: &message.reactions,
+            my_reactions: &message.reactions,
         })
     }
 }
@@ -170,7 +175,7 @@ pub fn platform_name(platform: Platform) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use kith_proto::chat::v1::{MessageType, Reaction};
+    use kith_proto::chat::v1::MessageType;
     use tonic::Code;
 
     use super::*;
@@ -189,7 +194,10 @@ mod tests {
             ext: [("k".to_owned(), "v".to_owned())].into(),
             recalled: false,
             edited_at: 0,
-            reactions: vec![Reaction { emoji: "👍".into(), user_ids: vec!["bob".into()] }],
+            reactions: vec![
+                Reaction { emoji: "👍".into(), user_ids: vec!["bob".into()], count: 1_000, mine: true },
+                Reaction { emoji: "ok".into(), user_ids: vec!["ann".into()], count: 1, mine: false },
+            ],
         }
     }
 
@@ -201,7 +209,7 @@ mod tests {
             serde_json::json!({"conversation_id": "d:alice:bob", "seq": "42", "message_id": "01ARZ3NDEKTSV4RRFFQ69G5FAV",
                 "client_msg_id": "c-1", "sender_id": "alice", "sent_at": "1790000000000", "type": "text",
                 "content": {"text": "hi"}, "mentions": ["bob"], "ext": {"k": "v"}, "recalled": false, "edited_at": null,
-                "reactions": {"👍": ["bob"]}})
+                "reactions": {"👍": ["bob"], "ok": ["ann"]}, "reaction_counts": {"👍": 1000, "ok": 1}, "my_reactions": ["👍"]})
         );
     }
 

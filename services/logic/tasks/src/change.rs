@@ -209,7 +209,11 @@ fn message(data: &Bytes) -> Result<Message, Unreadable> {
         ext: read.ext,
         recalled: read.recalled,
         edited_at: read.edited_at.map_or(0, Number::signed),
-        reactions: read.reactions.into_iter().map(|(emoji, user_ids)| Reaction { emoji, user_ids }).collect(),
+        reactions: read
+            .reactions
+            .into_iter()
+            .map(|(emoji, user_ids)| Reaction { count: user_ids.len() as u32, mine: false, emoji, user_ids })
+            .collect(),
     })
 }
 

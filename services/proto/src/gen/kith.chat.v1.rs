@@ -40,8 +40,15 @@ pub struct Message {
 pub struct Reaction {
     #[prost(string, tag = "1")]
     pub emoji: ::prost::alloc::string::String,
+    /// The first who reacted so, at most 20.
     #[prost(string, repeated, tag = "2")]
     pub user_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// All who reacted so.
+    #[prost(uint32, tag = "3")]
+    pub count: u32,
+    /// Whether the user that the answer is for is among them; false where it is for nobody.
+    #[prost(bool, tag = "4")]
+    pub mine: bool,
 }
 /// What a sender gives; storage adds ids, seq and time.
 #[derive(Clone, PartialEq, ::prost::Message)]

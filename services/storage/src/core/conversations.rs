@@ -117,7 +117,7 @@ impl Core {
                 Err(error) if error.code == Code::Aborted => {}
                 outcome => {
                     outcome?;
-                    return self.seen("", &id).await?.into_conversation(&id);
+                    return self.seen("", &id).await?.into_conversation(&id, "");
                 }
             }
         }
@@ -228,7 +228,7 @@ impl Core {
                     if seen.as_ref().is_some_and(Seen::is_last_over) {
                         return Err(Error::exhausted("a last message is too large to come with others", TOO_LARGE));
                     }
-                    seen.map(|s| s.into_conversation(&id)).transpose()
+                    seen.map(|s| s.into_conversation(&id, &user_id)).transpose()
                 });
                 match read {
                     Ok(conversation) => found.extend(conversation),

@@ -63,7 +63,7 @@ impl Core {
         for chunk in rest.chunks(CHUNK) {
             self.add_chunk(id, chunk, Role::Member, owner_id).await?;
         }
-        let conversation = self.seen("", id).await?.into_conversation(id)?;
+        let conversation = self.seen("", id).await?.into_conversation(id, "")?;
         Ok(CreateConversationResponse { conversation: Some(conversation), created })
     }
 

@@ -83,7 +83,7 @@ impl Core {
             .messages
             .into_iter()
             .filter(|m| m.seq > hidden)
-            .map(|m| model::message(id, m.seq, m.row, m.overlay.as_ref()))
+            .map(|m| model::message(id, m.seq, m.row, m.overlay.as_ref(), user_id))
             .collect::<Result<_, _>>()?;
         let has_more = match window {
             Window::After(after) => {

@@ -83,7 +83,7 @@ impl Core {
         let (seen, page) = (seen?, page?);
         let found = page.messages.into_iter().find(|m| m.seq == seq && seq > seen.hidden());
         let found = found.ok_or_else(|| Error::not_found("no such message"))?;
-        Ok((model::message(id, found.seq, found.row, found.overlay.as_ref())?, seen))
+        Ok((model::message(id, found.seq, found.row, found.overlay.as_ref(), user_id)?, seen))
     }
 
     fn overlay_field(id: &str, seq: u64) -> Field {

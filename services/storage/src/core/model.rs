@@ -236,11 +236,11 @@ impl Seen {
         self.head.seq.saturating_sub(self.hidden().max(self.read))
     }
 
-    pub(crate) fn into_conversation(self, id: &str) -> Result<Conversation, Error> {
+    pub(crate) fn into_conversation(self, id: &str, viewer: &str) -> Result<Conversation, Error> {
         let (unread, hidden) = (self.unread(), self.hidden());
         let last_message = match self.last {
             Last::Row(row, overlay) if self.head.seq > hidden => {
-                Some(message(id, self.head.seq, row, overlay.as_ref())?)
+                Some(message(id, self.head.seq, row, overlay.as_ref(), viewer)?)
             }
             _ => None,
         };
@@ -292,8 +292,17 @@ impl Overlay {
     }
 }
 
-/// A message as it stands now.
-pub(crate) fn message(conversation_id: &str, seq: u64, row: Bytes, overlay: Option<&Bytes>) -> Result<Message, Error> {
+/// Names that an answer shows of those who reacted alike.
+pub(crate) const NAMED_REACTORS: usize = 20;
+
+/// A message as it stands now, as `viewer` sees it (empty: nobody's view).
+pub(crate) fn message(
+    conversation_id: &str,
+    seq: u64,
+    row: Bytes,
+    overlay: Option<&Bytes>,
+    viewer: &str,
+) -> Result<Message, Error> {
     let bad = |what: &str| corrupt(&format!("m:{conversation_id} {seq}"), what);
     let mut message = codec::unpack(row).map_err(|e| bad(&e.to_string()))?.into_message(conversation_id, seq);
     if overlay.is_some() {
@@ -303,7 +312,7 @@ pub(crate) fn message(conversation_id: &str, seq: u64, row: Bytes, overlay: Opti
         }
         message.edited_at = overlay.edited_at;
         message.reactions =
-            overlay.reactions.into_iter().map(|(emoji, user_ids)| Reaction { emoji, user_ids }).collect();
+            overlay.reactions.into_iter().map(|(emoji, users)| reaction(emoji, users, viewer)).collect();
         if overlay.recalled_at != 0 {
             message.recalled = true;
             message.content = Bytes::new();
@@ -313,6 +322,13 @@ pub(crate) fn message(conversation_id: &str, seq: u64, row: Bytes, overlay: Opti
         }
     }
     Ok(message)
+}
+
+fn reaction(emoji: String, mut user_ids: Vec<String>, viewer: &str) -> Reaction {
+    let count = u32::try_from(user_ids.len()).unwrap_or(u32::MAX);
+    let mine = user_ids.iter().any(|user| user == viewer);
+    user_ids.truncate(NAMED_REACTORS);
+    Reaction { emoji, user_ids, count, mine }
 }
 
 /// A user's settings of a conversation: `pinned|muted|cleared`.

@@ -126,7 +126,7 @@ impl Core {
                 let Some(seen) = seen else { return Ok(step_result::Result::Head(HeadResult::default())) };
                 let (delivered_seq, cleared_seq) = (seen.delivered, seen.cleared);
                 let (visible_seq, last_message_over) = (seen.hidden().saturating_add(1), seen.is_last_over());
-                let conversation = Some(seen.into_conversation(&id)?);
+                let conversation = Some(seen.into_conversation(&id, &head.user_id)?);
                 let found = HeadResult { conversation, delivered_seq, visible_seq, cleared_seq, last_message_over };
                 Ok(step_result::Result::Head(found))
             }

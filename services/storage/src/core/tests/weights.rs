@@ -11,7 +11,7 @@ use prost::Message as _;
 use ulid::Ulid;
 
 use super::*;
-use crate::{codec, weight};
+use crate::{codec, core::model, weight};
 
 /// The largest row and the largest overlay.
 fn largest() -> (Bytes, Bytes) {
@@ -183,4 +183,37 @@ async fn a_list_whose_last_messages_are_the_largest_can_be_given_and_shows_each_
         assert_eq!(named, ids.iter().cloned().collect());
         assert!(together.iter().any(|c| c.error.is_some()), "not all had room");
     }
+}
+
+#[tokio::test]
+async fn a_message_names_twenty_of_those_who_reacted_alike_counts_all_and_tells_each_reader_their_own() {
+    let world = World::with(&["me", "you"]).await;
+    let id = world.talk("me", "you", 1, 1).await;
+    let mut names: Vec<String> = (0..24).map(|n| format!("u{n}")).collect();
+    names.push("me".to_owned());
+    let overlay = model::Overlay {
+        reactions: [("ok".to_owned(), names.clone()), ("no".to_owned(), vec!["you".to_owned()])].into(),
+        ..model::Overlay::default()
+    };
+    world.fill(&id, &[(largest().0, Some(serde_json::to_vec(&overlay).unwrap().into()))]);
+    let read = async |user: &str| {
+        let request =
+            ListMessagesRequest { conversation_id: id.clone(), user_id: user.to_owned(), ..Default::default() };
+        let page = world.core.list_messages(request).await.unwrap().messages.remove(0).reactions;
+        page.into_iter().map(|r| (r.emoji, r.user_ids, r.count, r.mine)).collect::<Vec<_>>()
+    };
+    let shown = |mine: [bool; 2]| {
+        vec![
+            ("no".to_owned(), vec!["you".to_owned()], 1, mine[0]),
+            ("ok".to_owned(), names[..20].to_vec(), 25, mine[1]),
+        ]
+    };
+    assert_eq!(read("me").await, shown([false, true]));
+    assert_eq!(read("you").await, shown([true, false]));
+    assert_eq!(read("").await, shown([false, false]), "nobody's view");
+    let request =
+        GetConversationsRequest { user_id: "me".into(), conversation_ids: vec![id.clone()], with_last_message: true };
+    let listed = world.core.get_conversations(request).await.unwrap().remove(0);
+    let last = listed.last_message.unwrap().reactions;
+    assert_eq!(last.iter().map(|r| (r.count, r.mine)).collect::<Vec<_>>(), [(1, false), (25, true)]);
 }
