@@ -27,6 +27,10 @@ pub const LABEL_ROLE: &str = "kith.dev/role";
 pub const ANNOTATION_REBALANCE: &str = "kith.dev/rebalance";
 /// Annotation on a StorageShard: the pod whose member a person declares gone for good, volume included.
 pub const ANNOTATION_REPLACE_MEMBER: &str = "kith.dev/replace-member";
+/// Annotation on a ChatCluster: the pod of the broker that a person declares gone for good, volume included.
+pub const ANNOTATION_REPLACE_BROKER: &str = "kith.dev/replace-broker";
+/// Condition of a broker's pod, which its readiness waits for: it has caught up with every partition that it keeps.
+pub const CONDITION_IN_SYNC: &str = "kith.dev/in-sync";
 /// Annotation on a StorageShard: the pod that a person lets the operator promote although acknowledged writes may be lost.
 pub const ANNOTATION_FORCE_PROMOTE: &str = "kith.dev/force-promote";
 /// Annotation on volumes and claims: the UID of the ChatCluster whose data they hold.

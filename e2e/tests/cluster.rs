@@ -7,6 +7,8 @@ mod behaviour;
 
 #[path = "cluster/admit.rs"]
 mod admit;
+#[path = "cluster/brokers.rs"]
+mod brokers;
 #[path = "cluster/chaos_operator.rs"]
 mod chaos_operator;
 #[path = "cluster/chaos_pods.rs"]

@@ -264,6 +264,11 @@ fn event_log(spec: &kith_crds::ChatClusterSpec) -> Result<EventLogPlan, Finding>
                     "a broker needs a Java heap of 256Mi: raise spec.eventLog.managed.heapSize or the memory limit",
                 ));
             }
+            if managed.external_access.as_ref().is_some_and(|access| !access.tells_apart(managed.brokers)) {
+                return Err(invalid(
+                    "several brokers behind load balancers cannot share one host: put {index} into spec.eventLog.managed.externalAccess.advertisedHost",
+                ));
+            }
             KafkaPlan::Managed(Box::new(ManagedPlan { spec: managed, heap, pod }))
         }
     };

@@ -61,7 +61,7 @@ fn render(manifest: &str) -> String {
     if let KafkaPlan::Managed(managed) = &plan.event_log.kafka {
         let external = kafka::external_services(&plan, managed);
         let address = ExternalAddress { host: None, port: 30_094 };
-        let addresses: Vec<_> = external.iter().map(|_| address.clone()).collect();
+        let addresses: Vec<_> = external.iter().map(|_| Some(address.clone())).collect();
         let map = kafka::config_map(&plan, managed, &addresses);
         all.add(&map);
         all.add(&kafka::stateful_set(&plan, managed, &map, "certificate", None));

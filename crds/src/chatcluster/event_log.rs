@@ -98,9 +98,16 @@ impl EventLogSpec {
 /// Kafka that the operator runs, in KRaft mode.
 #[derive(Clone, Debug, Deserialize, Serialize, KubeSchema, PartialEq)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new(
+    "!has(self.externalAccess) || self.externalAccess.type != 'LoadBalancer' || !has(self.externalAccess.advertisedHost) || self.brokers == 1 || self.externalAccess.advertisedHost.contains('{index}')"
+)
+.message("several brokers behind load balancers cannot share one advertisedHost: put {index} into it, for example kafka-{index}.example.com")
+.field_path(".externalAccess"))]
 pub struct ManagedEventLog {
     /// Number of brokers: 1, or 3 to 9. One broker is for trials: it survives no failure. With three or more every event
-    /// has three copies, two of which must hold it before it counts. Fixed at creation.
+    /// has three copies, two of which must hold it before it counts, and brokers are restarted and evicted one at a time, each only
+    /// while all copies are in sync. A broker whose volume is lost starts anew with an empty one and copies everything from the
+    /// others, if they hold it all. Fixed at creation.
     #[serde(default = "brokers")]
     #[schemars(range(min = 1, max = 9))]
     #[x_kube(validation = ("self != 2", "brokers must be 1 or at least 3: two brokers survive no failure"))]
@@ -118,7 +125,8 @@ pub struct ManagedEventLog {
     ))]
     pub heap_size: Option<Quantity>,
 
-    /// A listener for consumers outside of the Kubernetes cluster. Omitted: none.
+    /// A listener for consumers outside of the Kubernetes cluster. Omitted: none. A broker whose address outside is not known yet
+    /// serves inside all the same, and is restarted once when it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub external_access: Option<ExternalAccess>,
 
@@ -156,18 +164,36 @@ pub struct ExternalAccess {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 65526))]
     pub node_port: Option<u16>,
-    /// Host name or address under which consumers reach the nodes. Omitted: the address of the broker's node, or of its load balancer.
+    /// Host name or address under which consumers reach the nodes, or the load balancers; `{index}` in it becomes the number of the
+    /// broker, from 0, for example kafka-{index}.example.com. Load balancers of several brokers need that, since all of them listen on
+    /// the same port. Omitted: the address of the broker's node, or of its load balancer. It stands in the brokers' certificate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     #[x_kube(validation = (
-        "self.matches('^[A-Za-z0-9]([-A-Za-z0-9.:]*[A-Za-z0-9])?$')",
-        "advertisedHost must be a host name or an address, without a scheme or a port"
+        "self.matches('^([A-Za-z0-9]|[{]index[}])(([-A-Za-z0-9.:]|[{]index[}])*([A-Za-z0-9]|[{]index[}]))?$')",
+        "advertisedHost must be a host name or an address, without a scheme or a port; {index} stands for the number of the broker"
     ))]
     pub advertised_host: Option<String>,
     /// MutualTLS: consumers show a certificate of this ChatCluster's CA and read the topics of their business line.
     /// Plaintext: everyone who reaches the port reads and writes all topics; for trials only.
     #[serde(default)]
     pub security: ListenerSecurity,
+}
+
+/// What stands for the number of a broker in `advertisedHost`.
+const INDEX: &str = "{index}";
+
+impl ExternalAccess {
+    /// Host name or address under which consumers reach this broker, where the spec says one.
+    pub fn host(&self, broker: u32) -> Option<String> {
+        self.advertised_host.as_ref().map(|host| host.replace(INDEX, &broker.to_string()))
+    }
+
+    /// Whether so many brokers can be told apart from outside.
+    pub fn tells_apart(&self, brokers: u32) -> bool {
+        let shared = self.advertised_host.as_ref().is_some_and(|host| !host.contains(INDEX));
+        brokers == 1 || self.kind == ExternalAccessType::NodePort || !shared
+    }
 }
 
 /// How brokers are reached from outside.

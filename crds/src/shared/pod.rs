@@ -25,11 +25,12 @@ pub struct PodSettings {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "atomic"))]
     pub tolerations: Vec<Toleration>,
-    /// Rules about the nodes and the other pods next to which the pods may run. Omitted: pods of the same component
-    /// prefer different nodes.
+    /// Rules about the nodes and the other pods next to which the pods may run. Unless they speak of other pods, pods of the
+    /// same component prefer different nodes besides.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub affinity: Option<Affinity>,
-    /// How the pods spread over zones or nodes. A constraint without a labelSelector counts the component's own pods.
+    /// How the pods spread over zones or nodes. A constraint without a labelSelector counts the component's own pods. Unless one of
+    /// them has the topologyKey kubernetes.io/hostname, pods of the same component prefer different nodes besides.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "atomic"))]
     pub topology_spread_constraints: Vec<TopologySpreadConstraint>,

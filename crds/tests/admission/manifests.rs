@@ -5,11 +5,16 @@ use serde_json::json;
 use crate::Failures;
 use crate::api::{Api, manifest};
 
-const GOOD: [(&str, &str, &str); 15] = [
+const GOOD: [(&str, &str, &str); 16] = [
     ("ChatCluster", "demo", "{}"),
     ("ChatCluster", "demo", "{version: 0.1.0-rc.1, clusterName: chat-eu}"),
     ("ChatCluster", "demo", "{eventLog: {}}"),
     ("ChatCluster", "demo", "{eventLog: {managed: {brokers: 1, heapSize: 256Mi, externalAccess: {nodePort: 30094}}}}"),
+    (
+        "ChatCluster",
+        "demo",
+        "{eventLog: {managed: {externalAccess: {type: LoadBalancer, advertisedHost: 'kafka-{index}.example.com'}}}}",
+    ),
     ("ChatCluster", "demo", "{eventLog: {external: {bootstrapServers: ['kafka.example.com:9092'], replicationFactor: 1}}}"),
     ("ChatCluster", "demo", "{storage: {shards: 128, replicas: 1, partitions: 128, weights: [0, 1000]}, eventLog: {partitions: 128}}"),
     (
@@ -41,7 +46,7 @@ const GOOD: [(&str, &str, &str); 15] = [
 ];
 
 /// Kind, name, spec, words of the refusal.
-const BAD: [(&str, &str, &str, &[&str]); 57] = [
+const BAD: [(&str, &str, &str, &[&str]); 58] = [
     // Names.
     ("ChatCluster", "a.dotted.name", "{}", &["letters, digits and hyphens"]),
     ("ChatCluster", "9lives", "{}", &["begins with a letter"]),
@@ -153,6 +158,12 @@ const BAD: [(&str, &str, &str, &[&str]); 57] = [
         "demo",
         "{eventLog: {managed: {externalAccess: {type: LoadBalancer, nodePort: 30094}}}}",
         &["nodePort needs type NodePort"],
+    ),
+    (
+        "ChatCluster",
+        "demo",
+        "{eventLog: {managed: {externalAccess: {type: LoadBalancer, advertisedHost: kafka.example.com}}}}",
+        &["put {index} into it"],
     ),
     ("ChatCluster", "demo", "{eventLog: {external: {bootstrapServers: ['http://a:9092']}}}", &["must be host:port"]),
     ("ChatCluster", "demo", "{eventLog: {external: {bootstrapServers: []}}}", &["bootstrapServers", "at least 1 item"]),

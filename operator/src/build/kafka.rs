@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use k8s_openapi::api::{
-    apps::v1::{RollingUpdateStatefulSetStrategy, StatefulSet, StatefulSetSpec, StatefulSetUpdateStrategy},
-    core::v1::{ConfigMap, Container, Service},
+    apps::v1::{StatefulSet, StatefulSetSpec, StatefulSetUpdateStrategy},
+    core::v1::{ConfigMap, Container, LoadBalancerIngress, PodReadinessGate, Service},
     policy::v1::PodDisruptionBudget,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -30,6 +30,11 @@ pub const EXTERNAL_PORT: i32 = 9_094;
 pub const CONTROLLER_PORT: i32 = 9_095;
 /// A broker hands its leaderships over before it ends.
 const GRACE_S: i64 = 60;
+/// Seconds until a broker that starts must listen. One that was killed first reads through the end of every log; on a large volume that
+/// takes minutes, and would begin again if it were cut short.
+const START_S: i32 = 1_800;
+/// Host of an address outside that is the node's own, which the start script puts in.
+const NODE: &str = "HOST";
 
 const START: &str = include_str!("scripts/kafka-start.sh");
 
@@ -66,25 +71,90 @@ pub fn external_services(plan: &Plan, managed: &ManagedPlan) -> Vec<Service> {
                 ..service::Exposure::default()
             };
             let labels = meta::labels(&plan.name, Component::Kafka);
-            service::exposed(external_name(plan, index), labels, selector, port, &exposure)
+            let mut service = service::exposed(external_name(plan, index), labels, selector, port, &exposure);
+            // A broker that catches up leads partitions again before it is in sync with all, and nobody else answers for them.
+            service.spec.get_or_insert_default().publish_not_ready_addresses = Some(true);
+            service
         })
         .collect()
 }
 
-/// The address of one broker's external Service, as soon as Kubernetes has given it one.
-pub fn external_address(access: &ExternalAccess, service: &Service) -> Option<ExternalAddress> {
+/// Where consumers outside reach each broker, as far as it is known. A load balancer that says nothing for a moment keeps the address
+/// that stands in the brokers' configuration, `kept`: else each such moment would restart them.
+pub fn external_addresses(
+    plan: &Plan,
+    managed: &ManagedPlan,
+    services: &BTreeMap<String, Service>,
+    kept: Option<&ConfigMap>,
+) -> Vec<Option<ExternalAddress>> {
+    let Some(access) = &managed.spec.external_access else { return Vec::new() };
+    let kept = |index: u32| kept?.data.as_ref()?.get(&external_key(index));
+    (0..managed.spec.brokers)
+        .map(|index| {
+            external_address(access, index, services.get(&external_name(plan, index)), kept(index).map(String::as_str))
+        })
+        .collect()
+}
+
+fn external_key(index: u32) -> String {
+    format!("external-{index}")
+}
+
+fn external_address(
+    access: &ExternalAccess,
+    index: u32,
+    service: Option<&Service>,
+    kept: Option<&str>,
+) -> Option<ExternalAddress> {
     match access.kind {
         ExternalAccessType::NodePort => {
-            let port = service.spec.as_ref()?.ports.as_ref()?.first()?.node_port?;
-            Some(ExternalAddress { host: access.advertised_host.clone(), port })
+            let port = service?.spec.as_ref()?.ports.as_ref()?.first()?.node_port?;
+            Some(ExternalAddress { host: access.host(index), port })
         }
         ExternalAccessType::LoadBalancer => {
-            let balancer = service.status.as_ref()?.load_balancer.as_ref()?;
-            let first = balancer.ingress.as_ref()?.first()?;
-            let found = first.hostname.clone().or_else(|| first.ip.clone())?;
-            Some(ExternalAddress { host: Some(access.advertised_host.clone().unwrap_or(found)), port: EXTERNAL_PORT })
+            let said = || balancer_names(ingresses(service?).first()?).into_iter().next();
+            let host = access.host(index).or_else(said).or_else(|| kept.and_then(kept_balancer))?;
+            Some(ExternalAddress { host: Some(host), port: EXTERNAL_PORT })
         }
     }
+}
+
+/// The host in an entry of the configuration that was made for a load balancer.
+fn kept_balancer(entry: &str) -> Option<String> {
+    let (host, port) = entry.rsplit_once(':')?;
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    (host != NODE && port.parse() == Ok(EXTERNAL_PORT)).then(|| host.to_owned())
+}
+
+fn ingresses(service: &Service) -> &[LoadBalancerIngress] {
+    let balancer = service.status.as_ref().and_then(|s| s.load_balancer.as_ref());
+    balancer.and_then(|b| b.ingress.as_deref()).unwrap_or_default()
+}
+
+/// The names of one entry, the one to advertise first.
+fn balancer_names(ingress: &LoadBalancerIngress) -> Vec<String> {
+    [&ingress.hostname, &ingress.ip].into_iter().flatten().filter(|name| !name.is_empty()).cloned().collect()
+}
+
+/// Every host by which consumers outside may dial a broker, for the brokers' certificate: those that are advertised, and all names of the
+/// load balancers. Sorted; nodes' own addresses are not among them, since pods move.
+pub fn external_hosts(
+    plan: &Plan,
+    managed: &ManagedPlan,
+    services: &BTreeMap<String, Service>,
+    kept: Option<&ConfigMap>,
+) -> Vec<String> {
+    let addresses = external_addresses(plan, managed, services, kept);
+    let mut hosts: Vec<String> = addresses.into_iter().flatten().filter_map(|address| address.host).collect();
+    let access = managed.spec.external_access.as_ref();
+    hosts.extend((0..managed.spec.brokers).filter_map(|index| access?.host(index)));
+    if access.is_some_and(|a| a.kind == ExternalAccessType::LoadBalancer) {
+        let services = (0..managed.spec.brokers).filter_map(|index| services.get(&external_name(plan, index)));
+        hosts.extend(services.flat_map(ingresses).flat_map(balancer_names));
+    }
+    hosts.sort_unstable();
+    hosts.dedup();
+    hosts
 }
 
 /// The brokers' names in DNS.
@@ -147,14 +217,15 @@ controlled.shutdown.enable=true
     )
 }
 
-/// The brokers' configuration. `addresses` holds one entry per broker when there is external access.
-pub fn config_map(plan: &Plan, managed: &ManagedPlan, addresses: &[ExternalAddress]) -> ConfigMap {
+/// The brokers' configuration. `addresses` holds one entry per broker when there is external access; a broker whose address is not known
+/// yet listens outside and advertises nothing there, so that a load balancer finds it well.
+pub fn config_map(plan: &Plan, managed: &ManagedPlan, addresses: &[Option<ExternalAddress>]) -> ConfigMap {
     let mut data: BTreeMap<String, String> =
         [("server.properties".to_owned(), settings(plan, managed)), ("start.sh".to_owned(), START.to_owned())].into();
-    for (index, address) in addresses.iter().enumerate() {
-        // `HOST` is the node's address, which the start script puts in.
-        let host = address.host.as_deref().unwrap_or("HOST");
-        data.insert(format!("external-{index}"), format!("{}:{}", bracketed(host), address.port));
+    for (index, address) in (0_u32..).zip(addresses) {
+        let Some(address) = address else { continue };
+        let host = address.host.as_deref().unwrap_or(NODE);
+        data.insert(external_key(index), format!("{}:{}", bracketed(host), address.port));
     }
     ConfigMap {
         metadata: meta::meta(meta::kafka_config_map(&plan.name), meta::labels(&plan.name, Component::Kafka)),
@@ -189,7 +260,7 @@ pub fn stateful_set(
         (names::ANNOTATION_CONFIG_HASH.to_owned(), format!("{:016x}", xxh3_64(hashed.as_bytes()))),
         ("kith.dev/certificate-hash".to_owned(), format!("{:016x}", xxh3_64(certificate.as_bytes()))),
     ];
-    let template = pod::template(pod::Parts {
+    let mut template = pod::template(pod::Parts {
         labels: labels.clone(),
         selector: selector.clone(),
         annotations: annotations.into(),
@@ -203,6 +274,9 @@ pub fn stateful_set(
         ],
         grace_s: GRACE_S,
     });
+    // An open port says little of a broker: it counts as ready, for drains too, when it has caught up. The operator sees that and says it.
+    template.spec.get_or_insert_default().readiness_gates =
+        Some(vec![PodReadinessGate { condition_type: names::CONDITION_IN_SYNC.to_owned() }]);
     StatefulSet {
         metadata: meta::meta(name.clone(), labels.clone()),
         spec: Some(StatefulSetSpec {
@@ -213,9 +287,10 @@ pub fn stateful_set(
             selector: meta::selector(selector),
             service_name: Some(name),
             template,
+            // A broker is restarted only while all copies are in sync, so no pod is replaced by the StatefulSet on its own.
             update_strategy: Some(StatefulSetUpdateStrategy {
-                type_: Some("RollingUpdate".to_owned()),
-                rolling_update: Some(RollingUpdateStatefulSetStrategy { partition: Some(0), max_unavailable: None }),
+                type_: Some("OnDelete".to_owned()),
+                rolling_update: None,
             }),
             volume_claim_templates: Some(vec![claim(plan, &managed.spec.volume, claim_size, labels)]),
             ..StatefulSetSpec::default()
@@ -224,7 +299,7 @@ pub fn stateful_set(
     }
 }
 
-/// How many brokers may be evicted: one, as long as the others hold every event.
+/// How many brokers may be evicted: one at a time, and only while all others are ready, which means in sync.
 pub fn budget(plan: &Plan) -> PodDisruptionBudget {
     let name = meta::component_name(&plan.name, Component::Kafka);
     let labels = meta::labels(&plan.name, Component::Kafka);
@@ -256,7 +331,7 @@ fn container(plan: &Plan, managed: &ManagedPlan) -> Container {
         ports: Some(ports),
         liveness_probe: Some(pod::tcp_probe("internal", 10, 6)),
         readiness_probe: Some(pod::tcp_probe("internal", 5, 2)),
-        startup_probe: Some(pod::tcp_probe("internal", 1, 180)),
+        startup_probe: Some(pod::tcp_probe("internal", 1, START_S)),
         volume_mounts: Some(vec![
             pod::mount("config", "/etc/kafka"),
             pod::writable(DATA, "/data"),
@@ -264,5 +339,67 @@ fn container(plan: &Plan, managed: &ManagedPlan) -> Container {
             pod::writable("tmp", "/tmp"),
         ]),
         ..Container::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::plan::{KafkaPlan, tests::plan};
+
+    fn managed(plan: &Plan) -> &ManagedPlan {
+        let KafkaPlan::Managed(managed) = &plan.event_log.kafka else { panic!("a managed event log") };
+        managed
+    }
+
+    fn balancer(name: &str, ingress: &serde_json::Value) -> (String, Service) {
+        let service = json!({"metadata": {"name": name}, "status": {"loadBalancer": {"ingress": ingress}}});
+        (name.to_owned(), serde_json::from_value(service).unwrap())
+    }
+
+    fn behind_balancers(more: &str) -> Plan {
+        let mut access = json!({"type": "LoadBalancer"});
+        if !more.is_empty() {
+            access["advertisedHost"] = more.into();
+        }
+        plan(&json!({"eventLog": {"managed": {"externalAccess": access}}}))
+    }
+
+    #[test]
+    fn brokers_are_configured_with_the_addresses_that_are_known_and_keep_them() {
+        let plan = behind_balancers("");
+        let managed = managed(&plan);
+        let mut services: BTreeMap<_, _> = [
+            balancer("demo-kafka-external-0", &json!([{"ip": "192.0.2.7", "hostname": "lb.example"}])),
+            balancer("demo-kafka-external-2", &json!([{"ip": "2001:db8::1"}])),
+        ]
+        .into();
+        let addresses = external_addresses(&plan, managed, &services, None);
+        assert_eq!(addresses.iter().map(Option::is_some).collect::<Vec<_>>(), [true, false, true]);
+        let map = config_map(&plan, managed, &addresses);
+        let data = map.data.clone().unwrap();
+        assert_eq!(data["external-0"], "lb.example:9094");
+        assert_eq!(data["external-2"], "[2001:db8::1]:9094");
+        assert!(!data.contains_key("external-1"));
+        assert_eq!(external_hosts(&plan, managed, &services, None), ["192.0.2.7", "2001:db8::1", "lb.example"]);
+        services.clear();
+        assert_eq!(external_addresses(&plan, managed, &services, Some(&map)), addresses, "said once, kept");
+        assert_eq!(external_hosts(&plan, managed, &services, Some(&map)), ["2001:db8::1", "lb.example"]);
+    }
+
+    #[test]
+    fn an_advertised_host_is_known_at_once_and_differs_by_broker() {
+        let plan = behind_balancers("kafka-{index}.example.com");
+        let hosts = external_hosts(&plan, managed(&plan), &BTreeMap::new(), None);
+        assert_eq!(hosts, ["kafka-0.example.com", "kafka-1.example.com", "kafka-2.example.com"]);
+    }
+
+    #[test]
+    fn an_address_of_a_node_is_not_taken_for_a_load_balancers() {
+        assert_eq!(kept_balancer("HOST:30094"), None);
+        assert_eq!(kept_balancer("nodes.example:30094"), None);
+        assert_eq!(kept_balancer("lb.example:9094").as_deref(), Some("lb.example"));
     }
 }

@@ -20,6 +20,8 @@ use super::meta;
 pub const USER: i64 = 65_532;
 /// The admin port of every service.
 pub const ADMIN_PORT: i32 = 9_090;
+/// The label by which nodes are told apart.
+const HOSTNAME: &str = "kubernetes.io/hostname";
 
 /// Everything about a pod template that is not the same for all.
 pub struct Parts<'a> {
@@ -83,21 +85,23 @@ fn some_list<T>(list: Vec<T>) -> Option<Vec<T>> {
     (!list.is_empty()).then_some(list)
 }
 
-/// The user's constraints, which count the component's own pods unless they say otherwise; without any rule, pods prefer different nodes.
+/// The user's constraints, which count the component's own pods unless they say otherwise. Besides, pods prefer different nodes: a rule
+/// about zones says nothing of the nodes in them. Only a rule about nodes or about other pods takes the place of that.
 fn spread(settings: &PodSettings, selector: &BTreeMap<String, String>) -> Vec<TopologySpreadConstraint> {
     let own = || Some(meta::selector(selector.clone()));
-    if settings.topology_spread_constraints.is_empty() && settings.affinity.is_none() {
-        return vec![TopologySpreadConstraint {
-            label_selector: own(),
-            max_skew: 1,
-            topology_key: "kubernetes.io/hostname".to_owned(),
-            when_unsatisfiable: "ScheduleAnyway".to_owned(),
-            ..TopologySpreadConstraint::default()
-        }];
-    }
     let mut list = settings.topology_spread_constraints.clone();
     for constraint in &mut list {
         constraint.label_selector = constraint.label_selector.take().or_else(own);
+    }
+    let of_pods = settings.affinity.as_ref().is_some_and(|a| a.pod_affinity.is_some() || a.pod_anti_affinity.is_some());
+    if !of_pods && list.iter().all(|constraint| constraint.topology_key != HOSTNAME) {
+        list.push(TopologySpreadConstraint {
+            label_selector: own(),
+            max_skew: 1,
+            topology_key: HOSTNAME.to_owned(),
+            when_unsatisfiable: "ScheduleAnyway".to_owned(),
+            ..TopologySpreadConstraint::default()
+        });
     }
     list
 }
@@ -229,5 +233,52 @@ pub fn tcp_probe(port: &str, period_s: i32, failures: i32) -> Probe {
         failure_threshold: Some(failures),
         timeout_seconds: Some(3),
         ..Probe::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Topology keys with the label that their selector asks for.
+    fn keys(settings: &serde_json::Value) -> Vec<(String, String)> {
+        let settings = serde_json::from_value(settings.clone()).unwrap();
+        let selector = BTreeMap::from([("component".to_owned(), "own".to_owned())]);
+        let asked = |c: &TopologySpreadConstraint| c.label_selector.clone().unwrap().match_labels.unwrap();
+        spread(&settings, &selector)
+            .iter()
+            .map(|c| (c.topology_key.clone(), asked(c).into_values().collect::<String>()))
+            .collect()
+    }
+
+    fn zone(more: &serde_json::Value) -> serde_json::Value {
+        let mut zone = json!({"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"});
+        if !more.is_null() {
+            zone["labelSelector"] = more.clone();
+        }
+        zone
+    }
+
+    #[test]
+    fn rules_about_zones_count_the_components_own_pods_and_leave_those_about_nodes() {
+        let own = |key: &str| (key.to_owned(), "own".to_owned());
+        assert_eq!(keys(&json!({})), [own(HOSTNAME)]);
+        let zones = json!({"topologySpreadConstraints": [zone(&json!(null))]});
+        assert_eq!(keys(&zones), [own("zone"), own(HOSTNAME)]);
+        let theirs = json!({"topologySpreadConstraints": [zone(&json!({"matchLabels": {"a": "theirs"}}))]});
+        assert_eq!(keys(&theirs)[0].1, "theirs");
+        let nodes = json!({"affinity": {"nodeAffinity": {}}});
+        assert_eq!(keys(&nodes), [own(HOSTNAME)]);
+    }
+
+    #[test]
+    fn a_rule_about_nodes_or_other_pods_takes_the_place_of_the_default() {
+        let mut by_node = zone(&json!(null));
+        by_node["topologyKey"] = HOSTNAME.into();
+        by_node["whenUnsatisfiable"] = "DoNotSchedule".into();
+        assert_eq!(keys(&json!({"topologySpreadConstraints": [by_node]})).len(), 1);
+        assert!(keys(&json!({"affinity": {"podAntiAffinity": {}}})).is_empty());
     }
 }

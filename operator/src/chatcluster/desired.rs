@@ -84,7 +84,7 @@ fn desired_shard(plan: &Plan, shard: &StorageShard, pods: &Live<Pod>, before: Op
 }
 
 /// Whether the pod is the StatefulSet's own: labels alone anyone can write.
-fn belongs(pod: &Pod, stateful_set: &str) -> bool {
+pub(super) fn belongs(pod: &Pod, stateful_set: &str) -> bool {
     pod.owner_references()
         .iter()
         .any(|o| o.controller == Some(true) && o.kind == "StatefulSet" && o.name == stateful_set)

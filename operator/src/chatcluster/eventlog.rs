@@ -1,29 +1,29 @@
 //! The event log of a ChatCluster: the managed brokers' objects, or the login at somebody else's.
 
-use k8s_openapi::api::core::v1::{Secret, Service};
+use k8s_openapi::api::core::v1::Secret;
 use kith_crds::{chatcluster::ExternalEventLog, conditions::reason};
 use kube::{Api, Client, ResourceExt};
 
-use super::{Observed, PassError};
+use super::{BrokerFacts, Observed, PassError};
 use crate::{
     apply::{Applier, ApplyError},
     build::{
-        kafka::{self, ExternalAddress},
+        kafka,
         meta::{self, Component},
     },
     eventlog::{Security, Target, Trouble},
-    plan::{KafkaPlan, ManagedPlan, Plan},
+    plan::{KafkaPlan, Plan},
     runtime::Login,
 };
 
-/// Applies the managed brokers; nothing for an external log. Answers whether all is made: external addresses may still be missing.
+/// Applies the managed brokers; nothing for an external log. Answers the Services whose brokers have no address outside yet.
 pub(super) async fn apply(
     applier: &Applier,
     plan: &Plan,
     observed: &Observed,
     certificate: &str,
-) -> Result<bool, PassError> {
-    let KafkaPlan::Managed(managed) = &plan.event_log.kafka else { return Ok(true) };
+) -> Result<Vec<String>, PassError> {
+    let KafkaPlan::Managed(managed) = &plan.event_log.kafka else { return Ok(Vec::new()) };
     let external = kafka::external_services(plan, managed);
     let mut keep: Vec<String> = external.iter().map(ResourceExt::name_any).collect();
     keep.push(meta::component_name(&plan.name, Component::Kafka));
@@ -42,10 +42,10 @@ pub(super) async fn apply(
     applier
         .apply(kafka::budget(plan), observed.budgets.get(&meta::component_name(&plan.name, Component::Kafka)))
         .await?;
-    let Some(addresses) = addresses(plan, managed, &standing) else { return Ok(false) };
-
+    let kept = observed.config_maps.get(&meta::kafka_config_map(&plan.name));
+    let addresses = kafka::external_addresses(plan, managed, &standing, kept);
     let map = kafka::config_map(plan, managed, &addresses);
-    applier.apply(map.clone(), observed.config_maps.get(&meta::kafka_config_map(&plan.name))).await?;
+    applier.apply(map.clone(), kept).await?;
     let live = observed.stateful_sets.get(&meta::component_name(&plan.name, Component::Kafka));
     crate::volumes::refuse_foreign(
         &observed.claims,
@@ -62,7 +62,8 @@ pub(super) async fn apply(
         &managed.spec.volume,
     )
     .await?;
-    Ok(true)
+    let missing = (0_u32..).zip(&addresses).filter(|(_, address)| address.is_none());
+    Ok(missing.map(|(index, _)| kafka::external_name(plan, index)).collect())
 }
 
 /// Whether every broker runs with what its StatefulSet says: a certificate that was made before has been taken up.
@@ -81,23 +82,19 @@ pub(super) fn settled(plan: &Plan, observed: &Observed) -> bool {
 }
 
 /// Managed brokers: those that serve, and those wanted; none where there is no StatefulSet.
-pub(super) fn brokers(plan: &Plan, observed: &Observed) -> Option<(u32, u32)> {
+pub(super) fn brokers(plan: &Plan, observed: &Observed) -> Option<BrokerFacts> {
     let KafkaPlan::Managed(managed) = &plan.event_log.kafka else { return None };
     let set = observed.stateful_sets.get(&meta::component_name(&plan.name, Component::Kafka))?;
     let ready = set.status.as_ref().and_then(|s| s.ready_replicas).unwrap_or(0);
-    Some((u32::try_from(ready).unwrap_or(0), managed.spec.brokers))
+    let ready = u32::try_from(ready).unwrap_or(0);
+    Some(BrokerFacts { ready, wanted: managed.spec.brokers, ..BrokerFacts::default() })
 }
 
-/// The external addresses of all brokers: none without external access, `None` while Kubernetes has not given them all.
-fn addresses(
-    plan: &Plan,
-    managed: &ManagedPlan,
-    services: &crate::apply::Live<Service>,
-) -> Option<Vec<ExternalAddress>> {
-    let Some(access) = &managed.spec.external_access else { return Some(Vec::new()) };
-    (0..managed.spec.brokers)
-        .map(|index| kafka::external_address(access, services.get(&kafka::external_name(plan, index))?))
-        .collect()
+/// Every host by which brokers are dialled from outside, as far as this pass knows.
+pub(super) fn hosts(plan: &Plan, observed: &Observed) -> Vec<String> {
+    let KafkaPlan::Managed(managed) = &plan.event_log.kafka else { return Vec::new() };
+    let kept = observed.config_maps.get(&meta::kafka_config_map(&plan.name));
+    kafka::external_hosts(plan, managed, &observed.services, kept)
 }
 
 /// What must be at the brokers and how to log in there; a missing or unusable Secret is said in words.
@@ -120,6 +117,10 @@ pub(super) async fn target(client: &Client, plan: &Plan, login: &Login) -> Resul
         replication: plan.event_log.replication,
         min_insync: plan.event_log.min_insync,
         retention_ms: plan.event_log.retention_ms,
+        brokers: match &plan.event_log.kafka {
+            KafkaPlan::Managed(managed) => managed.spec.brokers,
+            KafkaPlan::External(_) => 0,
+        },
     }))
 }
 

@@ -131,7 +131,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        chatcluster::{Rollover, build_secrets},
+        chatcluster::{Situation, build_secrets},
         plan::tests::release,
     };
 
@@ -148,7 +148,8 @@ mod tests {
     fn what_was_deleted_comes_back_as_it_was_and_is_never_made_anew_while_something_runs() {
         let plan = plan(&json!({}));
         let now = k8s_openapi::jiff::Timestamp::now();
-        let made = build_secrets(&plan, &Live::new(), false, Rollover::default(), now).expect("secrets").objects;
+        let running = Situation { runs: true, ..Situation::default() };
+        let made = build_secrets(&plan, &Live::new(), &Situation::default(), now).expect("secrets").objects;
         let copy = copy(&plan, &made);
         let all: Live<Secret> = made.into_iter().map(|s| (s.name_any(), s)).collect();
         for (_, gone) in parts("demo") {
@@ -157,7 +158,7 @@ mod tests {
             let (back, told) = put_back(&plan, &live, Some(&copy));
             assert_eq!(back[&gone].data, before.data, "{gone}");
             assert!(told.len() == 1 && told[0].contains(&gone), "{told:?}");
-            let again = build_secrets(&plan, &back, true, Rollover::default(), now).expect("secrets");
+            let again = build_secrets(&plan, &back, &running, now).expect("secrets");
             let kept = again.objects.iter().find(|s| s.name_any() == gone).expect("it is applied");
             assert_eq!(kept.data, before.data);
             // Without a copy, or with somebody else's, nothing takes its place while pods run on it.
@@ -166,7 +167,7 @@ mod tests {
             for copy in [None, Some(&theirs)] {
                 let (bare, told) = put_back(&plan, &live, copy);
                 assert!(told.is_empty());
-                let refused = build_secrets(&plan, &bare, true, Rollover::default(), now).err().expect("a refusal");
+                let refused = build_secrets(&plan, &bare, &running, now).err().expect("a refusal");
                 assert!(refused.message.contains(&gone), "{}", refused.message);
             }
         }

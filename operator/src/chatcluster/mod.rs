@@ -5,6 +5,8 @@
 //! Gateways. A change of a layer waits until the one below serves; what runs already is never taken away for that.
 
 mod base;
+mod broker_care;
+mod brokers;
 mod copies;
 mod desired;
 mod eventlog;
@@ -21,13 +23,14 @@ mod storage;
 mod tend;
 mod upkeep;
 
+pub use broker_care::BrokerCare;
 pub use copies::Departures;
 pub use desired::presence;
 pub use lowered::Shortage;
 pub use observe::{Observed, observe};
-pub use secrets::{Rollover, Secrets, build as build_secrets, request as certificate_request};
+pub use secrets::{Secrets, Situation, build as build_secrets, request as certificate_request};
 pub use shards::{Steps, steps as shard_steps};
-pub use status::{Facts, StorageFacts, Workload, address, gravest, node_of, status, storage_reason};
+pub use status::{BrokerFacts, Facts, StorageFacts, Workload, address, gravest, node_of, status, storage_reason};
 
 use std::{sync::Arc, time::Duration};
 
@@ -196,13 +199,15 @@ async fn pass(cluster: &ChatCluster, context: &Arc<Context>, facts: &mut Facts) 
     let hash = facts.noted(base::apply(&applier, &plan, &observed).await);
     let log = match &secrets {
         Some(secrets) => eventlog::apply(&applier, &plan, &observed, &secrets.kafka_certificate).await,
-        None => Ok(true),
+        None => Ok(Vec::new()),
     };
-    let (kafka_ready, brokers) = match log {
-        Ok(ready) => (ready, None),
+    let (missing, brokers) = match log {
+        Ok(missing) => (missing, None),
         // What is the matter with the brokers' volumes is the event log's trouble alone.
-        Err(PassError::Finding(finding)) => (true, Some(Trouble { reason: finding.reason, message: finding.message })),
-        Err(error) => (facts.noted(Err(error)).unwrap_or(true), None),
+        Err(PassError::Finding(finding)) => {
+            (Vec::new(), Some(Trouble { reason: finding.reason, message: finding.message }))
+        }
+        Err(error) => (facts.noted(Err(error)).unwrap_or_default(), None),
     };
     let new_shards = facts.noted(storage::shards(cluster, context, &plan, &observed, &applier).await).unwrap_or(false);
     if let Some(runtime) = &runtime
@@ -217,7 +222,14 @@ async fn pass(cluster: &ChatCluster, context: &Arc<Context>, facts: &mut Facts) 
         };
         facts.event_log = Some(outcome);
     }
-    facts.brokers = eventlog::brokers(&plan, &observed);
+    facts.brokers = eventlog::brokers(&plan, &observed).map(|brokers| BrokerFacts { missing, ..brokers });
+    if let Some(runtime) = &runtime {
+        let sight = runtime.event_log.sight();
+        let care = broker_care::carry_out(context, cluster, &plan, &observed, sight.as_deref()).await;
+        if let (Some(care), Some(brokers)) = (facts.noted(care), &mut facts.brokers) {
+            brokers.care = care;
+        }
+    }
     // the layers above
     if let Some(hash) = hash {
         let layers = layers::apply(&applier, &plan, &observed, &hash, facts).await;
@@ -230,7 +242,9 @@ async fn pass(cluster: &ChatCluster, context: &Arc<Context>, facts: &mut Facts) 
         let kept = keep(&applier, &plan, &observed).await;
         facts.noted(kept);
     }
-    let busy = new_shards || !kafka_ready || facts.storage.as_ref().is_some_and(|s| s.unfinished);
+    // What is missing of addresses comes with a change of a Service, which is watched.
+    let brokers_busy = facts.brokers.as_ref().is_some_and(|brokers| brokers.care.unsettled);
+    let busy = new_shards || brokers_busy || facts.storage.as_ref().is_some_and(|s| s.unfinished);
     Ok(Action::requeue(if busy { BUSY } else { QUIET }))
 }
 
@@ -283,8 +297,9 @@ async fn secrets_step(
     let runs = observed.pods.values().any(secrets::has_run);
     let word = cluster.annotations().get(names::ANNOTATION_ROTATE_AUTHORITY);
     let asked = word.and_then(|word| Asked::read(word));
-    let rollover = Rollover { asked, spread: eventlog::settled(plan, observed) };
-    let mut secrets = build_secrets(plan, &known, runs, rollover, Timestamp::now())?;
+    let broker_hosts = &eventlog::hosts(plan, observed);
+    let situation = Situation { runs, broker_hosts, asked, spread: eventlog::settled(plan, observed) };
+    let mut secrets = build_secrets(plan, &known, &situation, Timestamp::now())?;
     let objects = std::mem::take(&mut secrets.objects);
     // First what must never be lost.
     identity::keep(&context.client, plan, &objects, copy.as_ref()).await?;

@@ -87,14 +87,23 @@ pub(super) fn next(scene: &Scene<'_>) -> (Vec<Replacement>, Vec<Problem>) {
 /// Why the volume of a pod will never be seen again, if so.
 fn lost(scene: &Scene<'_>, pod: &str) -> Option<String> {
     let claim = claim_of(pod);
-    if scene.claims.get(&claim)?.metadata.deletion_timestamp.is_some() {
+    fate(scene.claims.get(&claim)?, scene.volumes.get(&claim), scene.nodes)
+}
+
+/// Why nobody will ever see what is behind this claim again, if so.
+pub(super) fn fate(
+    claim: &PersistentVolumeClaim,
+    volume: Option<&PersistentVolume>,
+    nodes: &Live<Node>,
+) -> Option<String> {
+    if claim.metadata.deletion_timestamp.is_some() {
         return Some("its claim is being deleted".to_owned());
     }
-    let hosts = hosts(scene.volumes.get(&claim)?);
+    let hosts = hosts(volume?);
     if hosts.is_empty() {
         return None;
     }
-    let fate = |host: &String| match scene.nodes.values().find(|n| name_of(n) == *host) {
+    let fate = |host: &String| match nodes.values().find(|n| name_of(n) == *host) {
         None => Some(format!("its volume is on node {host}, which does not exist any more")),
         Some(node) if is_out_of_service(node) => {
             Some(format!("its volume is on node {host}, which is tainted out of service"))

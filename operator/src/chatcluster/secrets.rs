@@ -34,10 +34,14 @@ pub struct Secrets {
     pub changes: Vec<String>,
 }
 
-/// What the next step of the certificate authority hangs on.
+/// What the Secrets hang on besides the plan.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Rollover {
-    /// What a person asks for.
+pub struct Situation<'a> {
+    /// Pods exist, which trust the authority, take the tokens and hold the passwords in memory.
+    pub runs: bool,
+    /// Hosts by which brokers are dialled from outside.
+    pub broker_hosts: &'a [String],
+    /// What a person asks of the certificate authority.
     pub asked: Option<Asked>,
     /// Whether every broker has been started with the certificates that stand.
     pub spread: bool,
@@ -53,18 +57,12 @@ struct Builder<'a> {
     changes: Vec<String>,
 }
 
-/// Brings all Secrets up to date. `runs` says that pods exist, which trust the authority, take the tokens and hold the passwords in memory:
-/// then nothing takes their place.
-pub fn build(
-    plan: &Plan,
-    live: &Live<Secret>,
-    runs: bool,
-    rollover: Rollover,
-    now: Timestamp,
-) -> Result<Secrets, Finding> {
+/// Brings all Secrets up to date. While pods run on what makes a ChatCluster known, nothing takes its place.
+pub fn build(plan: &Plan, live: &Live<Secret>, situation: &Situation<'_>, now: Timestamp) -> Result<Secrets, Finding> {
     let (objects, changes) = (Vec::new(), Vec::new());
     let mut builder = Builder { plan, live, now, trusted: String::new(), answered: false, objects, changes };
-    let authority = builder.authority(runs, rollover)?;
+    let runs = situation.runs;
+    let authority = builder.authority(situation)?;
     let users = builder.users(runs)?;
     builder.token_keys(runs)?;
     let mut operator = None;
@@ -77,7 +75,7 @@ pub fn build(
             &authority,
             meta::tls_secret(&plan.name, component),
             meta::labels(&plan.name, component),
-            &request(plan, component),
+            &request(plan, component, situation.broker_hosts),
             component == Component::Kafka,
         )?;
         match component {
@@ -147,7 +145,7 @@ impl Builder<'_> {
         });
     }
 
-    fn authority(&mut self, runs: bool, rollover: Rollover) -> Result<Authority, Finding> {
+    fn authority(&mut self, situation: &Situation<'_>) -> Result<Authority, Finding> {
         let name = meta::ca_secret(&self.plan.name);
         let mut all = match self.live.get(&name) {
             Some(secret) => Authorities::load(|file| text(secret, file).map(str::to_owned)).map_err(|error| {
@@ -157,7 +155,7 @@ impl Builder<'_> {
                     format!("Secret {name}: {error}. {}", self.way_out()),
                 )
             })?,
-            None if runs => return Err(self.gone(&name)),
+            None if situation.runs => return Err(self.gone(&name)),
             None => {
                 self.changes.push(format!("made the certificate authority (Secret {name})"));
                 Authorities::generate(&self.plan.cluster_name, &self.plan.data_uid, self.now)
@@ -166,7 +164,7 @@ impl Builder<'_> {
         };
         let make = || Authority::generate(&self.plan.cluster_name, &self.plan.data_uid, self.now);
         let step = all
-            .step(rollover.asked, rollover.spread, make, self.now)
+            .step(situation.asked, situation.spread, make, self.now)
             .map_err(|error| broken("certificate authority", &error))?;
         self.changes.extend(step.changed.map(str::to_owned));
         self.answered = step.answered;
@@ -279,8 +277,8 @@ fn text<'a>(secret: &'a Secret, key: &str) -> Option<&'a str> {
     std::str::from_utf8(&secret.data.as_ref()?.get(key)?.0).ok()
 }
 
-/// Who a component is and by which names it is dialled.
-pub fn request(plan: &Plan, component: Component) -> LeafRequest {
+/// Who a component is and by which names it is dialled; brokers from outside by `broker_hosts`.
+pub fn request(plan: &Plan, component: Component, broker_hosts: &[String]) -> LeafRequest {
     let name = meta::component_name(&plan.name, component);
     let namespace = &plan.namespace;
     let mut dns = vec![format!("{}.{}.kith.internal", component.name(), plan.cluster_name)];
@@ -305,9 +303,7 @@ pub fn request(plan: &Plan, component: Component) -> LeafRequest {
         Component::Kafka => {
             add(&format!("*.{name}.{namespace}.svc"));
             add(&format!("*.{name}.{namespace}.svc.cluster.local"));
-            if let KafkaPlan::Managed(managed) = &plan.event_log.kafka
-                && let Some(host) = managed.spec.external_access.as_ref().and_then(|e| e.advertised_host.as_deref())
-            {
+            for host in broker_hosts {
                 add(host);
             }
         }

@@ -1,27 +1,28 @@
 //! The status step: what a pass found, as conditions and fields. Pure; an unchanged platform gives an unchanged status.
 
+mod event_log;
+
 use k8s_openapi::{
     api::core::v1::{Pod, Service},
     jiff::Timestamp,
 };
 use kith_crds::{
     ChatCluster, Gateway,
-    chatcluster::{ChatClusterStatus, Endpoints, EventLogKind, EventLogStatus, Images, StorageStatus},
+    chatcluster::{ChatClusterStatus, Endpoints, Images, StorageStatus},
     conditions::{self, Finding, reason},
 };
 use kube::ResourceExt;
 
-use super::PassError;
+use super::{PassError, broker_care::BrokerCare};
 use crate::{
     apply::Live,
     build::{
-        kafka,
         meta::{self, Component},
         services::GRPC_PORT,
     },
     dataplane::{pressure, readiness::Readiness, types::Problem},
     eventlog,
-    plan::{KafkaPlan, Plan},
+    plan::Plan,
     workload::Rollout,
 };
 
@@ -49,8 +50,8 @@ pub struct Facts {
     pub storage: Option<StorageFacts>,
     /// What the last look at the event log found.
     pub event_log: Option<eventlog::Outcome>,
-    /// Managed brokers: those that serve, and those wanted.
-    pub brokers: Option<(u32, u32)>,
+    /// Managed brokers; absent: there are none.
+    pub brokers: Option<BrokerFacts>,
     /// Services in the order of the layers.
     pub workloads: Vec<Workload>,
     /// Services of Kubernetes, for addresses.
@@ -81,6 +82,19 @@ impl Facts {
             }
         }
     }
+}
+
+/// Managed brokers as seen.
+#[derive(Clone, Debug, Default)]
+pub struct BrokerFacts {
+    /// Those that serve and have caught up.
+    pub ready: u32,
+    /// Those wanted.
+    pub wanted: u32,
+    /// Services for consumers outside that have no address yet.
+    pub missing: Vec<String>,
+    /// What was done about their pods.
+    pub care: BrokerCare,
 }
 
 /// The storage engine as seen.
@@ -115,7 +129,7 @@ pub fn status(cluster: &ChatCluster, facts: &Facts, now: Timestamp) -> ChatClust
     if let Some(plan) = &facts.plan {
         status.cluster_name = Some(plan.cluster_name.clone());
         status.cluster_uid = Some(plan.data_uid.clone());
-        status.event_log = Some(event_log_status(plan));
+        status.event_log = Some(event_log::status(plan));
         status.endpoints = Some(endpoints(plan, facts));
     }
     if let Some(storage) = &facts.storage {
@@ -125,7 +139,7 @@ pub fn status(cluster: &ChatCluster, facts: &Facts, now: Timestamp) -> ChatClust
     findings.extend(facts.storage.as_ref().map(|s| storage_ready(s, facts)));
     let pressure = conditions::get(&status.conditions, conditions::MEMORY_PRESSURE);
     findings.extend(facts.storage.as_ref().and_then(|s| pressure::finding(&s.readiness.shards, pressure)));
-    findings.extend(facts.event_log.as_ref().map(|outcome| event_log_ready(outcome, facts)));
+    findings.extend(facts.event_log.as_ref().map(|outcome| event_log::ready(outcome, facts)));
     findings.extend(logic_ready(facts));
     findings.extend(access_ready(facts));
     for finding in findings {
@@ -152,18 +166,6 @@ fn storage_status(facts: &Facts, storage: &StorageFacts, before: Option<&Storage
     }
 }
 
-fn event_log_status(plan: &Plan) -> EventLogStatus {
-    EventLogStatus {
-        kind: Some(match plan.event_log.kafka {
-            KafkaPlan::Managed(_) => EventLogKind::Managed,
-            KafkaPlan::External(_) => EventLogKind::External,
-        }),
-        bootstrap: Some(plan.bootstrap()),
-        partitions: Some(plan.event_log.partitions),
-        topic: Some(format!("{}.events", plan.cluster_name)),
-    }
-}
-
 fn endpoints(plan: &Plan, facts: &Facts) -> Endpoints {
     let ready = facts.gateways.iter().flat_map(|g| g.values()).filter_map(|gateway| {
         let status = gateway.status.as_ref()?;
@@ -174,7 +176,7 @@ fn endpoints(plan: &Plan, facts: &Facts) -> Endpoints {
         api = api.or_else(|| addresses.api.clone());
         websocket = websocket.or_else(|| addresses.websocket.clone());
     }
-    Endpoints { api, websocket, business: business(plan, facts), kafka: Some(kafka_address(plan, facts)) }
+    Endpoints { api, websocket, business: business(plan, facts), kafka: Some(event_log::address(plan, facts)) }
 }
 
 /// `host:port` of a Service from outside where there is one, else from inside.
@@ -216,20 +218,6 @@ fn business(plan: &Plan, facts: &Facts) -> Option<String> {
     let hosts = &plan.spec.services.business.exposure.extra_hosts;
     let node = hosts.first().map(String::as_str).or_else(|| node_of(&facts.pods, Component::Business));
     Some(address(service, node, format!("{name}.{}.svc:{GRPC_PORT}", plan.namespace)))
-}
-
-fn kafka_address(plan: &Plan, facts: &Facts) -> String {
-    let KafkaPlan::Managed(managed) = &plan.event_log.kafka else { return plan.bootstrap() };
-    let Some(access) = &managed.spec.external_access else { return plan.bootstrap() };
-    let found: Option<Vec<String>> = (0..managed.spec.brokers)
-        .map(|index| {
-            let address = kafka::external_address(access, facts.services.get(&kafka::external_name(plan, index))?)?;
-            let pod = facts.pods.get(&format!("{}-{index}", meta::component_name(&plan.name, Component::Kafka)));
-            let node = pod.and_then(|p| p.status.as_ref()?.host_ip.clone());
-            Some(format!("{}:{}", bracketed(&address.host.or(node)?), address.port))
-        })
-        .collect();
-    found.map_or_else(|| plan.bootstrap(), |list| list.join(","))
 }
 
 /// The word of a data plane problem among the conditions' reasons.
@@ -289,35 +277,6 @@ fn storage_ready(storage: &StorageFacts, facts: &Facts) -> Finding {
             format!("{} shards own and serve all slots, every replica is in step", storage.readiness.shards.len()),
         ),
     }
-}
-
-fn event_log_ready(outcome: &eventlog::Outcome, facts: &Facts) -> Finding {
-    let kind = conditions::EVENT_LOG_READY;
-    match outcome {
-        None => Finding::unknown(kind, reason::STARTING, "the event log has not been looked at yet"),
-        Some(Ok(())) => match too_few_brokers(facts) {
-            Some(sentence) => Finding::fails(kind, reason::PODS_NOT_READY, sentence),
-            None => Finding::holds(
-                kind,
-                reason::ALL_READY,
-                "the topics exist, belong to this ChatCluster and accept events",
-            ),
-        },
-        Some(Err(trouble)) => {
-            let pods = crate::workload::trouble(&facts.pods, Component::Kafka.name(), None);
-            match pods {
-                Some((word, sentence)) => Finding::fails(kind, word, sentence),
-                None => Finding::fails(kind, trouble.reason, trouble.message.clone()),
-            }
-        }
-    }
-}
-
-/// Whether so few managed brokers serve that no event can be acknowledged. The last look at the topics may be a minute old.
-fn too_few_brokers(facts: &Facts) -> Option<String> {
-    let (ready, wanted) = facts.brokers?;
-    let needed = facts.plan.as_ref()?.event_log.min_insync;
-    (ready < needed).then(|| format!("{ready} of {wanted} brokers serve, {needed} are needed"))
 }
 
 /// Why a service does not serve as it should.
@@ -412,6 +371,7 @@ fn known_reason(text: &str) -> &'static str {
         reason::SECRET_INVALID,
         reason::EVENT_LOG_UNREACHABLE,
         reason::EVENT_LOG_UNAUTHORIZED,
+        reason::ADDRESS_PENDING,
         reason::FOREIGN_TOPIC,
         reason::TOPIC_PARTITIONS_CHANGED,
         reason::FOREIGN_VOLUME,
@@ -455,6 +415,13 @@ fn progressing(facts: &Facts) -> Finding {
     if let Some(rolling) = facts.workloads.iter().find(|w| w.rollout.is_none_or(|r| !r.done)) {
         return Finding::holds(kind, reason::ROLLING_OUT, format!("{} is being rolled out", rolling.component.name()));
     }
+    if facts.brokers.as_ref().is_some_and(|brokers| brokers.care.rolling) {
+        return Finding::holds(
+            kind,
+            reason::ROLLING_OUT,
+            "the brokers are restarted one by one, each when all are in sync",
+        );
+    }
     Finding::fails(kind, reason::IDLE, "nothing is under way")
 }
 
@@ -467,11 +434,8 @@ fn degraded(facts: &Facts) -> Finding {
     let formed = facts.storage.as_ref().is_some_and(|s| s.readiness.slots_served > 0);
     let service =
         || facts.workloads.iter().filter(|w| w.rollout.is_some_and(|r| r.ready > 0 || r.done)).find_map(unready);
-    let brokers = || {
-        let (ready, wanted) = facts.brokers.filter(|(ready, wanted)| ready < wanted)?;
-        Some((reason::PODS_NOT_READY, format!("{ready} of {wanted} brokers serve")))
-    };
-    match storage.filter(|_| formed).or_else(service).or_else(|| brokers().filter(|_| formed)) {
+    let brokers = || event_log::degraded(facts).filter(|_| formed);
+    match storage.filter(|_| formed).or_else(service).or_else(brokers) {
         Some((word, sentence)) => Finding::holds(kind, word, sentence),
         None => Finding::fails(kind, reason::ALL_READY, "nothing serves with less than what was asked for"),
     }

@@ -23,10 +23,10 @@ use crate::{
 };
 
 /// The label by which a StatefulSet's controller marks the template that a pod was made from.
-const REVISION: &str = "controller-revision-hash";
+pub(super) const REVISION: &str = "controller-revision-hash";
 
 /// A pod that has not run for so long is not about to.
-const STUCK_S: i64 = 60;
+pub(super) const STUCK_S: i64 = 60;
 
 /// The one thing that is to be done about the pods of the shards.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,7 +113,7 @@ pub(super) fn stuck(scene: &Scene<'_>, now: Timestamp) -> Option<Step> {
 }
 
 /// Seconds since a pod was last ready, or was made.
-fn idle_for(pod: &Pod, now: Timestamp) -> i64 {
+pub(super) fn idle_for(pod: &Pod, now: Timestamp) -> i64 {
     let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
     let ready = conditions.filter(|c| c.type_ == "Ready").find_map(|c| c.last_transition_time.as_ref());
     let since = ready.or(pod.metadata.creation_timestamp.as_ref());
@@ -121,7 +121,7 @@ fn idle_for(pod: &Pod, now: Timestamp) -> i64 {
 }
 
 /// Whether a pod was made from another template than the newest; `None` while the StatefulSet's controller has not said which that is.
-fn is_old(set: &StatefulSet, pod: &Pod) -> Option<bool> {
+pub(super) fn is_old(set: &StatefulSet, pod: &Pod) -> Option<bool> {
     let status = set.status.as_ref()?;
     if status.observed_generation < set.metadata.generation {
         return None;

@@ -94,7 +94,7 @@ pub(super) async fn carry_out(pass: &Pass<'_>, settled: bool) -> Result<Upkeep, 
 async fn restart(pass: &Pass<'_>, upkeep: &mut Upkeep, pod: &str, why: &str) -> Result<(), ApplyError> {
     upkeep.busy = true;
     pass.context.event(pass.cluster, false, "PodRestarted", why).await;
-    delete_pod(pass, pod, None).await
+    delete_pod(pass.context, &pass.plan.namespace, pass.observed, pod, None).await
 }
 
 async fn replace_members(pass: &Pass<'_>, upkeep: &mut Upkeep) -> Result<(), ApplyError> {
@@ -115,7 +115,7 @@ async fn replace_members(pass: &Pass<'_>, upkeep: &mut Upkeep) -> Result<(), App
     if silent.is_empty() && asked.is_empty() {
         return Ok(());
     }
-    let (volumes, nodes) = (volumes(pass, &silent).await?, nodes(pass).await?);
+    let (volumes, nodes) = (volumes(pass.context, pass.observed, &silent).await?, nodes(pass.context).await?);
     let (steps, problems) = replace::next(&replace::Scene {
         desired: pass.desired,
         readiness: pass.readiness,
@@ -130,9 +130,10 @@ async fn replace_members(pass: &Pass<'_>, upkeep: &mut Upkeep) -> Result<(), App
         let note = format!("{} is made anew with an empty volume: {}", step.pod, step.why);
         tracing::warn!(shard = %step.shard, pod = %step.pod, why = %step.why, "a member is made anew");
         pass.context.event(pass.cluster, true, "MemberReplaced", &note).await;
-        delete_claim(pass, &step.claim).await?;
+        delete_claim(pass.context, &pass.plan.namespace, pass.observed, &step.claim).await?;
         // Where nobody is left to stop the process there is nothing to wait for; one that a person gave up may still run.
-        delete_pod(pass, &step.pod, (!step.asked).then_some(0)).await?;
+        let grace_s = (!step.asked).then_some(0);
+        delete_pod(pass.context, &pass.plan.namespace, pass.observed, &step.pod, grace_s).await?;
         if step.asked {
             forget_request(pass, &step.shard).await?;
         }
@@ -141,11 +142,15 @@ async fn replace_members(pass: &Pass<'_>, upkeep: &mut Upkeep) -> Result<(), App
 }
 
 /// The volumes of the claims of these pods.
-async fn volumes(pass: &Pass<'_>, pods: &[&str]) -> Result<BTreeMap<String, PersistentVolume>, ApplyError> {
-    let api: Api<PersistentVolume> = Api::all(pass.context.client.clone());
+pub(super) async fn volumes(
+    context: &Context,
+    observed: &Observed,
+    pods: &[&str],
+) -> Result<BTreeMap<String, PersistentVolume>, ApplyError> {
+    let api: Api<PersistentVolume> = Api::all(context.client.clone());
     let mut found = BTreeMap::new();
     for claim in pods.iter().map(|pod| replace::claim_of(pod)) {
-        let live = pass.observed.claims.get(&claim);
+        let live = observed.claims.get(&claim);
         let Some(volume) = live.and_then(|c| c.spec.as_ref()?.volume_name.clone()) else { continue };
         if let Some(volume) =
             api.get_opt(&volume).await.map_err(|e| ApplyError::kube::<PersistentVolume>(&volume, e))?
@@ -156,24 +161,38 @@ async fn volumes(pass: &Pass<'_>, pods: &[&str]) -> Result<BTreeMap<String, Pers
     Ok(found)
 }
 
-async fn nodes(pass: &Pass<'_>) -> Result<BTreeMap<String, Node>, ApplyError> {
-    let api: Api<Node> = Api::all(pass.context.client.clone());
+/// All nodes of the Kubernetes cluster.
+pub(super) async fn nodes(context: &Context) -> Result<BTreeMap<String, Node>, ApplyError> {
+    let api: Api<Node> = Api::all(context.client.clone());
     // Asked for freshly: a node that only a cache does not know yet is no node that is gone.
     let list = api.list(&ListParams::default()).await.map_err(|e| ApplyError::kube::<Node>("*", e))?;
     Ok(list.items.into_iter().map(|n| (n.name_any(), n)).collect())
 }
 
-async fn delete_claim(pass: &Pass<'_>, name: &str) -> Result<(), ApplyError> {
-    let Some(claim) = pass.observed.claims.get(name) else { return Ok(()) };
-    let api: Api<PersistentVolumeClaim> = Api::namespaced(pass.context.client.clone(), &pass.plan.namespace);
+/// Deletes the claim that was observed.
+pub(super) async fn delete_claim(
+    context: &Context,
+    namespace: &str,
+    observed: &Observed,
+    name: &str,
+) -> Result<(), ApplyError> {
+    let Some(claim) = observed.claims.get(name) else { return Ok(()) };
+    let api: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), namespace);
     deleted(api.delete(name, &exactly(claim, None)).await.map(drop))
         .map_err(|e| ApplyError::kube::<PersistentVolumeClaim>(name, e))
 }
 
-async fn delete_pod(pass: &Pass<'_>, name: &str, grace_s: Option<u32>) -> Result<(), ApplyError> {
-    let Some(pod) = pass.observed.pods.get(name) else { return Ok(()) };
-    let api: Api<Pod> = Api::namespaced(pass.context.client.clone(), &pass.plan.namespace);
-    tracing::info!(pod = name, namespace = %pass.plan.namespace, "deleting a pod");
+/// Deletes the pod that was observed.
+pub(super) async fn delete_pod(
+    context: &Context,
+    namespace: &str,
+    observed: &Observed,
+    name: &str,
+    grace_s: Option<u32>,
+) -> Result<(), ApplyError> {
+    let Some(pod) = observed.pods.get(name) else { return Ok(()) };
+    let api: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
+    tracing::info!(pod = name, namespace, "deleting a pod");
     deleted(api.delete(name, &exactly(pod, grace_s)).await.map(drop)).map_err(|e| ApplyError::kube::<Pod>(name, e))
 }
 
@@ -187,7 +206,7 @@ fn exactly<K: Resource>(object: &K, grace_s: Option<u32>) -> DeleteParams {
 }
 
 /// Gone already, or another one by now: both are what was wanted.
-fn deleted(result: Result<(), kube::Error>) -> Result<(), kube::Error> {
+pub(super) fn deleted(result: Result<(), kube::Error>) -> Result<(), kube::Error> {
     match result {
         Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(()),
         other => other,

@@ -18,7 +18,7 @@ use rdkafka::{
 use super::{Target, Trouble};
 
 /// One question to the brokers.
-const ASK: Duration = Duration::from_secs(5);
+pub(super) const ASK: Duration = Duration::from_secs(5);
 /// Reading the whole marker topic, which holds a record or two.
 const READ_MARKER: Duration = Duration::from_secs(10);
 /// Key of the record that carries the ChatCluster's UID.
@@ -28,7 +28,7 @@ const SESSIONS_RETENTION_MS: u64 = 86_400_000;
 
 /// Remembers what librdkafka says about connections: its calls only answer "transport failure".
 #[derive(Clone, Default)]
-struct Words(Arc<Mutex<Vec<String>>>);
+pub(super) struct Words(Arc<Mutex<Vec<String>>>);
 
 impl ClientContext for Words {
     fn error(&self, error: KafkaError, reason: &str) {
@@ -56,7 +56,7 @@ impl Words {
     }
 }
 
-fn client_config(target: &Target) -> ClientConfig {
+pub(super) fn client_config(target: &Target) -> ClientConfig {
     let mut config = ClientConfig::new();
     config
         .set("bootstrap.servers", &target.bootstrap)
@@ -340,6 +340,7 @@ mod tests {
             replication: 1,
             min_insync: 1,
             retention_ms: 1_000,
+            brokers: 0,
         }
     }
 

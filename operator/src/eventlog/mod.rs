@@ -4,6 +4,11 @@
 //! controller only reads the last outcome: an unreachable Kafka never holds up the rest.
 
 mod admin;
+mod sight;
+
+#[cfg(test)]
+pub(crate) use sight::tests::seen;
+pub use sight::{Partition, Sight};
 
 use std::{sync::Arc, time::Duration};
 
@@ -37,6 +42,8 @@ pub struct Target {
     pub min_insync: u32,
     /// Retention of events, milliseconds.
     pub retention_ms: u64,
+    /// Brokers that the operator runs; 0: they are somebody else's, and not looked at one by one.
+    pub brokers: u32,
 }
 
 /// How to talk to the brokers; never logged.
@@ -68,13 +75,18 @@ pub type Outcome = Option<Result<(), Trouble>>;
 pub struct EventLog {
     target: watch::Sender<Option<Arc<Target>>>,
     outcome: watch::Receiver<Outcome>,
+    sight: watch::Receiver<Option<Arc<Sight>>>,
 }
 
 impl EventLog {
-    /// Starts the task; it waits for a target. `changed` is called whenever the outcome changes.
+    /// Starts the task; it waits for a target. `changed` is called whenever the outcome changes, or what is seen of managed brokers.
     pub fn start(changed: impl Fn() + Send + Sync + 'static, shutdown: CancellationToken) -> Self {
         let (target, mut targets) = watch::channel(None::<Arc<Target>>);
         let (publish, outcome) = watch::channel(None);
+        let (publish_sight, sight) = watch::channel(None);
+        let changed = Arc::new(changed);
+        let tell = changed.clone();
+        tokio::spawn(sight::follow(targets.clone(), publish_sight, move || tell(), shutdown.clone()));
         tokio::spawn(async move {
             let mut failures = 0_u32;
             loop {
@@ -101,7 +113,7 @@ impl EventLog {
                 }
             }
         });
-        Self { target, outcome }
+        Self { target, outcome, sight }
     }
 
     /// Says what must be; a change is looked at at once.
@@ -118,6 +130,11 @@ impl EventLog {
     /// What the last look found.
     pub fn outcome(&self) -> Outcome {
         self.outcome.borrow().clone()
+    }
+
+    /// What was last seen of managed brokers; it says when.
+    pub fn sight(&self) -> Option<Arc<Sight>> {
+        self.sight.borrow().clone()
     }
 }
 

@@ -22,6 +22,11 @@ fn cluster(spec: &serde_json::Value) -> ChatCluster {
     .unwrap()
 }
 
+/// What this spec resolves to.
+pub(crate) fn plan(spec: &serde_json::Value) -> Plan {
+    Plan::resolve(&cluster(spec), &release("0.1.0")).unwrap()
+}
+
 #[test]
 fn an_empty_spec_resolves() {
     let plan = Plan::resolve(&cluster(&json!({})), &release("0.1.0")).unwrap();
@@ -75,6 +80,10 @@ fn what_cannot_work_is_refused_in_words() {
             "Java heap of 256Mi",
         ),
         (json!({"eventLog": {"retention": "soon"}}), "spec.eventLog.retention"),
+        (
+            json!({"eventLog": {"managed": {"externalAccess": {"type": "LoadBalancer", "advertisedHost": "kafka.example"}}}}),
+            "put {index}",
+        ),
         (json!({"auth": {"tokenTtl": "1d"}}), "spec.auth.tokenTtl"),
     ];
     for (spec, words) in cases {

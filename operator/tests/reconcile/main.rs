@@ -2,6 +2,7 @@
 //!
 //! What needs pods is tested on the local cluster (`e2e`); here it is what the operator writes, what it does not write, and what it says.
 
+mod brokers;
 #[allow(dead_code, reason = "the admission tests use more of it")]
 #[path = "../../../crds/tests/admission/server.rs"]
 mod server;
@@ -40,6 +41,8 @@ fn the_operator_writes_what_is_needed_and_says_what_is_wrong() {
         the_data_plane_is_cared_for_whatever_else_fails(&server).await;
         a_damaged_authority_is_not_replaced(&world).await;
         what_is_being_deleted_is_not_made_again(&world).await;
+        Box::pin(brokers::start_before_their_load_balancers_have_addresses(&world)).await;
+        Box::pin(brokers::are_told_whether_they_have_caught_up(&world)).await;
     });
 }
 

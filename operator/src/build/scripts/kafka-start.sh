@@ -4,6 +4,7 @@ set -eu
 id="${POD_NAME##*-}"
 settings=/tmp/server.properties
 
+# An address outside that is not known yet is not advertised: consumers inside are served all the same.
 advertised="INTERNAL://$POD_NAME.$BROKER_DOMAIN:9093"
 if [ -f "/etc/kafka/external-$id" ]; then
   external="$(cat "/etc/kafka/external-$id")"

@@ -131,3 +131,29 @@ fn slots_owned_once_are_remembered_for_good() {
     }
     assert_eq!(status(&cluster, &lost, now()).storage.unwrap().partitions, Some(1024));
 }
+
+#[test]
+fn a_load_balancer_without_an_address_is_named_and_holds_up_nothing_else() {
+    let mut facts = facts(Vec::new());
+    let missing = vec!["demo-kafka-external-1".to_owned()];
+    facts.brokers = Some(BrokerFacts { ready: 3, wanted: 3, missing, ..BrokerFacts::default() });
+    let found = status(&cluster(), &facts, now());
+    let (holds, word, message) = said(&found, conditions::EVENT_LOG_READY);
+    assert_eq!((holds, word), ("False", reason::ADDRESS_PENDING));
+    assert!(message.contains("demo-kafka-external-1"), "{message}");
+    assert_eq!(said(&found, conditions::READY).1, reason::ADDRESS_PENDING);
+    assert_eq!(said(&found, conditions::LOGIC_READY).0, "True");
+}
+
+#[test]
+fn a_broker_that_is_behind_degrades_and_too_few_stop_the_log() {
+    let mut facts = facts(Vec::new());
+    let mut with = |ready| {
+        facts.brokers = Some(BrokerFacts { ready, wanted: 3, ..BrokerFacts::default() });
+        status(&cluster(), &facts, now())
+    };
+    let (one_away, two_away) = (with(2), with(1));
+    assert_eq!(said(&one_away, conditions::EVENT_LOG_READY).0, "True");
+    assert_eq!(said(&one_away, conditions::DEGRADED).0, "True");
+    assert_eq!(said(&two_away, conditions::EVENT_LOG_READY).1, reason::PODS_NOT_READY);
+}
