@@ -30,6 +30,11 @@ use crate::shared::{
         "self.metadata.name.size() + self.spec.clusterRef.name.size() <= 53 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
         "the names of a Gateway and its ChatCluster have together at most 53 characters, and a Gateway's name has lower-case letters, digits and hyphens only, since Services are named after both"
     ),
+    validation = Rule::new(
+        "oldSelf.hasValue() || !(self.metadata.name in ['storage', 'tasks', 'sessions', 'business', 'api', 'gateway', 'valkey', 'kafka', 'operator'])"
+    )
+    .optional_old_self(true)
+    .message("a Gateway cannot be named like a part of Kith (storage, tasks, sessions, business, api, gateway, valkey, kafka, operator), whose objects would have the same names: choose another name"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status", description = "Whether clients can connect."),
     printcolumn(name = "Status", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason", description = "Why it is ready or not, in a word."),
     printcolumn(name = "Cluster", type_ = "string", json_path = ".spec.clusterRef.name", description = "The ChatCluster."),

@@ -31,7 +31,8 @@ pub const ANNOTATION_REPLACE_MEMBER: &str = "kith.dev/replace-member";
 pub const ANNOTATION_REPLACE_BROKER: &str = "kith.dev/replace-broker";
 /// Condition of a broker's pod, which its readiness waits for: it has caught up with every partition that it keeps.
 pub const CONDITION_IN_SYNC: &str = "kith.dev/in-sync";
-/// Annotation on a StorageShard: the pod that a person lets the operator promote although acknowledged writes may be lost.
+/// Annotation on a StorageShard: the pod that a person lets the operator promote although acknowledged writes may be lost. It
+/// holds for one failover, and only while too few copies are in sight; the operator takes it away.
 pub const ANNOTATION_FORCE_PROMOTE: &str = "kith.dev/force-promote";
 /// Annotation on volumes and claims: the UID of the ChatCluster whose data they hold.
 pub const ANNOTATION_CLUSTER_UID: &str = "kith.dev/cluster-uid";
@@ -44,5 +45,15 @@ pub const ANNOTATION_ADOPT_IMAGES: &str = "kith.dev/adopt-images";
 /// ends the trust in the one before. The operator removes the word when it has been taken up.
 pub const ANNOTATION_ROTATE_AUTHORITY: &str = "kith.dev/rotate-authority";
 
+/// Annotation on the operator's ClusterRole: the Lease that it holds while it acts, as `namespace/name`.
+pub const ANNOTATION_LEASE: &str = "kith.dev/lease";
+/// Annotation on the operator's ClusterRole: the namespaces that it looks after, comma-separated, or `*` for all.
+pub const ANNOTATION_WATCHES: &str = "kith.dev/watches";
+
 /// Prefixes of the label keys that the operator owns; user settings may not use them.
 pub const RESERVED_PREFIXES: [&str; 2] = ["kith.dev/", "app.kubernetes.io/"];
+
+/// Names that no Gateway may have, as the rule of its definition says too: those of Kith's own parts, whose objects are named
+/// `<cluster>-<part>-…` as those of a Gateway are.
+pub const RESERVED_GATEWAY_NAMES: [&str; 9] =
+    ["storage", "tasks", "sessions", "business", "api", "gateway", "valkey", "kafka", "operator"];

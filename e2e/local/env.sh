@@ -11,6 +11,8 @@ fi
 # The NodePorts of examples/demo.yaml (docs/names.md).
 PORT_API=30080
 PORT_WS=30081
+# The whole URL, as the Gateway's status shows it: a client connects to it as it stands.
+PATH_WS=/v1/connect
 PORT_BUSINESS=30443
 PORT_KAFKA=30094
 CLIENT_SECRET=demo-business-client
@@ -54,8 +56,9 @@ env_print() {
   host="$(kith_host)"
   cat <<END
 export KUBECONFIG='$(platform_kubeconfig)'
+export KUBECACHEDIR='$KUBECACHEDIR'
 export KITH_API='http://$host:$PORT_API'
-export KITH_WS='ws://$host:$PORT_WS'
+export KITH_WS='ws://$host:$PORT_WS$PATH_WS'
 export KITH_BUSINESS='$host:$PORT_BUSINESS'
 export KITH_BUSINESS_CA='$folder/ca.crt'
 export KITH_BUSINESS_CERT='$folder/tls.crt'

@@ -25,6 +25,7 @@ platform_up() {
   local begin=$SECONDS
   wait_ready
   say "  ✓ ready: $((SECONDS - begin))s"
+  stage discovery discovery_fresh
   stage first-message first_message
   say "    $(tail -n 1 "$STAGE_LOGS/first-message.log")"
   addresses
@@ -77,6 +78,22 @@ sample_up() {
   local manifest="$STAGE_LOGS/sample.yaml"
   sed "s/^\( *brokers:\) 1\$/\1 ${BROKERS:-1}/" "$KITH_ROOT/examples/demo.yaml" >"$manifest"
   await 60 "the sample to be accepted" kith_kubectl apply --server-side --force-conflicts -f "$manifest"
+}
+
+# kubectl remembers for hours which kinds a server has, and `kubectl get kith` asks that memory alone. What was remembered before the CRDs were
+# there, by these scripts or by whoever looked at a cluster at this address, is of no use any more.
+discovery_fresh() {
+  local server
+  server="$(kith_kubectl config view --minify -o 'jsonpath={.clusters[0].cluster.server}')"
+  server="$(sed -E 's#^https?://##; s#[^A-Za-z0-9_/.]#_#g' <<<"$server")"
+  discovery_forget "$KUBECACHEDIR" "$server"
+  discovery_forget "$HOME/.kube/cache" "$server"
+  await 60 "kubectl to know the category kith" kith_kubectl -n "$SAMPLE_NAMESPACE" get kith
+}
+
+discovery_forget() { # discovery_forget CACHE SERVER: what is remembered of that one server
+  [ -n "$2" ] || return 0
+  rm -rf "$1/discovery/$2"
 }
 
 # One line per condition: "ChatCluster/demo Ready=False Reason: message".
@@ -152,7 +169,7 @@ addresses() {
   cat <<END
 
   API        http://$host:$PORT_API
-  WebSocket  ws://$host:$PORT_WS
+  WebSocket  ws://$host:$PORT_WS$PATH_WS
   ImBusiness $host:$PORT_BUSINESS (gRPC, mTLS)
   Kafka      $host:$PORT_KAFKA
   kubectl    KUBECONFIG=$(platform_kubeconfig)

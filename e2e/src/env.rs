@@ -37,7 +37,7 @@ pub struct Env {
     pub kubeconfig: PathBuf,
     /// `http://host:port` of the API.
     pub api: String,
-    /// `ws://host:port` of the WebSocket.
+    /// `ws://host:port/v1/connect` of the WebSocket.
     pub ws: String,
     /// `host:port` of ImBusiness.
     pub business: String,
@@ -75,7 +75,7 @@ impl Env {
         Ok(Self {
             kubeconfig: get("KUBECONFIG")?.into(),
             api: get("KITH_API")?.trim_end_matches('/').to_owned(),
-            ws: get("KITH_WS")?.trim_end_matches('/').to_owned(),
+            ws: get("KITH_WS")?,
             business: get("KITH_BUSINESS")?,
             business_ca: get("KITH_BUSINESS_CA")?.into(),
             business_cert: get("KITH_BUSINESS_CERT")?.into(),
@@ -133,10 +133,10 @@ mod tests {
     #[test]
     fn shell_assignments_are_read_with_and_without_quotes() {
         let map = parse(
-            "export KITH_API='http://127.0.0.1:30080'\nKITH_WS=\"ws://127.0.0.1:30081\";\nKITH_KAFKA=127.0.0.1:30094\n",
+            "export KITH_API='http://127.0.0.1:30080'\nKITH_WS=\"ws://127.0.0.1:30081/v1/connect\";\nKITH_KAFKA=127.0.0.1:30094\n",
         );
         assert_eq!(map["KITH_API"], "http://127.0.0.1:30080");
-        assert_eq!(map["KITH_WS"], "ws://127.0.0.1:30081");
+        assert_eq!(map["KITH_WS"], "ws://127.0.0.1:30081/v1/connect");
         assert_eq!(map["KITH_KAFKA"], "127.0.0.1:30094");
         assert!(Env::from_map(&map).unwrap_err().to_string().contains("KUBECONFIG"));
     }

@@ -31,7 +31,7 @@ pub enum TargetError {
 pub struct Target {
     /// `http://host:port`
     pub api: String,
-    /// `ws://host:port`
+    /// `ws://host:port/v1/connect`
     pub ws: String,
     /// A connected business line.
     pub business: Business,

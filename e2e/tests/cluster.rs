@@ -25,6 +25,8 @@ mod operator_faults;
 mod operator_lifecycle;
 #[path = "cluster/operator_quiet.rs"]
 mod operator_quiet;
+#[path = "cluster/operator_uninstall.rs"]
+mod operator_uninstall;
 #[path = "cluster/operator_views.rs"]
 mod operator_views;
 #[path = "cluster/rebalance_scale.rs"]

@@ -2,6 +2,14 @@
 //!
 //! Time is judged by this process's own monotonic clock only: a holder counts from the moment before it asked for the renewal, a
 //! candidate from the moment at which it last saw the record change. So clocks that differ do no harm.
+//!
+//! Each release of the operator has a Lease of its own, for which its replicas compete. Releases that look after the same namespaces keep out
+//! of each other's way besides; see [`rivals`].
+
+pub mod notice;
+pub mod rivals;
+#[cfg(test)]
+mod tests;
 
 use std::{
     sync::{
@@ -11,28 +19,59 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::{StreamExt, future::try_join_all, stream::FuturesUnordered};
+use json_patch::{AddOperation, PatchOperation, TestOperation, jsonptr::PointerBuf};
 use k8s_openapi::{
-    api::coordination::v1::{Lease, LeaseSpec},
+    api::{
+        coordination::v1::{Lease, LeaseSpec},
+        rbac::v1::ClusterRole,
+    },
     apimachinery::pkg::apis::meta::v1::MicroTime,
     jiff::Timestamp,
 };
+use kith_crds::names;
 use kube::{
     Api, Client,
-    api::{ObjectMeta, PostParams},
+    api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions},
 };
 use thiserror::Error;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+use self::rivals::{Own, Rivals, Verdict};
 
 /// How long a lease lasts without renewal.
 pub const LEASE: Duration = Duration::from_secs(6);
-/// Between two renewals.
-const RENEW: Duration = Duration::from_millis(1_500);
-/// Between two looks of a candidate.
-const LOOK: Duration = Duration::from_millis(500);
-/// One request about the lease.
-const REQUEST_DEADLINE: Duration = Duration::from_millis(1_500);
-/// A holder gives up this long before its lease ends, so that it is silent when another begins.
-const MARGIN: Duration = Duration::from_millis(500);
+/// Renewals that are under way at once: more would only add to the load of an API server that answers slowly.
+const RENEWALS_MAX: usize = 4;
+/// Between two looks at an operator that one gave way to.
+const GIVEN_WAY: Duration = Duration::from_secs(2);
+
+/// Everything about a lease that is measured in time, in proportion to how long it lasts.
+#[derive(Debug, Clone, Copy)]
+pub struct Timing {
+    /// How long a lease lasts without renewal.
+    pub lease: Duration,
+}
+
+impl Timing {
+    /// Between the beginnings of two renewals, however long the answers take: an API server that takes longer than that to answer has several
+    /// before it, and the lease is renewed as long as each answer comes within `term`, less this.
+    pub fn renew(self) -> Duration {
+        self.lease / 4
+    }
+
+    /// Between two looks of a candidate.
+    pub fn look(self) -> Duration {
+        self.lease / 12
+    }
+
+    /// How long a holder acts after it asked for a renewal: it is silent a little before another may begin. Answers that come later than
+    /// that are of no use, so it is also the deadline of each request.
+    pub fn term(self) -> Duration {
+        self.lease.saturating_sub(self.lease / 12)
+    }
+}
 
 /// How long this process may still act as the leader. Cheap to clone and to ask.
 #[derive(Clone)]
@@ -60,7 +99,7 @@ impl LeaseGuard {
     /// A guard that lasts a day, for tests and tools that run without a competitor.
     pub fn unopposed() -> Self {
         let guard = Self::new();
-        guard.set_until(Instant::now() + Duration::from_secs(86_400));
+        guard.extend(Instant::now() + Duration::from_secs(86_400));
         guard
     }
 
@@ -79,9 +118,10 @@ impl LeaseGuard {
         }
     }
 
-    fn set_until(&self, until: Instant) {
+    /// Lasts until then at least: answers of renewals may come in another order than they were asked for.
+    fn extend(&self, until: Instant) {
         let ms = u64::try_from(until.saturating_duration_since(self.base).as_millis()).unwrap_or(u64::MAX);
-        self.until_ms.store(ms, Ordering::Release);
+        self.until_ms.fetch_max(ms, Ordering::AcqRel);
     }
 
     fn clear(&self) {
@@ -107,24 +147,44 @@ pub enum LeaseError {
     /// Another process took it, or it could not be renewed in time.
     #[error("lease: lost")]
     Lost,
+    /// A time could not be written as JSON.
+    #[error("lease: {0}")]
+    Json(#[from] serde_json::Error),
 }
 
 /// A candidate for the Lease.
 pub struct Election {
+    client: Client,
     api: Api<Lease>,
-    name: String,
+    own: Own,
     identity: String,
+    timing: Timing,
     guard: LeaseGuard,
+    /// The operator that stands in the way, in words.
+    rival: watch::Sender<Option<String>>,
+}
+
+/// What became of a candidate that holds its release's Lease.
+enum Entry {
+    /// It leads.
+    Leads,
+    /// Begin again: the Lease was given back, or lost.
+    Again,
+    /// The process is to end.
+    Ends,
 }
 
 impl Election {
-    /// For the Lease `name` in `namespace` under `identity` (the pod's name).
-    pub fn new(client: Client, namespace: &str, name: &str, identity: &str) -> Self {
+    /// For the Lease that `own` names, under `identity` (the pod's name).
+    pub fn new(client: Client, own: Own, identity: &str, timing: Timing) -> Self {
         Self {
-            api: Api::namespaced(client, namespace),
-            name: name.to_owned(),
+            api: Api::namespaced(client.clone(), &own.namespace),
+            client,
+            own,
             identity: identity.to_owned(),
+            timing,
             guard: LeaseGuard::new(),
+            rival: watch::Sender::new(None),
         }
     }
 
@@ -133,55 +193,76 @@ impl Election {
         self.guard.clone()
     }
 
+    /// The operator of another release that stands in the way, in words, while there is one.
+    pub fn rival(&self) -> watch::Receiver<Option<String>> {
+        self.rival.subscribe()
+    }
+
     /// Waits until this process is the leader, or `shutdown`; answers whether it is.
     pub async fn acquire(&self, shutdown: &CancellationToken) -> bool {
-        let mut seen: Option<(Option<String>, Instant)> = None;
+        let mut rivals = Rivals::new(&self.own);
+        loop {
+            let Some(asked) = self.take(shutdown).await else { return false };
+            match self.enter(asked, &mut rivals, shutdown).await {
+                Entry::Leads => return true,
+                Entry::Again => {}
+                Entry::Ends => {
+                    if let Err(error) = self.release().await {
+                        tracing::warn!(%error, "the lease could not be given back");
+                    }
+                    return false;
+                }
+            }
+        }
+    }
+
+    /// Waits for the release's own Lease; answers when it was asked for, or nothing at `shutdown`.
+    async fn take(&self, shutdown: &CancellationToken) -> Option<Instant> {
+        let mut seen = None;
         let mut failures = 0_u32;
         loop {
-            let pause = match self.try_acquire(&mut seen).await {
-                Ok(true) => return true,
-                Ok(false) => {
+            let pause = match self.try_take(&mut seen).await {
+                Ok(Some(asked)) => return Some(asked),
+                Ok(None) => {
                     failures = 0;
-                    LOOK
+                    self.timing.look()
                 }
                 Err(error) => {
                     failures = failures.saturating_add(1);
                     if failures.is_power_of_two() {
                         tracing::warn!(%error, failures, "the lease could not be read or taken");
                     }
-                    crate::backoff::delay(failures, LOOK, Duration::from_secs(5))
+                    crate::backoff::delay(failures, self.timing.look(), Duration::from_secs(5))
                 }
             };
-            if shutdown.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
-                return false;
-            }
+            shutdown.run_until_cancelled(tokio::time::sleep(pause)).await?;
         }
     }
 
-    async fn try_acquire(&self, seen: &mut Option<(Option<String>, Instant)>) -> Result<bool, LeaseError> {
-        let Some(lease) = within(self.api.get_opt(&self.name)).await? else {
-            let asked = Instant::now();
-            let lease = self.record(None, 0);
-            return self.written(asked, within(self.api.create(&PostParams::default(), &lease)).await);
+    async fn try_take(&self, seen: &mut Option<(Option<String>, Instant)>) -> Result<Option<Instant>, LeaseError> {
+        let current = self.within(self.api.get_opt(&self.own.lease)).await?;
+        let asked;
+        let written = match &current {
+            None => {
+                asked = Instant::now();
+                let record = self.record(None, 0);
+                self.within(self.api.create(&PostParams::default(), &record)).await
+            }
+            Some(lease) => {
+                if !is_free(lease, &self.identity, seen, self.timing.lease, Instant::now()) {
+                    return Ok(None);
+                }
+                let transitions = lease.spec.as_ref().and_then(|s| s.lease_transitions).unwrap_or(0).saturating_add(1);
+                asked = Instant::now();
+                let record = self.record(Some(lease), transitions);
+                self.within(self.api.replace(&self.own.lease, &PostParams::default(), &record)).await
+            }
         };
-        if !is_free(&lease, &self.identity, seen, Instant::now()) {
-            return Ok(false);
-        }
-        let transitions = lease.spec.as_ref().and_then(|s| s.lease_transitions).unwrap_or(0).saturating_add(1);
-        let asked = Instant::now();
-        let record = self.record(Some(&lease), transitions);
-        self.written(asked, within(self.api.replace(&self.name, &PostParams::default(), &record)).await)
-    }
-
-    /// A conflict means that another candidate was quicker.
-    fn written(&self, asked: Instant, result: Result<Lease, LeaseError>) -> Result<bool, LeaseError> {
-        match result {
-            Ok(_) => {
-                self.guard.set_until(asked + LEASE.saturating_sub(MARGIN));
-                Ok(true)
-            }
+        match written {
+            Ok(_) => Ok(Some(asked)),
+            // Another candidate was quicker.
             Err(LeaseError::Kube(kube::Error::Api(status))) if status.is_conflict() || status.is_already_exists() => {
-                Ok(false)
+                Ok(None)
             }
             Err(error) => Err(error),
         }
@@ -194,13 +275,14 @@ impl Election {
             .and_then(|lease| lease.spec.as_ref()?.acquire_time.clone());
         Lease {
             metadata: ObjectMeta {
-                name: Some(self.name.clone()),
+                name: Some(self.own.lease.clone()),
                 resource_version: current.and_then(|lease| lease.metadata.resource_version.clone()),
                 ..ObjectMeta::default()
             },
             spec: Some(LeaseSpec {
                 holder_identity: Some(self.identity.clone()),
-                lease_duration_seconds: i32::try_from(LEASE.as_secs()).ok(),
+                // Only whole seconds can be said; the shortest is one.
+                lease_duration_seconds: i32::try_from(self.timing.lease.as_secs().max(1)).ok(),
                 acquire_time: Some(acquired.unwrap_or_else(|| now.clone())),
                 renew_time: Some(now),
                 lease_transitions: Some(transitions),
@@ -209,66 +291,183 @@ impl Election {
         }
     }
 
-    /// Renews until `shutdown` (then the lease is given back, `Ok`) or until it is lost (`Err`): the caller must end the process.
-    pub async fn hold(&self, shutdown: &CancellationToken) -> Result<(), LeaseError> {
+    /// Waits, holding the release's own Lease since `asked`, until no operator of another release stands in the way.
+    async fn enter(&self, mut asked: Instant, rivals: &mut Rivals, shutdown: &CancellationToken) -> Entry {
         loop {
-            if shutdown.run_until_cancelled(tokio::time::sleep(RENEW)).await.is_none() {
-                return Ok(());
+            // Both at once: the lease is to last for a while when it is known that nobody stands in the way.
+            let (verdict, renewed) = tokio::join!(self.look_around(rivals), self.renew());
+            let unbroken = asked.elapsed() < self.timing.term();
+            match renewed {
+                Ok(renewed) => asked = renewed,
+                Err(LeaseError::Lost) => return Entry::Again,
+                Err(error) => tracing::warn!(%error, "the lease could not be renewed"),
             }
-            match self.renew().await {
-                Ok(()) => {}
-                Err(LeaseError::Lost) => {
-                    self.guard.clear();
-                    return Err(LeaseError::Lost);
+            match verdict {
+                // Where the lease may have run out meanwhile, another may have seen nobody before it: then it is looked again.
+                Ok(Verdict::Clear) if !unbroken => {}
+                Ok(Verdict::Clear) => {
+                    self.guard.extend(asked + self.timing.term());
+                    self.say(None);
+                    return Entry::Leads;
                 }
-                Err(error) => {
-                    tracing::warn!(%error, left_ms = %self.guard.time_left().as_millis(), "the lease could not be renewed");
-                    if self.guard.time_left().is_zero() {
+                Ok(Verdict::Wait(who)) => self.say(Some(who)),
+                Ok(Verdict::GiveWay(who)) => {
+                    self.say(Some(who));
+                    return self.give_way(rivals, shutdown).await;
+                }
+                Err(error) => tracing::warn!(%error, "other operators could not be looked for; trying again"),
+            }
+            let pause = self.timing.renew().saturating_sub(asked.elapsed()).max(self.timing.look());
+            if shutdown.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+                return Entry::Ends;
+            }
+        }
+    }
+
+    /// Gives the Lease back, so that the other operator sees nobody before it, and waits until that one is gone.
+    async fn give_way(&self, rivals: &mut Rivals, shutdown: &CancellationToken) -> Entry {
+        if let Err(error) = self.release().await {
+            tracing::warn!(%error, "the lease could not be given back; the other operator waits until it ends");
+        }
+        loop {
+            if shutdown.run_until_cancelled(tokio::time::sleep(GIVEN_WAY.min(self.timing.lease))).await.is_none() {
+                return Entry::Ends;
+            }
+            match self.look_around(rivals).await {
+                Ok(Verdict::Clear) => return Entry::Again,
+                Ok(Verdict::Wait(who) | Verdict::GiveWay(who)) => self.say(Some(who)),
+                Err(error) => tracing::warn!(%error, "other operators could not be looked for; trying again"),
+            }
+        }
+    }
+
+    fn say(&self, rival: Option<String>) {
+        self.rival.send_if_modified(|current| {
+            let differs = *current != rival;
+            if differs {
+                *current = rival;
+            }
+            differs
+        });
+    }
+
+    /// Looks for operators of other releases that look after the same namespaces and hold their Lease.
+    async fn look_around(&self, rivals: &mut Rivals) -> Result<Verdict, LeaseError> {
+        let roles: Api<ClusterRole> = Api::all(self.client.clone());
+        let ours = ListParams::default().labels(&format!("{}={}", names::LABEL_NAME, names::FIELD_MANAGER));
+        let others = match self.within(roles.list(&ours)).await {
+            Ok(list) => rivals.overlapping(&list.items),
+            Err(error) => return self.unseen(error),
+        };
+        let leases = others.iter().map(|other| async {
+            let api: Api<Lease> = Api::namespaced(self.client.clone(), &other.namespace);
+            self.within(api.get_opt(&other.lease)).await
+        });
+        match try_join_all(leases).await {
+            Ok(leases) => Ok(rivals.look(others.into_iter().zip(leases), self.timing.lease, Instant::now())),
+            Err(error) => self.unseen(error),
+        }
+    }
+
+    /// Without the right to look, who made the roles by hand answers for it that there is no other operator: failover matters more.
+    fn unseen(&self, error: LeaseError) -> Result<Verdict, LeaseError> {
+        match &error {
+            LeaseError::Kube(kube::Error::Api(status)) if status.is_forbidden() => {
+                tracing::warn!(lease = %self.own.lease, %error, "whether another operator looks after the same namespaces cannot be seen: its rights are missing");
+                Ok(Verdict::Clear)
+            }
+            _ => Err(error),
+        }
+    }
+
+    /// Renews until `shutdown` (then the lease can be given back, `Ok`) or until it is lost (`Err`): the caller must end the process. It is
+    /// lost when another holds it, or when no renewal was answered for as long as it lasts, and not before.
+    pub async fn hold(&self, shutdown: &CancellationToken) -> Result<(), LeaseError> {
+        let mut tick = tokio::time::interval(self.timing.renew());
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut under_way = FuturesUnordered::new();
+        loop {
+            let ends = tokio::time::sleep(self.guard.time_left());
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return Ok(()),
+                Some(answer) = under_way.next() => match answer {
+                    Ok(asked) => self.guard.extend(asked + self.timing.term()),
+                    Err(LeaseError::Lost) => {
+                        self.guard.clear();
                         return Err(LeaseError::Lost);
                     }
-                }
+                    Err(error) => {
+                        tracing::warn!(%error, left_ms = %self.guard.time_left().as_millis(), "the lease could not be renewed");
+                    }
+                },
+                () = ends => return Err(LeaseError::Lost),
+                _ = tick.tick(), if under_way.len() < RENEWALS_MAX => under_way.push(self.renew()),
             }
         }
     }
 
-    async fn renew(&self) -> Result<(), LeaseError> {
-        let lease = within(self.api.get(&self.name)).await?;
-        let spec = lease.spec.clone().unwrap_or_default();
-        if spec.holder_identity.as_deref() != Some(&self.identity) {
-            return Err(LeaseError::Lost);
-        }
+    /// Asks for a renewal, which the API server grants only to the holder, in one request; answers when it was asked for.
+    async fn renew(&self) -> Result<Instant, LeaseError> {
         let asked = Instant::now();
-        let record = self.record(Some(&lease), spec.lease_transitions.unwrap_or(0));
-        if self.written(asked, within(self.api.replace(&self.name, &PostParams::default(), &record)).await)? {
-            Ok(())
-        } else {
-            // A write in between: the next round sees whose.
-            Err(LeaseError::Deadline)
-        }
+        let now = serde_json::to_value(MicroTime(Timestamp::now()))?;
+        let renewed = AddOperation { path: PointerBuf::from_tokens(["spec", "renewTime"]), value: now };
+        self.change(renewed).await.map(|()| asked)
     }
 
-    /// Gives the lease back so that the other replica takes over at once. Call after everything that acts has ended.
+    /// Gives the lease back so that another takes over at once. Call after everything that acts has ended.
     pub async fn release(&self) -> Result<(), LeaseError> {
         self.guard.clear();
-        let mut lease = within(self.api.get(&self.name)).await?;
-        if let Some(spec) = lease.spec.as_mut().filter(|s| s.holder_identity.as_deref() == Some(&self.identity)) {
-            spec.holder_identity = Some(String::new());
-            within(self.api.replace(&self.name, &PostParams::default(), &lease)).await?;
+        let nobody = AddOperation { path: PointerBuf::from_tokens(["spec", "holderIdentity"]), value: "".into() };
+        match self.change(nobody).await {
+            Err(LeaseError::Lost) => Ok(()),
+            done => done,
         }
-        Ok(())
     }
-}
 
-async fn within<T>(call: impl Future<Output = Result<T, kube::Error>>) -> Result<T, LeaseError> {
-    match tokio::time::timeout(REQUEST_DEADLINE, call).await {
-        Ok(result) => Ok(result?),
-        Err(_) => Err(LeaseError::Deadline),
+    /// Deletes the Lease, which nobody needs any more. Only its holder may.
+    pub async fn remove(&self) -> Result<(), LeaseError> {
+        let lease = self.within(self.api.get(&self.own.lease)).await?;
+        if lease.spec.as_ref().and_then(|s| s.holder_identity.as_deref()) != Some(&self.identity) {
+            return Err(LeaseError::Lost);
+        }
+        let exactly = Preconditions { uid: lease.metadata.uid, resource_version: None };
+        let params = DeleteParams { preconditions: Some(exactly), ..DeleteParams::default() };
+        self.within(self.api.delete(&self.own.lease, &params)).await.map(drop)
+    }
+
+    /// Changes the record, provided that this process holds it.
+    async fn change(&self, change: AddOperation) -> Result<(), LeaseError> {
+        let holder = PointerBuf::from_tokens(["spec", "holderIdentity"]);
+        let patch = json_patch::Patch(vec![
+            PatchOperation::Test(TestOperation { path: holder, value: self.identity.as_str().into() }),
+            PatchOperation::Add(change),
+        ]);
+        let patch = Patch::<()>::Json(patch);
+        match self.within(self.api.patch(&self.own.lease, &PatchParams::default(), &patch)).await {
+            Ok(_) => Ok(()),
+            Err(LeaseError::Kube(kube::Error::Api(status))) if status.is_invalid() => Err(LeaseError::Lost),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn within<T>(&self, call: impl Future<Output = Result<T, kube::Error>>) -> Result<T, LeaseError> {
+        match tokio::time::timeout(self.timing.term(), call).await {
+            Ok(result) => Ok(result?),
+            Err(_) => Err(LeaseError::Deadline),
+        }
     }
 }
 
 /// Whether a candidate may take the lease: it has no other holder, or its record has not changed for as long as a lease lasts. `seen` is
 /// the version that this candidate saw last, and since when.
-fn is_free(lease: &Lease, identity: &str, seen: &mut Option<(Option<String>, Instant)>, now: Instant) -> bool {
+fn is_free(
+    lease: &Lease,
+    identity: &str,
+    seen: &mut Option<(Option<String>, Instant)>,
+    lasts: Duration,
+    now: Instant,
+) -> bool {
     let holder = lease.spec.as_ref().and_then(|s| s.holder_identity.as_deref()).unwrap_or_default();
     let version = &lease.metadata.resource_version;
     let unchanged_for = match seen {
@@ -278,49 +477,5 @@ fn is_free(lease: &Lease, identity: &str, seen: &mut Option<(Option<String>, Ins
             Duration::ZERO
         }
     };
-    holder.is_empty() || holder == identity || unchanged_for >= LEASE
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_lease_is_judged_by_its_changes_and_never_by_its_timestamps() {
-        let held = |version: &str, renewed_s: i64| Lease {
-            metadata: ObjectMeta { resource_version: Some(version.to_owned()), ..ObjectMeta::default() },
-            spec: Some(LeaseSpec {
-                holder_identity: Some("other".to_owned()),
-                renew_time: Some(MicroTime(Timestamp::from_second(renewed_s).unwrap())),
-                ..LeaseSpec::default()
-            }),
-        };
-        let (now, start) = (Timestamp::now().as_second(), Instant::now());
-        // Clocks two minutes apart, in both directions.
-        for renewed in [now - 120, now + 120] {
-            let mut seen = None;
-            assert!(!is_free(&held("1", renewed), "me", &mut seen, start), "seen for the first time");
-            assert!(!is_free(&held("1", renewed), "me", &mut seen, start + LEASE / 2));
-            assert!(!is_free(&held("2", renewed), "me", &mut seen, start + LEASE), "it was renewed");
-            assert!(!is_free(&held("2", renewed), "me", &mut seen, start + LEASE + LEASE / 2));
-            assert!(is_free(&held("2", renewed), "me", &mut seen, start + LEASE * 2), "not renewed for a whole lease");
-        }
-        assert!(is_free(&held("1", now), "other", &mut None, start), "one's own");
-    }
-
-    #[test]
-    fn a_guard_without_a_lease_allows_nothing() {
-        let guard = LeaseGuard::new();
-        assert_eq!(guard.time_left(), Duration::ZERO);
-        assert!(guard.check(Duration::from_millis(1)).is_err());
-        assert!(LeaseGuard::unopposed().check(Duration::from_secs(5)).is_ok());
-    }
-
-    #[test]
-    fn a_cleared_guard_refuses_at_once() {
-        let guard = LeaseGuard::unopposed();
-        guard.clear();
-        let refused = guard.check(Duration::from_secs(1)).unwrap_err();
-        assert_eq!(refused, LeaseTooShort { left_ms: 0, wanted_ms: 1000 });
-    }
+    holder.is_empty() || holder == identity || unchanged_for >= lasts
 }

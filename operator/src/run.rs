@@ -16,20 +16,53 @@ use crate::{
     api_client::{self, RequestCounts},
     context::Context,
     controllers,
-    lease::Election,
+    lease::{
+        Election, LEASE, Timing,
+        notice::Speaker,
+        rivals::{Own, Watches},
+    },
     panics,
     plan::Release,
 };
 
-/// Name of the Lease.
-const LEASE_NAME: &str = "kith-operator";
 /// What the end may take: passes finish, the lease is given back.
 const GRACE: Duration = Duration::from_secs(8);
 
+/// Who this process is among the operators of a cluster.
+#[derive(Debug, Clone, Parser)]
+pub struct Place {
+    /// Name of this pod, by which it holds the lease.
+    #[arg(long, env = "POD_NAME")]
+    pub pod_name: String,
+    /// Namespace of this pod, where the lease is.
+    #[arg(long, env = "POD_NAMESPACE")]
+    pub pod_namespace: String,
+    /// Name of the Lease for which the replicas of one release compete.
+    #[arg(long, env = "KITH_LEASE", default_value = "kith-operator")]
+    pub lease: String,
+    /// Namespaces to look after, comma-separated; none: all.
+    #[arg(long, env = "WATCH_NAMESPACE", value_delimiter = ',')]
+    pub watch_namespace: Vec<String>,
+}
+
+impl Place {
+    /// A candidate for the lease.
+    pub fn election(&self, client: Client) -> Election {
+        let own = Own {
+            namespace: self.pod_namespace.clone(),
+            lease: self.lease.clone(),
+            watches: Watches::of(&self.watch_namespace),
+        };
+        Election::new(client, own, &self.pod_name, Timing { lease: LEASE })
+    }
+}
+
 /// Settings, by flag or environment.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "kith-operator", version, about = "Turns Kith's custom resources into a running chat platform")]
 pub struct Args {
+    /// Who this process is.
+    #[command(flatten)]
+    pub place: Place,
     /// Image of the services.
     #[arg(long, env = "KITH_IMAGE")]
     pub kith_image: String,
@@ -39,15 +72,6 @@ pub struct Args {
     /// Image of the managed event log.
     #[arg(long, env = "KITH_KAFKA_IMAGE")]
     pub kafka_image: String,
-    /// Name of this pod, by which it holds the lease.
-    #[arg(long, env = "POD_NAME")]
-    pub pod_name: String,
-    /// Namespace of this pod, where the lease is.
-    #[arg(long, env = "POD_NAMESPACE")]
-    pub pod_namespace: String,
-    /// Namespaces to look after, comma-separated; none: all.
-    #[arg(long, env = "WATCH_NAMESPACE", value_delimiter = ',')]
-    pub watch_namespace: Vec<String>,
     /// Address of the admin port.
     #[arg(long, env = "KITH_ADMIN", default_value = "0.0.0.0:9090")]
     pub admin: std::net::SocketAddr,
@@ -107,14 +131,18 @@ async fn start(args: Args) -> Result<ExitCode, StartError> {
 }
 
 async fn lead(args: &Args, client: Client, readiness: Readiness, shutdown: CancellationToken) -> ExitCode {
-    let election = Election::new(client.clone(), &args.pod_namespace, LEASE_NAME, &args.pod_name);
+    let place = &args.place;
+    let election = place.election(client.clone());
+    let speaker =
+        Speaker { pod: place.pod_name.clone(), namespace: place.pod_namespace.clone(), readiness: readiness.clone() };
+    tokio::spawn(speaker.follow(client.clone(), election.rival(), shutdown.clone()));
     // A replica that waits for its turn is as ready as one that acts.
     readiness.ready("api-server");
-    tracing::info!(identity = %args.pod_name, "waiting for the lease");
+    tracing::info!(identity = %place.pod_name, lease = %place.lease, "waiting for the lease");
     if !election.acquire(&shutdown).await {
         return ExitCode::SUCCESS;
     }
-    tracing::info!(identity = %args.pod_name, "leading");
+    tracing::info!(identity = %place.pod_name, "leading");
     metrics::gauge!("kith_operator_leader").set(1.0);
     let release = Release {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -126,8 +154,8 @@ async fn lead(args: &Args, client: Client, readiness: Readiness, shutdown: Cance
     };
     let work = shutdown.child_token();
     let (context, wakes) =
-        Context::new(client, release, election.guard(), &args.pod_name, args.run_dir.clone(), work.clone());
-    let mut controllers = tokio::spawn(controllers::run(context, wakes, args.watch_namespace.clone()));
+        Context::new(client, release, election.guard(), &place.pod_name, args.run_dir.clone(), work.clone());
+    let mut controllers = tokio::spawn(controllers::run(context, wakes, place.watch_namespace.clone()));
     // The lease is held until everything that acts has ended, and longer than the request to end.
     let hold_end = CancellationToken::new();
     let held = election.hold(&hold_end);

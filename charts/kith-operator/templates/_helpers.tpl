@@ -1,9 +1,27 @@
-{{/* The name of everything in this release; the release's own name where it says kith-operator already. */}}
+{{/*
+The name of everything in this release. A release that is named like the chart, or like its beginning (`kith`), does not say it twice.
+*/}}
 {{- define "kith-operator.fullname" -}}
-{{- if contains .Chart.Name .Release.Name -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
+{{- else if contains .Chart.Name .Release.Name -}}
 {{- .Release.Name | trunc 50 | trimSuffix "-" -}}
+{{- else if hasPrefix (printf "%s-" .Release.Name) .Chart.Name -}}
+{{- .Chart.Name -}}
 {{- else -}}
 {{- printf "%s-%s" .Release.Name .Chart.Name | trunc 50 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{/*
+The name of what belongs to no namespace. Releases that look after namespaces of their own may be called alike in several; of those that look
+after all, Helm refuses a second one of the same name.
+*/}}
+{{- define "kith-operator.clusterName" -}}
+{{- if .Values.watchNamespaces -}}
+{{- printf "%s-%s" (include "kith-operator.fullname" .) .Release.Namespace -}}
+{{- else -}}
+{{- include "kith-operator.fullname" . -}}
 {{- end -}}
 {{- end -}}
 
@@ -29,56 +47,72 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end -}}
 {{- end -}}
 
-{{/* What the operator does in the namespaces where ChatClusters live. */}}
+{{/*
+What the operator does in the namespaces where ChatClusters live: exactly what it asks for (operator/tests/rights.rs). Applying an object
+takes patch, and create where it is not there yet.
+*/}}
 {{- define "kith-operator.rules" -}}
 # Kith's own objects: users own the specs of ChatClusters, Gateways and hand-made shards; the operator makes shards and rebalances.
 - apiGroups: [kith.dev]
-  resources: [chatclusters, gateways]
-  verbs: [get, list, watch, update, patch]
+  resources: [chatclusters]
+  verbs: [get, list, watch, patch]
 - apiGroups: [kith.dev]
-  resources: [storageshards, shardrebalances]
-  verbs: [get, list, watch, create, update, patch, delete]
+  resources: [gateways]
+  verbs: [list, watch]
+- apiGroups: [kith.dev]
+  resources: [storageshards]
+  verbs: [list, watch, create, patch, delete]
+- apiGroups: [kith.dev]
+  resources: [shardrebalances]
+  verbs: [get, list, watch, create, delete]
 - apiGroups: [kith.dev]
   resources: [chatclusters/status, storageshards/status, gateways/status, shardrebalances/status]
-  verbs: [get, update, patch]
+  verbs: [patch]
+# Where the API server checks who may own objects that block the owner's deletion (OpenShift does), this is what is asked for.
 - apiGroups: [kith.dev]
-  resources: [chatclusters/finalizers, storageshards/finalizers, gateways/finalizers, shardrebalances/finalizers]
+  resources: [chatclusters/finalizers, storageshards/finalizers, gateways/finalizers]
   verbs: [update]
 # What a ChatCluster is made of.
 - apiGroups: [apps]
-  resources: [statefulsets, deployments]
-  verbs: [get, list, watch, create, update, patch, delete]
+  resources: [statefulsets]
+  verbs: [get, list, watch, create, patch]
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [""]
-  resources: [services, configmaps, secrets, serviceaccounts]
-  verbs: [get, list, watch, create, update, patch, delete]
+  resources: [configmaps, secrets]
+  verbs: [get, list, watch, create, patch]
+- apiGroups: [""]
+  resources: [services]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [""]
+  resources: [serviceaccounts]
+  verbs: [get, list, create, patch]
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
-  verbs: [get, list, watch, create, update, patch, delete]
+  verbs: [get, list, create, patch, delete]
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies, ingresses]
-  verbs: [get, list, watch, create, update, patch, delete]
+  verbs: [get, list, create, patch, delete]
 - apiGroups: [gateway.networking.k8s.io]
   resources: [httproutes]
-  verbs: [get, list, watch, create, update, patch, delete]
+  verbs: [get, create, patch, delete]
 - apiGroups: [autoscaling]
   resources: [horizontalpodautoscalers]
-  verbs: [get, list, watch, create, update, patch, delete]
-# Pods are made by StatefulSets and Deployments; the operator labels, evicts and deletes them one by one. Claims are made by
-# StatefulSets; it grows them, and deletes them where reclaimPolicy says so.
+  verbs: [get, list, create, patch, delete]
+# Pods are made by StatefulSets and Deployments; the operator deletes them one by one. Claims are made by StatefulSets; it grows them, and
+# deletes that of a member that is gone for good.
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch, patch, delete]
+  verbs: [list, watch, delete]
 # Readiness of a broker's pod waits for a condition that the operator writes.
 - apiGroups: [""]
   resources: [pods/status]
   verbs: [patch]
 - apiGroups: [""]
-  resources: [pods/eviction]
-  verbs: [create]
-- apiGroups: [""]
   resources: [persistentvolumeclaims]
-  verbs: [get, list, watch, update, patch, delete]
-- apiGroups: ["", events.k8s.io]
+  verbs: [list, patch, delete]
+- apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]
 {{- end -}}
@@ -93,4 +127,42 @@ matchResources:
       operator: In
       values: {{ toJson .Values.watchNamespaces }}
 {{- end -}}
+{{- end -}}
+
+{{/* Where this release leads, as other releases read it. */}}
+{{- define "kith-operator.watches" -}}
+{{- if .Values.watchNamespaces }}{{ join "," .Values.watchNamespaces }}{{ else }}*{{ end }}
+{{- end -}}
+
+{{/* Who a pod of the operator is. */}}
+{{- define "kith-operator.place" -}}
+- name: POD_NAME
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.name
+- name: POD_NAMESPACE
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.namespace
+- name: KITH_LEASE
+  value: {{ include "kith-operator.fullname" . }}
+{{- with .Values.watchNamespaces }}
+- name: WATCH_NAMESPACE
+  value: {{ join "," . | quote }}
+{{- end }}
+- name: RUST_LOG
+  value: {{ .Values.logLevel | quote }}
+{{- end -}}
+
+{{/* Labels and annotations of what exists only while the release is uninstalled. None of them says that it is the operator. */}}
+{{- define "kith-operator.uninstallMeta" -}}
+labels:
+  app.kubernetes.io/name: {{ include "kith-operator.fullname" .root }}-uninstall
+  app.kubernetes.io/instance: {{ .root.Release.Name }}
+  app.kubernetes.io/part-of: kith
+  app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+annotations:
+  helm.sh/hook: post-delete
+  helm.sh/hook-weight: {{ .weight | quote }}
+  helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
 {{- end -}}

@@ -230,7 +230,8 @@ pub struct ExternalEventLog {
     /// TLS to the brokers. Omitted: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<ExternalTls>,
-    /// User name and password. Omitted: none.
+    /// User name and password. Omitted: none. Where a cloud offers OAUTHBEARER or AWS MSK IAM alone it cannot be used: those are not supported;
+    /// MSK takes SCRAM-SHA-512 or client certificates besides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sasl: Option<KafkaSasl>,
     /// Copies of each topic that is created, from 1 to 9. With three or more, two must hold an event before it counts.

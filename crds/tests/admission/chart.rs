@@ -13,13 +13,18 @@ use crate::server::{ApiServer, cache};
 
 const NAMESPACE: &str = "kith-system";
 
-/// The chart's manifests, as Helm renders them with these settings.
+/// What is installed of the chart, as Helm renders it with these settings.
 fn rendered(settings: &[&str]) -> String {
+    template("kith-operator", settings, &["--no-hooks"])
+}
+
+/// What Helm renders for a release of this name: what is made at its end too, unless `flags` leave it out.
+fn template(release: &str, settings: &[&str], flags: &[&str]) -> String {
     let helm = cache().join("bin/helm");
     assert!(helm.exists(), "{} is missing: run e2e/local/deps.sh helm", helm.display());
     let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/kith-operator");
     let mut command = Command::new(helm);
-    command.args(["template", "kith-operator"]).arg(chart).args([
+    command.args(["template", release]).arg(chart).args(flags).args([
         "--namespace",
         NAMESPACE,
         "--api-versions",
@@ -53,29 +58,116 @@ pub(crate) fn installs_and_passes_pod_security(server: &ApiServer, failures: &mu
 
     let deployment = documents(&yaml).into_iter().find(|object| object["kind"] == "Deployment").expect("a Deployment");
     failures.expect("two replicas", deployment["spec"]["replicas"] == 2, &deployment["spec"]["replicas"]);
-    let mut pod = deployment["spec"]["template"].clone();
-    pod["apiVersion"] = json!("v1");
-    pod["kind"] = json!("Pod");
-    pod["metadata"]["name"] = json!("operator");
-    pod["metadata"]["namespace"] = json!(NAMESPACE);
-    let file = server.file("pod.json", &pod.to_string());
-    let outcome = server.kubectl(&["create", "--dry-run=server", "-f", &file]);
-    failures.expect(
-        "the operator's pod under the restricted level",
-        outcome.is_ok(),
-        outcome.err().unwrap_or_default(),
-    );
+    let everything = documents(&template("kith-operator", &[], &[]));
+    let job = everything.iter().find(|object| object["kind"] == "Job").expect("a Job for the end");
+    for (name, owner) in [("operator", &deployment), ("uninstall", job)] {
+        let mut pod = owner["spec"]["template"].clone();
+        let security = &pod["spec"]["securityContext"];
+        failures.expect(name, security["runAsNonRoot"] == true && security["runAsUser"].is_null(), "names a user");
+        pod["apiVersion"] = json!("v1");
+        pod["kind"] = json!("Pod");
+        pod["metadata"]["name"] = json!(name);
+        pod["metadata"]["namespace"] = json!(NAMESPACE);
+        let file = server.file("pod.json", &pod.to_string());
+        let outcome = server.kubectl(&["create", "--dry-run=server", "-f", &file]);
+        let case = format!("the pod of {name} under the restricted level");
+        failures.expect(&case, outcome.is_ok(), outcome.err().unwrap_or_default());
+    }
+    names_say_nothing_twice(failures);
+    hooks_make_nothing_that_is_taken_for_the_operator(&everything, failures);
 
     let everything = rendered(&["metrics.serviceMonitor.enabled=true", "watchNamespaces={one,two}", "affinity.a=b"]);
     failures.expect("ServiceMonitor", everything.contains("kind: ServiceMonitor"), "is not rendered");
 }
 
-/// Shards that own slots cannot be deleted by hand, and approvals name their proposal.
+/// The Deployment's name by the release's; releases in several namespaces are in each other's way only where they look after all.
+fn names_say_nothing_twice(failures: &mut Failures) {
+    let of = |release: &str, settings: &[&str], kind: &str| {
+        let objects = documents(&template(release, settings, &["--no-hooks"]));
+        let object = objects.into_iter().find(|object| object["kind"] == kind).expect("the object");
+        object["metadata"].clone()
+    };
+    let none: &[&str] = &[];
+    for (release, settings, expected) in [
+        ("kith", none, "kith-operator"),
+        ("kith-operator", none, "kith-operator"),
+        ("my-kith-operator", none, "my-kith-operator"),
+        ("chat", none, "chat-kith-operator"),
+        ("chat", &["fullnameOverride=ops"][..], "ops"),
+    ] {
+        let name = of(release, settings, "Deployment")["name"].clone();
+        failures.expect(&format!("release {release}"), name == expected, name);
+    }
+    for (settings, name, watches) in
+        [(none, "kith-operator", "*"), (&["watchNamespaces={one,two}"][..], "kith-operator-kith-system", "one,two")]
+    {
+        let role = of("kith", settings, "ClusterRole");
+        failures.expect("ClusterRole", role["name"] == name, &role["name"]);
+        let says = &role["annotations"];
+        failures.expect("its Lease", says["kith.dev/lease"] == "kith-system/kith-operator", says);
+        failures.expect("its namespaces", says["kith.dev/watches"] == watches, says);
+    }
+}
+
+/// What runs at the end of a release is neither selected by the operator's Deployment nor taken for a release of it.
+fn hooks_make_nothing_that_is_taken_for_the_operator(everything: &[Value], failures: &mut Failures) {
+    let hooks: Vec<&Value> =
+        everything.iter().filter(|o| o["metadata"]["annotations"]["helm.sh/hook"] == "post-delete").collect();
+    let kinds: Vec<&str> = hooks.iter().filter_map(|o| o["kind"].as_str()).collect();
+    let expected = ["ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "Job"];
+    failures.expect("hooks", expected.iter().all(|kind| kinds.contains(kind)), format!("{kinds:?}"));
+    for hook in hooks {
+        let mut labels = vec![&hook["metadata"]["labels"]];
+        labels.extend(hook.pointer("/spec/template/metadata/labels"));
+        let taken = labels.iter().any(|labels| labels["app.kubernetes.io/name"] == "kith-operator");
+        failures.expect("hooks", !taken, format!("{} is labelled as the operator", hook["kind"]));
+        failures.expect("hooks", hook["metadata"]["annotations"]["kith.dev/lease"].is_null(), "names a Lease");
+    }
+    let without = template("kith-operator", &["releaseShardsOnUninstall=false"], &[]);
+    failures.expect("no hooks", !without.contains("helm.sh/hook"), "are rendered");
+}
+
+/// Shards that own slots cannot be deleted by hand, approvals name their proposal, and nothing is promoted by force without need.
 pub(crate) async fn policies_protect_shards_and_rebalances(server: &ApiServer, admin: &Api, failures: &mut Failures) {
     let bound = server.kubectl(&["create", "clusterrolebinding", "jane", "--clusterrole=cluster-admin", "--user=jane"]);
     bound.expect("a binding");
     shard_deletion(server, admin, failures).await;
     rebalance_commands(server, admin, failures).await;
+    forced_promotions(server, admin, failures).await;
+}
+
+async fn forced_promotions(server: &ApiServer, admin: &Api, failures: &mut Failures) {
+    let jane = Api::as_user(server, "jane");
+    let shard = manifest("StorageShard", "demo-1", "{clusterRef: {name: demo}, index: 1}");
+    let wish = |pod: Value| json!({"metadata": {"annotations": {"kith.dev/force-promote": pod}}});
+    let blocked = |status: &str| {
+        json!({"status": {"conditions": [{"type": "FailoverBlocked", "status": status, "reason": "TooFewReplicas",
+            "message": "two are missing", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}})
+    };
+    failures.expect_acceptance("shard", admin.create(&shard).await);
+    let end = Instant::now() + SETTLES_WITHIN;
+    let early = loop {
+        let outcome = jane.merge(&shard, None, &wish(json!("demo-1-valkey-1"))).await;
+        if outcome.is_err() || Instant::now() > end {
+            break outcome;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        failures.expect_acceptance("shard", admin.merge(&shard, None, &wish(Value::Null)).await);
+    };
+    let says = ["nothing has to be promoted by force in StorageShard demo-1", "enough copies are in sight"];
+    failures.expect_refusal("a promotion by force of a shard without a word", &early, &says);
+    failures.expect_acceptance("status", admin.merge(&shard, Some("status"), &blocked("False")).await);
+    let outcome = jane.merge(&shard, None, &wish(json!("demo-1-valkey-1"))).await;
+    failures.expect_refusal("a promotion by force while enough copies are in sight", &outcome, &says);
+    failures.expect_acceptance("status", admin.merge(&shard, Some("status"), &blocked("True")).await);
+    let outcome = jane.merge(&shard, None, &wish(json!("demo-1-valkey-1"))).await;
+    failures.expect_acceptance("a promotion by force while failover is blocked", outcome);
+    // Once it is over, the annotation is no obstacle to other changes, and the operator takes it away.
+    failures.expect_acceptance("status", admin.merge(&shard, Some("status"), &blocked("False")).await);
+    let outcome = jane.merge(&shard, None, &json!({"spec": {"weight": 50}})).await;
+    failures.expect_acceptance("a change beside an old wish", outcome);
+    failures.expect_acceptance("the wish taken away", jane.merge(&shard, None, &wish(Value::Null)).await);
+    failures.expect_acceptance("shard", admin.delete(&shard).await);
 }
 
 async fn shard_deletion(server: &ApiServer, admin: &Api, failures: &mut Failures) {
@@ -172,13 +264,15 @@ pub(crate) async fn rights_are_the_least(server: &ApiServer, admin: &Api, failur
         ("create", "kith.dev", "storageshards", "chat"),
         ("delete", "kith.dev", "shardrebalances", "chat"),
         ("create", "apps", "statefulsets", "chat"),
-        ("delete", "", "secrets", "chat"),
-        ("create", "", "pods/eviction", "chat"),
+        ("patch", "", "secrets", "chat"),
+        ("delete", "", "pods", "chat"),
         ("patch", "", "pods/status", "chat"),
         ("delete", "", "persistentvolumeclaims", "chat"),
         ("patch", "gateway.networking.k8s.io", "httproutes", "chat"),
         ("create", "events.k8s.io", "events", "chat"),
-        ("watch", "", "nodes", ""),
+        ("list", "", "nodes", ""),
+        ("list", "rbac.authorization.k8s.io", "clusterroles", ""),
+        ("get", "coordination.k8s.io", "leases", "chat"),
         ("update", "coordination.k8s.io", "leases", NAMESPACE),
     ];
     let may_not = [
@@ -187,6 +281,10 @@ pub(crate) async fn rights_are_the_least(server: &ApiServer, admin: &Api, failur
         ("create", "", "pods", "chat"),
         ("create", "", "pods/exec", "chat"),
         ("update", "", "pods/status", "chat"),
+        ("create", "", "pods/eviction", "chat"),
+        ("delete", "", "secrets", "chat"),
+        ("update", "apps", "deployments", "chat"),
+        ("get", "", "namespaces", ""),
         ("create", "", "persistentvolumeclaims", "chat"),
         ("patch", "", "nodes", ""),
         ("delete", "", "namespaces", ""),
@@ -210,6 +308,11 @@ pub(crate) async fn rights_are_the_least(server: &ApiServer, admin: &Api, failur
 
 /// With `watchNamespaces` the operator reads nodes and namespaces everywhere and does the rest in those namespaces alone.
 async fn namespaced_mode(server: &ApiServer, admin: &Api, failures: &mut Failures) {
+    // Its name has the release's namespace in it, so that the one of all namespaces would stay beside it.
+    for kind in ["clusterrole", "clusterrolebinding"] {
+        let outcome = server.kubectl(&["delete", kind, "kith-operator"]);
+        failures.expect("namespaced mode", outcome.is_ok(), outcome.err().unwrap_or_default());
+    }
     let file = server.file("namespaced.yaml", &rendered(&["watchNamespaces={chat}"]));
     let outcome = server.kubectl(&["apply", "--server-side", "--force-conflicts", "-f", &file]);
     failures.expect("namespaced mode", outcome.is_ok(), outcome.err().unwrap_or_default());

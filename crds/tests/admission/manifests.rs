@@ -59,6 +59,7 @@ const BAD: [(&str, &str, &str, &[&str]); 58] = [
         &["at most 53"],
     ),
     ("Gateway", "dotted.name", "{clusterRef: {name: demo}}", &["letters, digits and hyphens"]),
+    ("Gateway", "kafka", "{clusterRef: {name: demo}}", &["cannot be named like a part of Kith", "choose another name"]),
     // Wrong fields and types.
     ("ChatCluster", "demo", "{shards: 3}", &["unknown field", "spec.shards"]),
     ("ChatCluster", "demo", "{storage: {pod: {nodeSelectr: {a: b}}}}", &["unknown field", "nodeSelectr"]),

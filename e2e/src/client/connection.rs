@@ -156,8 +156,7 @@ pub async fn dial(url: &str, token: Option<&str>) -> Result<(Reader, Writer), Op
 
 fn upgrade(url: &str, token: Option<&str>) -> Result<Request, OpenError> {
     let contract = |e: &dyn std::fmt::Display| OpenError::Contract(e.to_string());
-    let mut request =
-        format!("{}/v1/connect", url.trim_end_matches('/')).into_client_request().map_err(|e| contract(&e))?;
+    let mut request = url.into_client_request().map_err(|e| contract(&e))?;
     request.headers_mut().insert("sec-websocket-protocol", HeaderValue::from_static(SUBPROTOCOL));
     if let Some(token) = token {
         let value = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|e| contract(&e))?;

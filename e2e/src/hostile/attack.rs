@@ -240,6 +240,7 @@ impl Attacker {
 }
 
 fn address(url: &str) -> Result<SocketAddr, ClientError> {
-    let host = url.split_once("://").map_or(url, |(_, rest)| rest).trim_end_matches('/');
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let host = rest.split_once('/').map_or(rest, |(host, _)| host);
     host.replace("localhost", "127.0.0.1").parse().map_err(|e| ClientError::Contract(format!("{url}: {e}")))
 }

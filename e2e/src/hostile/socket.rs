@@ -24,7 +24,7 @@ const TOO_LARGE: usize = 600 << 10;
 
 async fn open(attacker: &Attacker, frame: Option<&ClientFrame<'_>>) -> Result<Connection, OpenError> {
     let stream = attacker.connect(attacker.ws).await.map_err(|e| OpenError::Unanswered(e.to_string()))?;
-    let url = format!("ws://{}", attacker.ws);
+    let url = format!("ws://{}/v1/connect", attacker.ws);
     Connection::open_on(stream, &url, attacker.api().token(), TokenIn::Frame, frame).await
 }
 

@@ -323,7 +323,8 @@ impl Platform {
         let address = |kind| self.find(kind, 0).map(|at| self.instances[at].listen.to_string()).unwrap_or_default();
         let files = self.line.as_ref().map(|tls| Files { ca: &tls.ca, identity: Some((&tls.cert, &tls.key)) });
         let business = Business::connect_to(&address(Kind::Business), NAME, files).await?;
-        let (api, ws) = (format!("http://{}", address(Kind::Api)), format!("ws://{}", address(Kind::Gateway)));
+        let (api, ws) =
+            (format!("http://{}", address(Kind::Api)), format!("ws://{}/v1/connect", address(Kind::Gateway)));
         Ok(Target::new(&api, &ws, business, &self.kafka.bootstrap(), NAME)?)
     }
 

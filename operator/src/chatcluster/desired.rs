@@ -6,7 +6,7 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::{ContainerState, Pod};
-use kith_crds::{StorageShard, names};
+use kith_crds::{StorageShard, names, storageshard::FailoverReason};
 use kube::ResourceExt;
 
 use crate::{
@@ -77,10 +77,18 @@ fn desired_shard(plan: &Plan, shard: &StorageShard, pods: &Live<Pod>, before: Op
         acknowledged_by: lowered::sure(asked, shard),
         lowered,
         hand_over: before.and_then(|b| b.hand_overs.get(&name).cloned()),
-        force_promote: shard.annotations().get(names::ANNOTATION_FORCE_PROMOTE).cloned(),
+        force_promote: force_promote(shard),
         members,
         name,
     }
+}
+
+/// The pod that a person lets be promoted, once: not one whose promotion by force is written down already.
+fn force_promote(shard: &StorageShard) -> Option<String> {
+    let pod = shard.annotations().get(names::ANNOTATION_FORCE_PROMOTE)?.trim();
+    let last = shard.status.as_ref().and_then(|status| status.last_failover.as_ref());
+    let used = last.is_some_and(|last| last.reason == FailoverReason::Forced && last.to == pod);
+    (!used).then(|| pod.to_owned())
 }
 
 /// Whether the pod is the StatefulSet's own: labels alone anyone can write.
@@ -133,5 +141,30 @@ pub fn presence(pod: &Pod) -> Presence {
         (false, true, _) => Presence::Gone,
         (false, false, true) => Presence::Terminating,
         (false, false, false) => Presence::Starting,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_promotion_by_force_that_is_written_down_is_not_made_again_while_its_annotation_stays() {
+        let shard = |last: serde_json::Value| -> StorageShard {
+            serde_json::from_value(json!({
+                "metadata": {"name": "demo-0", "annotations": {names::ANNOTATION_FORCE_PROMOTE: "demo-0-valkey-2 "}},
+                "spec": {"clusterRef": {"name": "demo"}},
+                "status": {"lastFailover": last}
+            }))
+            .unwrap()
+        };
+        let to = |pod: &str, reason: &str| json!({"at": "2026-01-01T00:00:00Z", "to": pod, "reason": reason});
+        let wished = Some("demo-0-valkey-2".to_owned());
+        assert_eq!(force_promote(&shard(json!(null))), wished);
+        assert_eq!(force_promote(&shard(to("demo-0-valkey-2", "Forced"))), None);
+        assert_eq!(force_promote(&shard(to("demo-0-valkey-2", "PrimaryDown"))), wished);
+        assert_eq!(force_promote(&shard(to("demo-0-valkey-1", "Forced"))), wished, "another wish");
     }
 }

@@ -50,6 +50,7 @@ use thiserror::Error;
 use crate::{
     apply::{self, Applier, ApplyError},
     build::meta,
+    clash,
     context::{Context, key},
     dataplane::pressure,
     eventlog::Trouble,
@@ -256,6 +257,7 @@ async fn usable_plan(
     observed: &Observed,
     facts: &mut Facts,
 ) -> Result<(Plan, bool), PassError> {
+    clash::refuse_cluster(&context.client, cluster).await?;
     let error = match Plan::resolve(cluster, &context.release) {
         Ok(plan) => match adopt(cluster, context, &plan).await {
             Ok(()) => {

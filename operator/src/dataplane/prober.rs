@@ -216,6 +216,9 @@ impl Prober {
                 Ok(failover) => {
                     tracing::warn!(cluster = %desired.cluster, shard = %failover.shard, primary = %failover.pod, planned = failover.planned, forced = failover.forced, took_ms = failover.took.as_millis(), "the primary changed");
                     metrics::counter!("kith_storage_failovers_total", "cluster" => desired.cluster.clone(), "shard" => failover.shard.clone(), "planned" => failover.planned.to_string()).increment(1);
+                    if failover.forced {
+                        memory.was_forced(&failover.shard, &failover.pod);
+                    }
                     done.push(failover);
                 }
                 Err(error) => {

@@ -162,10 +162,17 @@ fn blocked(
 ) -> Problem {
     let names: Vec<&str> = eligible.iter().map(|c| c.pod).collect();
     let in_sight = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+    let wished = shard.force_promote.as_deref().filter(|pod| !names.contains(pod));
+    let wished = wished.map(|pod| {
+        format!(
+            " {pod}, which kith.dev/force-promote names, is not promoted: it is no replica of that primary in sight."
+        )
+    });
     let message = format!(
-        "The primary (node {}) is dead, and of its {} replicas {needed} must be in sight so that one certainly holds every acknowledged write; in sight: {in_sight}. Bring another copy back, the old primary's included.",
+        "The primary (node {}) is dead, and of its {} replicas {needed} must be in sight so that one certainly holds every acknowledged write; in sight: {in_sight}. Bring another copy back, the old primary's included.{}",
         dead.short(),
-        shard.members.iter().filter(|member| counts(member, dead, seen)).count().saturating_sub(1)
+        shard.members.iter().filter(|member| counts(member, dead, seen)).count().saturating_sub(1),
+        wished.unwrap_or_default()
     );
     let problem = Problem::new(Reason::FailoverBlocked, message).of(&shard.name);
     match best {

@@ -29,6 +29,7 @@ use crate::{
     apply::{self, Applier, ApplyError, Live, Object, list},
     build::meta,
     chatcluster::PassError,
+    clash,
     context::{Context, key},
     lastspec,
     workload::{rollout, trouble},
@@ -125,6 +126,7 @@ async fn pass(
     };
     let open = conditions::is_true(&status.conditions, conditions::LOGIC_READY);
     let plan = lastspec::usable_plan(&context.client, cluster, &context.release).await?;
+    clash::refuse_gateway(&context.client, gateway).await?;
     let name = gateway.name_any();
     let objects = build::objects(&plan, gateway)?;
     // observe

@@ -21,7 +21,6 @@ use kith_crds::{
     ChatCluster, StorageShard,
     conditions::{self, Finding, reason},
     names,
-    storageshard::FailoverReason,
 };
 use kube::{
     Api, Resource, ResourceExt,
@@ -82,12 +81,11 @@ pub async fn reconcile(shard: Arc<StorageShard>, context: Arc<Context>) -> Resul
     announce(&context, &shard, &wanted).await;
     let action = result?;
     written?;
-    if let Some(pod) = status::spent_wish(&shard, &facts) {
-        let done = wanted.last_failover.as_ref().is_some_and(|f| f.to == *pod && f.reason == FailoverReason::Forced);
-        let why = if done { "was promoted" } else { "need not be promoted: a primary answers" };
-        take_wish_away(&shard, &context, pod).await?;
-        let note = format!("{pod} {why}; the annotation {} is taken away", names::ANNOTATION_FORCE_PROMOTE);
-        context.event(shard.as_ref(), false, "ForcePromoteEnded", &note).await;
+    // Written down first: whoever comes later knows by it that the wish was used.
+    if let Some(end) = status::end_of_wish(&shard, &wanted, &facts) {
+        take_wish_away(&shard, &context, end.wish).await?;
+        let note = format!("{}; the annotation {} is taken away", end.words, names::ANNOTATION_FORCE_PROMOTE);
+        context.event(shard.as_ref(), end.forced, "ForcePromoteEnded", &note).await;
     }
     context.failures.succeeded(&key(shard.as_ref()));
     Ok(action)
@@ -222,7 +220,7 @@ async fn leave(
 }
 
 /// Whether a shard that is being deleted may vanish; `empty`: it was seen without slots and keys.
-fn may_go(shard: &StorageShard, cluster: Option<&ChatCluster>, empty: bool) -> bool {
+pub(crate) fn may_go(shard: &StorageShard, cluster: Option<&ChatCluster>, empty: bool) -> bool {
     let going = cluster.is_none_or(|c| c.metadata.deletion_timestamp.is_some());
     let never_served = shard.status.as_ref().is_none_or(|s| s.slots == 0 && s.members.is_empty());
     going || empty || never_served

@@ -95,9 +95,12 @@ fn take_failover(status: &mut StorageShardStatus, shard: &StorageShard, facts: &
     }
     let made =
         facts.prober.as_ref().and_then(|p| p.failovers.iter().find(|f| f.shard == shard.name_any() && f.pod == *to));
+    // Of a change that an operator made which is gone, only the wish tells that it may have been forced.
+    let wished = shard.annotations().get(names::ANNOTATION_FORCE_PROMOTE).is_some_and(|pod| pod.trim() == to.as_str());
     let reason = match made {
         Some(failover) if failover.forced => FailoverReason::Forced,
         Some(failover) if failover.planned => FailoverReason::Switchover,
+        None if wished => FailoverReason::Forced,
         _ => FailoverReason::PrimaryDown,
     };
     if before.as_ref() != Some(to) {
@@ -108,14 +111,45 @@ fn take_failover(status: &mut StorageShardStatus, shard: &StorageShard, facts: &
     }
 }
 
-/// The pod of a wish to promote it that has nothing to do: a primary answers, and nothing stands in the way of the next failover. Such a
-/// wish is taken away, for it was meant for one failover and not for a later one.
-pub(super) fn spent_wish<'a>(shard: &'a StorageShard, facts: &Facts) -> Option<&'a String> {
+/// What became of a wish to promote a pod by force.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct WishEnd<'a> {
+    /// The annotation's text.
+    pub(super) wish: &'a str,
+    /// Whether the pod was promoted for its sake.
+    pub(super) forced: bool,
+    /// A sentence for people.
+    pub(super) words: String,
+}
+
+/// The end of a wish that has nothing more to do: a primary answers, and nothing stands in the way of the next failover. Such a wish is taken
+/// away, for it was meant for one failover and not for a later one. `wanted` is the status that was just written.
+pub(super) fn end_of_wish<'a>(
+    shard: &'a StorageShard,
+    wanted: &StorageShardStatus,
+    facts: &Facts,
+) -> Option<WishEnd<'a>> {
+    let wish = shard.annotations().get(names::ANNOTATION_FORCE_PROMOTE)?;
     let name = shard.name_any();
     let snapshot = facts.snapshot.as_ref()?;
     let troubled = facts.prober.iter().flat_map(|p| &p.problems).any(|p| p.shard.as_deref() == Some(&name));
     let answers = snapshot.readiness.shards.iter().any(|s| s.shard == name && s.primary.is_some());
-    shard.annotations().get(names::ANNOTATION_FORCE_PROMOTE).filter(|_| answers && !troubled)
+    if !answers || troubled {
+        return None;
+    }
+    let pod = wish.trim();
+    let last = wanted.last_failover.as_ref();
+    let changed = last.filter(|_| shard.status.as_ref().is_none_or(|s| s.last_failover.as_ref() != last));
+    let forced = last.is_some_and(|f| f.to == pod && f.reason == FailoverReason::Forced);
+    let words = match changed {
+        _ if forced => format!("{pod} was promoted by force; messages that it did not hold are lost"),
+        Some(failover) => format!(
+            "{pod} was not promoted by force: enough copies were in sight to tell that {} holds every acknowledged write",
+            failover.to
+        ),
+        None => format!("{pod} was not promoted by force: a primary answers"),
+    };
+    Some(WishEnd { wish, forced, words })
 }
 
 fn findings(shard: &StorageShard, health: Option<&ShardHealth>, facts: &Facts) -> Vec<Finding> {
@@ -229,13 +263,18 @@ mod tests {
         runtime::Snapshot,
     };
 
-    #[test]
-    fn a_wish_to_force_a_promotion_is_spent_as_soon_as_a_primary_answers_and_nothing_is_wrong() {
-        let wish = desired(1);
-        let mut fake = Fake::formed(&wish);
+    fn shard() -> StorageShard {
         let object = serde_json::json!({"metadata": {"name": "demo-0"}, "spec": {"clusterRef": {"name": "demo"}}});
-        let mut shard: StorageShard = serde_json::from_value(object).expect("a shard");
-        let seen_with = |fake: &Fake, problems: Vec<Problem>| Facts {
+        serde_json::from_value(object).expect("a shard")
+    }
+
+    fn wishes(shard: &mut StorageShard, pod: &str) {
+        shard.metadata.annotations = Some([(names::ANNOTATION_FORCE_PROMOTE.to_owned(), pod.to_owned())].into());
+    }
+
+    fn seen_with(fake: &Fake, report: Report) -> Facts {
+        let wish = desired(1);
+        Facts {
             snapshot: Some(Arc::new(Snapshot {
                 acknowledged_by: std::collections::BTreeMap::new(),
                 copies: std::collections::BTreeMap::new(),
@@ -245,20 +284,66 @@ mod tests {
                 empty: Vec::new(),
                 hand_overs: std::collections::BTreeMap::new(),
             })),
-            prober: Some(Report { problems, ..Report::default() }),
+            prober: Some(report),
             ..Facts::default()
+        }
+    }
+
+    #[test]
+    fn a_wish_to_force_a_promotion_is_spent_as_soon_as_a_primary_answers_and_nothing_is_wrong() {
+        let mut fake = Fake::formed(&desired(1));
+        let mut shard = shard();
+        let ends = |shard: &StorageShard, facts: &Facts| {
+            end_of_wish(shard, &StorageShardStatus::default(), facts).map(|end| end.wish.to_owned())
         };
-        let healthy = seen_with(&fake, Vec::new());
-        assert_eq!(spent_wish(&shard, &healthy), None, "nobody wishes for anything");
-        let pod = "demo-0-valkey-2".to_owned();
-        shard.metadata.annotations = Some([(names::ANNOTATION_FORCE_PROMOTE.to_owned(), pod.clone())].into());
-        assert_eq!(spent_wish(&shard, &healthy), Some(&pod));
-        assert_eq!(spent_wish(&shard, &Facts::default()), None, "nothing was looked at");
+        let healthy = seen_with(&fake, Report::default());
+        assert_eq!(ends(&shard, &healthy), None, "nobody wishes for anything");
+        wishes(&mut shard, "demo-0-valkey-2");
+        assert_eq!(ends(&shard, &healthy).as_deref(), Some("demo-0-valkey-2"));
+        assert_eq!(ends(&shard, &Facts::default()), None, "nothing was looked at");
         // The last pass saw the primary alive, and the prober knows better by now.
         let blocked = Problem::new(Reason::FailoverBlocked, "too few copies".to_owned()).of("demo-0");
-        assert_eq!(spent_wish(&shard, &seen_with(&fake, vec![blocked])), None);
+        assert_eq!(ends(&shard, &seen_with(&fake, Report { problems: vec![blocked], ..Report::default() })), None);
         let primary = fake.nodes.iter_mut().find(|n| n.replicates.is_none()).expect("a primary");
         primary.up = false;
-        assert_eq!(spent_wish(&shard, &seen_with(&fake, Vec::new())), None, "the primary is dead");
+        assert_eq!(ends(&shard, &seen_with(&fake, Report::default())), None, "the primary is dead");
+    }
+
+    #[test]
+    fn a_forced_promotion_is_recorded_and_a_refused_one_is_said_in_words() {
+        let fake = Fake::formed(&desired(1));
+        let leads = fake.nodes.iter().find(|n| n.replicates.is_none()).expect("a primary").pod.clone();
+        let mut shard = shard();
+        let before =
+            StorageShardStatus { primary: Some("demo-0-valkey-9".to_owned()), ..StorageShardStatus::default() };
+        shard.status = Some(before);
+        let report = |forced| {
+            let made = dataplane::Failover {
+                shard: "demo-0".to_owned(),
+                pod: leads.clone(),
+                planned: false,
+                forced,
+                took: std::time::Duration::ZERO,
+                at: std::time::Instant::now(),
+                count: 1,
+            };
+            Report { failovers: vec![made], ..Report::default() }
+        };
+        let outcome = |wish: &str, report: Report| {
+            let mut shard = shard.clone();
+            wishes(&mut shard, wish);
+            let facts = seen_with(&fake, report);
+            let wanted = status(&shard, &facts, Timestamp::now());
+            let end = end_of_wish(&shard, &wanted, &facts).expect("an end");
+            (wanted.last_failover.expect("a change of primary").reason, end.forced, end.words)
+        };
+        let (reason, forced, words) = outcome(&leads, report(true));
+        assert!(reason == FailoverReason::Forced && forced && words.contains("by force"), "{words}");
+        let (reason, forced, words) = outcome("demo-0-valkey-8", report(false));
+        assert!(reason == FailoverReason::PrimaryDown && !forced, "{reason:?}");
+        assert!(words.contains("demo-0-valkey-8 was not promoted") && words.contains(&leads), "{words}");
+        // The operator that promoted it ended before it could write that down.
+        let (reason, forced, _) = outcome(&leads, Report::default());
+        assert!(reason == FailoverReason::Forced && forced);
     }
 }

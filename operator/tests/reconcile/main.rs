@@ -3,6 +3,8 @@
 //! What needs pods is tested on the local cluster (`e2e`); here it is what the operator writes, what it does not write, and what it says.
 
 mod brokers;
+#[path = "../support/rules.rs"]
+mod rules;
 #[allow(dead_code, reason = "the admission tests use more of it")]
 #[path = "../../../crds/tests/admission/server.rs"]
 mod server;
@@ -43,7 +45,43 @@ fn the_operator_writes_what_is_needed_and_says_what_is_wrong() {
         what_is_being_deleted_is_not_made_again(&world).await;
         Box::pin(brokers::start_before_their_load_balancers_have_addresses(&world)).await;
         Box::pin(brokers::are_told_whether_they_have_caught_up(&world)).await;
+        names_that_are_taken_are_refused_before_anything_is_made(&world).await;
+        nothing_is_asked_for_without_a_right(&world);
     });
+}
+
+async fn names_that_are_taken_are_refused_before_anything_is_made(world: &World) {
+    world.create_cluster("names", "a", json!({})).await;
+    world.pass("names", "a").await;
+    world.create_cluster("names", "a-kafka", json!({})).await;
+    world.pass("names", "a-kafka").await;
+    let (status, word, message) = world.condition("names", "a-kafka", conditions::READY).await;
+    assert_eq!((status.as_str(), word.as_str()), ("False", "InvalidSpec"));
+    assert!(message.contains("the same ConfigMap a-kafka-config as ChatCluster a,"), "{message}");
+    let secrets = world.names::<Secret>("names").await;
+    assert!(!secrets.iter().any(|name| name == "a-kafka-ca"), "made all the same: {secrets:?}");
+}
+
+/// Whatever was asked of the API server, the chart grants; by resource and verb, since requests are counted by these.
+fn nothing_is_asked_for_without_a_right(world: &World) {
+    let granted = rules::granted();
+    let all: Vec<(String, String)> =
+        granted.namespaced.into_iter().chain(granted.cluster).map(|(_, resource, verb)| (resource, verb)).collect();
+    // Definitions and namespaces are made by the test itself, and so are objects that a person would make.
+    let of_the_test = ["customresourcedefinitions", "namespaces"];
+    let by_hand =
+        [("create", "chatclusters"), ("delete", "chatclusters"), ("get", "storageshards"), ("delete", "configmaps")];
+    let denied: Vec<_> = world
+        .counts
+        .snapshot()
+        .into_keys()
+        .filter(|(verb, what)| {
+            !of_the_test.contains(&what.as_str())
+                && !by_hand.contains(&(*verb, what.as_str()))
+                && !all.contains(&(what.clone(), (*verb).to_owned()))
+        })
+        .collect();
+    assert!(denied.is_empty(), "the chart does not grant what was asked for: {denied:?}");
 }
 
 async fn an_empty_spec_becomes_a_platform(world: &World) {

@@ -68,6 +68,8 @@ struct Memory {
 #[derive(Debug, Default)]
 pub struct Watch {
     shards: HashMap<String, Memory>,
+    /// Pods that were promoted because a person let them be, by shard, for as long as the wish stands: it holds once.
+    forced: HashMap<String, String>,
     restless: bool,
 }
 
@@ -77,6 +79,8 @@ impl Watch {
         let ownership = Ownership::of(seen);
         self.restless = false;
         self.shards.retain(|name, _| desired.shard(name).is_some());
+        self.forced
+            .retain(|name, pod| desired.shard(name).is_some_and(|shard| shard.force_promote.as_ref() == Some(pod)));
         let mut findings = Findings::default();
         for shard in &desired.shards {
             let current = ownership.primary_of(shard, seen);
@@ -88,6 +92,11 @@ impl Watch {
             }
         }
         findings
+    }
+
+    /// Takes in that `pod` was promoted by force: the wish is used up, however long its annotation stays.
+    pub fn was_forced(&mut self, shard: &str, pod: &str) {
+        self.forced.insert(shard.to_owned(), pod.to_owned());
     }
 
     /// Whether a primary fell silent a moment ago: clients wait, and what decides may show any moment.
@@ -144,6 +153,13 @@ impl Watch {
         if !dead && silent_for < DEAD_AFTER {
             return;
         }
+        let unforced;
+        let shard = if self.forced.contains_key(&shard.name) {
+            unforced = DesiredShard { force_promote: None, ..shard.clone() };
+            &unforced
+        } else {
+            shard
+        };
         let found = match verdict(desired, shard, id, &memory.last, seen) {
             Verdict::Promote { pod, id: new, forced } => {
                 let order = Order::Takeover { shard: shard.name.clone(), pod, id: new, dead: id.clone(), forced };

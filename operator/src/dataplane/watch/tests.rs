@@ -130,6 +130,24 @@ fn a_person_may_take_the_risk() {
 }
 
 #[test]
+fn a_risk_that_was_taken_once_is_not_taken_again_at_a_later_failover() {
+    let mut stage = Stage::new();
+    stage.wish.shards[0].force_promote = Some("demo-0-valkey-2".to_owned());
+    stage.kill(0);
+    stage.kill(1);
+    assert_eq!(stage.takeover_of(3_000).as_deref(), Some("demo-0-valkey-2"));
+    stage.watch.was_forced("demo-0", "demo-0-valkey-2");
+    let findings = stage.after(1_000);
+    assert!(findings.orders.is_empty(), "the annotation is still there: {findings:?}");
+    assert_eq!(findings.problems[0].reason, Reason::FailoverBlocked);
+    // Taken away and said again, it is another wish.
+    stage.wish.shards[0].force_promote = None;
+    assert!(stage.after(1_000).orders.is_empty());
+    stage.wish.shards[0].force_promote = Some("demo-0-valkey-2".to_owned());
+    assert_eq!(stage.takeover_of(1_000).as_deref(), Some("demo-0-valkey-2"));
+}
+
+#[test]
 fn a_persons_word_does_not_outrank_copies_that_are_enough() {
     let mut stage = Stage::new();
     stage.fake.nodes[2].offset = 1_001;
