@@ -84,6 +84,8 @@ pub mod reason {
     pub const FOREIGN_TOPIC: &str = "ForeignTopic";
     /// A topic's number of partitions is not the one that was fixed at creation.
     pub const TOPIC_PARTITIONS_CHANGED: &str = "TopicPartitionsChanged";
+    /// The settings of topics are not as the spec says and cannot be changed, or cannot be seen.
+    pub const TOPIC_SETTINGS: &str = "TopicSettings";
     /// A volume carries another ChatCluster's UID.
     pub const FOREIGN_VOLUME: &str = "ForeignVolume";
     /// Some slots have no owner that serves them.

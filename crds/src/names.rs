@@ -20,8 +20,6 @@ pub const LABEL_VERSION: &str = "app.kubernetes.io/version";
 pub const LABEL_SHARD: &str = "kith.dev/shard";
 /// Label: the Gateway that the object belongs to.
 pub const LABEL_GATEWAY: &str = "kith.dev/gateway";
-/// Label: the role of a Valkey pod, `primary` or `replica`.
-pub const LABEL_ROLE: &str = "kith.dev/role";
 
 /// Annotation on a ShardRebalance: `approve=<proposalId>`, `refresh` or `stop`.
 pub const ANNOTATION_REBALANCE: &str = "kith.dev/rebalance";

@@ -163,11 +163,11 @@ pub enum MemberRole {
 pub enum MemberState {
     /// It takes writes, or follows the primary's stream.
     InSync,
-    /// It is fetching a full copy.
+    /// It is fetching a full copy, or follows the primary's stream and is behind.
     Syncing,
     /// It reads its own data from disk.
     Loading,
-    /// It runs and has no link to the primary.
+    /// It answers and has no link to its shard's primary.
     Disconnected,
     /// It does not answer.
     Unreachable,

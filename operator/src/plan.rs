@@ -5,9 +5,12 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kith_crds::{
     ChatCluster,
-    chatcluster::{Durability, EventLogVariant, ExternalEventLog, Images, ManagedEventLog, ServiceSpec, StorageSpec},
+    chatcluster::{
+        Durability, EventLogVariant, ExternalEventLog, HEAP_PERCENT, Images, MAX_MEMORY_PERCENT, ManagedEventLog,
+        ServiceSpec, StorageSpec,
+    },
     conditions::{self, Finding, reason},
-    shared::{PodSettings, Resources, Volume},
+    shared::{PodSettings, Quantity, Resources, Volume},
 };
 use kube::{Resource, ResourceExt};
 
@@ -229,9 +232,15 @@ fn valkey(spec: &kith_crds::ChatClusterSpec) -> Result<ValkeyPlan, Finding> {
     }
     let pod = pod_settings(spec, &storage.pod, StorageSpec::default_resources);
     let resources = pod.resources.clone().unwrap_or_default();
-    let max_memory = storage.max_memory_bytes(&resources).ok_or_else(|| {
+    let ceiling = StorageSpec::max_memory_ceiling(&resources).ok_or_else(|| {
         invalid("spec.storage.pod.resources names no memory: the engine needs a memory limit, of which data takes 60 per cent")
     })?;
+    let share = Share {
+        field: "storage.maxMemory",
+        percent: MAX_MEMORY_PERCENT,
+        rest: "the rest is needed while files are rewritten and replicas are fed",
+    };
+    let max_memory = share.of(storage.max_memory.as_ref(), &resources, ceiling)?.unwrap_or(ceiling);
     if max_memory < ENGINE_MIN {
         return Err(invalid("the engine has less than 32Mi for data: raise spec.storage.pod.resources.limits.memory"));
     }
@@ -256,9 +265,7 @@ fn event_log(spec: &kith_crds::ChatClusterSpec) -> Result<EventLogPlan, Finding>
         EventLogVariant::External(external) => KafkaPlan::External(external),
         EventLogVariant::Managed(managed) => {
             let pod = pod_settings(spec, &managed.pod, ManagedEventLog::default_resources);
-            let heap = managed
-                .heap_bytes(&pod.resources.clone().unwrap_or_default())
-                .ok_or_else(|| invalid("spec.eventLog.managed: give heapSize or pod.resources.limits.memory"))?;
+            let heap = heap(&managed, &pod.resources.clone().unwrap_or_default())?;
             if heap < HEAP_MIN {
                 return Err(invalid(
                     "a broker needs a Java heap of 256Mi: raise spec.eventLog.managed.heapSize or the memory limit",
@@ -279,6 +286,49 @@ fn event_log(spec: &kith_crds::ChatClusterSpec) -> Result<EventLogPlan, Finding>
         retention_ms: u64::try_from(retention.as_millis()).unwrap_or(u64::MAX),
         kafka,
     })
+}
+
+/// The Java heap of a broker in bytes; without a limit of its memory there is nothing to hold it against.
+fn heap(managed: &ManagedEventLog, resources: &Resources) -> Result<u64, Finding> {
+    let share = Share {
+        field: "eventLog.managed.heapSize",
+        percent: HEAP_PERCENT,
+        rest: "the rest is needed outside of the heap: threads, buffers, the files' pages",
+    };
+    let ceiling = ManagedEventLog::heap_ceiling(resources);
+    share
+        .of(managed.heap_size.as_ref(), resources, ceiling.unwrap_or(u64::MAX))?
+        .or_else(|| resources.memory_bytes().map(|bytes| bytes / 2))
+        .ok_or_else(|| invalid("spec.eventLog.managed: give heapSize or pod.resources.limits.memory"))
+}
+
+/// A part of a pod's memory limit that a field of the spec asks for.
+struct Share {
+    field: &'static str,
+    /// The largest part.
+    percent: u64,
+    /// What the rest is for.
+    rest: &'static str,
+}
+
+impl Share {
+    /// The bytes asked for, if any are; refused where they are more than `ceiling`. The API server sees this only where the component names
+    /// its own limit, not where that comes from `spec.pod` or is the component's own.
+    fn of(&self, asked: Option<&Quantity>, resources: &Resources, ceiling: u64) -> Result<Option<u64>, Finding> {
+        let Self { field, percent, rest } = self;
+        let Some(asked) = asked else { return Ok(None) };
+        let bytes = asked.to_bytes().map_err(|e| invalid(format!("spec.{field}: {e}")))?;
+        if bytes <= ceiling {
+            return Ok(Some(bytes));
+        }
+        let mebibytes = |bytes: u64| format!("{}Mi", bytes >> 20);
+        Err(invalid(format!(
+            "spec.{field} is {asked}, and the pods' memory limit is {}: at most {percent} per cent of it, {}, may be asked for, {rest}; \
+             lower it or raise the limit",
+            mebibytes(resources.memory_bytes().unwrap_or_default()),
+            mebibytes(ceiling),
+        )))
+    }
 }
 
 fn services(spec: &kith_crds::ChatClusterSpec) -> [ServicePlan; 4] {

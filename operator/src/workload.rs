@@ -16,6 +16,8 @@ pub struct Rollout {
     pub wanted: u32,
     /// Pods that serve.
     pub ready: u32,
+    /// Whether no pod of an older template is left, and as many of the newest are there as are wanted, serving or not.
+    pub newest: bool,
     /// Whether all pods are of the newest template and serve, and no older one is left.
     pub done: bool,
 }
@@ -24,12 +26,12 @@ pub struct Rollout {
 pub fn rollout(deployment: &Deployment) -> Rollout {
     let number = |n: Option<i32>| n.and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
     let wanted = deployment.spec.as_ref().and_then(|s| s.replicas).map_or(1, |n| number(Some(n)));
-    let Some(status) = &deployment.status else { return Rollout { wanted, ready: 0, done: false } };
+    let Some(status) = &deployment.status else { return Rollout { wanted, ..Rollout::default() } };
     let ready = number(status.available_replicas);
     let seen = status.observed_generation.unwrap_or(0) >= deployment.metadata.generation.unwrap_or(0);
-    let newest = number(status.updated_replicas);
-    let done = seen && ready >= wanted && newest >= wanted && number(status.replicas) == newest;
-    Rollout { wanted, ready, done }
+    let updated = number(status.updated_replicas);
+    let newest = seen && updated >= wanted && number(status.replicas) == updated;
+    Rollout { wanted, ready, newest, done: newest && ready >= wanted }
 }
 
 /// What keeps pods from running, as a reason and a sentence; the first that is found.
@@ -95,7 +97,7 @@ mod tests {
     #[test]
     fn a_rollout_is_done_when_only_new_pods_are_left_and_serve() {
         let whole = json!({"observedGeneration": 2, "replicas": 2, "updatedReplicas": 2, "availableReplicas": 2});
-        assert_eq!(rollout(&deployment(&whole)), Rollout { wanted: 2, ready: 2, done: true });
+        assert_eq!(rollout(&deployment(&whole)), Rollout { wanted: 2, ready: 2, newest: true, done: true });
         for partial in [
             json!({"observedGeneration": 1, "replicas": 2, "updatedReplicas": 2, "availableReplicas": 2}),
             json!({"observedGeneration": 2, "replicas": 3, "updatedReplicas": 2, "availableReplicas": 3}),
@@ -105,6 +107,10 @@ mod tests {
         ] {
             assert!(!rollout(&deployment(&partial)).done, "{partial}");
         }
+        let one_down = json!({"observedGeneration": 2, "replicas": 2, "updatedReplicas": 2, "availableReplicas": 1});
+        assert!(rollout(&deployment(&one_down)).newest, "no older pod is left");
+        let mixed = json!({"observedGeneration": 2, "replicas": 3, "updatedReplicas": 2, "availableReplicas": 3});
+        assert!(!rollout(&deployment(&mixed)).newest);
     }
 
     #[test]

@@ -10,6 +10,8 @@ use crate::shared::{
 
 /// Brokers of a managed event log that says no number.
 pub const BROKERS_DEFAULT: u32 = 3;
+/// The largest part of a broker's memory limit, in per cent, that its Java heap may take.
+pub const HEAP_PERCENT: u64 = 75;
 
 /// The event log. Say `managed` to have Kafka run for you, or `external` to use your own. Neither means managed with
 /// three brokers. Which of the two it is, is fixed at creation.
@@ -45,7 +47,7 @@ pub struct EventLogSpec {
     pub partitions: u32,
 
     /// How long events stay in the topics before they are deleted, for example 168h. At least 1h. A consumer that stays
-    /// away longer loses events.
+    /// away longer loses events. A change reaches the topics within a minute, and what others change there is put back.
     #[serde(default = "retention")]
     #[x_kube(validation = (
         "!self.matches('^([0-9]{1,9}(ms|s|m|h))+$') || duration(self) >= duration('1h')",
@@ -103,6 +105,11 @@ impl EventLogSpec {
 )
 .message("several brokers behind load balancers cannot share one advertisedHost: put {index} into it, for example kafka-{index}.example.com")
 .field_path(".externalAccess"))]
+#[x_kube(validation = Rule::new(
+    "!has(self.heapSize) || !has(self.pod) || !has(self.pod.resources) || !has(self.pod.resources.limits) || !('memory' in self.pod.resources.limits) || !isQuantity(self.heapSize) || !isQuantity(string(self.pod.resources.limits['memory'])) || quantity(self.heapSize).asApproximateFloat() <= 0.75 * quantity(string(self.pod.resources.limits['memory'])).asApproximateFloat()"
+)
+.message("heapSize may be at most 75 per cent of pod.resources.limits.memory: the rest is needed outside of the heap")
+.field_path(".heapSize"))]
 pub struct ManagedEventLog {
     /// Number of brokers: 1, or 3 to 9. One broker is for trials: it survives no failure. With three or more every event
     /// has three copies, two of which must hold it before it counts, and brokers are restarted and evicted one at a time, each only
@@ -117,7 +124,8 @@ pub struct ManagedEventLog {
     #[serde(default)]
     pub volume: Volume,
 
-    /// Java heap of each broker, for example 512Mi; at least 256Mi. Omitted: half of the memory limit.
+    /// Java heap of each broker, for example 512Mi; at least 256Mi and at most 75 per cent of the memory limit. Omitted: half of the
+    /// memory limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = (
         "!isQuantity(self) || !quantity(self).isLessThan(quantity('256Mi'))",
@@ -141,10 +149,9 @@ impl ManagedEventLog {
         Resources::of("250m", "1Gi", "1Gi")
     }
 
-    /// The Java heap in bytes, given the broker's resources.
-    pub fn heap_bytes(&self, resources: &Resources) -> Option<u64> {
-        let wanted = self.heap_size.as_ref().and_then(|quantity| quantity.to_bytes().ok());
-        wanted.or_else(|| resources.memory_bytes().map(|bytes| bytes / 2))
+    /// The largest Java heap in bytes, given the broker's resources: 75 per cent of the memory limit; none without a limit.
+    pub fn heap_ceiling(resources: &Resources) -> Option<u64> {
+        Some(resources.memory_bytes()? / 100 * HEAP_PERCENT)
     }
 }
 
@@ -235,8 +242,13 @@ pub struct ExternalEventLog {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sasl: Option<KafkaSasl>,
     /// Copies of each topic that is created, from 1 to 9. With three or more, two must hold an event before it counts.
+    /// Fixed at creation.
     #[serde(default = "replication_factor")]
     #[schemars(range(min = 1, max = 9))]
+    #[x_kube(validation = (
+        "self == oldSelf",
+        "external.replicationFactor is fixed at creation: the copies of topics that exist are changed with the tools of your Kafka"
+    ))]
     pub replication_factor: u32,
 }
 

@@ -7,7 +7,7 @@ mod storage;
 
 pub use event_log::{
     BROKERS_DEFAULT, EventLogSpec, EventLogVariant, ExternalAccess, ExternalAccessType, ExternalEventLog, ExternalTls,
-    KafkaSasl, ListenerSecurity, ManagedEventLog, SaslMechanism,
+    HEAP_PERCENT, KafkaSasl, ListenerSecurity, ManagedEventLog, SaslMechanism,
 };
 pub use services::{BusinessExposure, BusinessSpec, ServiceSpec, ServicesSpec};
 pub use status::{ChatClusterStatus, Endpoints, EventLogKind, EventLogStatus, Images, StorageStatus};

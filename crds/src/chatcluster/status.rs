@@ -32,6 +32,10 @@ pub struct ChatClusterStatus {
     /// The event log.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event_log: Option<EventLogStatus>,
+    /// A hash of the pod templates of storage, sessions and tasks, from when all their pods are of these templates and serve until they are
+    /// to have others. A Gateway changes its pods only while this is the hash that its own settings follow from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rolled_out: Option<String>,
     /// Where to connect.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoints: Option<Endpoints>,

@@ -165,10 +165,8 @@ impl StorageSpec {
         Resources::of("250m", "1Gi", "1Gi")
     }
 
-    /// The data limit of each Valkey pod in bytes, given its resources: what the spec says, else 60 per cent of the limit.
-    pub fn max_memory_bytes(&self, resources: &Resources) -> Option<u64> {
-        let ceiling = resources.memory_bytes()? / 100 * MAX_MEMORY_PERCENT;
-        let wanted = self.max_memory.as_ref().and_then(|quantity| quantity.to_bytes().ok());
-        Some(wanted.map_or(ceiling, |bytes| bytes.min(ceiling)))
+    /// The largest data limit of each Valkey pod in bytes, given its resources: 60 per cent of the memory limit; none without a limit.
+    pub fn max_memory_ceiling(resources: &Resources) -> Option<u64> {
+        Some(resources.memory_bytes()? / 100 * MAX_MEMORY_PERCENT)
     }
 }

@@ -54,12 +54,8 @@ fn restored_data_keeps_its_uid() {
 fn data_takes_at_most_sixty_per_cent_of_the_memory() {
     let resources = Resources::of("1", "1Gi", "2Gi");
     let ceiling = (2_u64 << 30) / 100 * 60;
-    let mut storage = StorageSpec::default();
-    assert_eq!(storage.max_memory_bytes(&resources), Some(ceiling));
-    storage.max_memory = Some("512Mi".into());
-    assert_eq!(storage.max_memory_bytes(&resources), Some(512 << 20));
-    storage.max_memory = Some("8Gi".into());
-    assert_eq!(storage.max_memory_bytes(&resources), Some(ceiling));
+    assert_eq!(StorageSpec::max_memory_ceiling(&resources), Some(ceiling));
+    assert_eq!(StorageSpec::max_memory_ceiling(&Resources::default()), None);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use crate::Failures;
 use crate::api::{Api, manifest};
 
 /// Kind, spec before, spec after, words of the refusal.
-const BAD: [(&str, &str, &str, &[&str]); 23] = [
+const BAD: [(&str, &str, &str, &[&str]); 24] = [
     ("ChatCluster", "{}", "{storage: {partitions: 512}}", &["partitions is fixed at creation"]),
     ("ChatCluster", "{}", "{eventLog: {partitions: 64}}", &["eventLog.partitions is fixed at creation"]),
     ("ChatCluster", "{}", "{clusterName: other}", &["spec.clusterName", "clusterName is fixed at creation"]),
@@ -23,6 +23,12 @@ const BAD: [(&str, &str, &str, &[&str]); 23] = [
     ),
     ("ChatCluster", "{eventLog: {external: {bootstrapServers: ['a:9092']}}}", "{}", &["cannot change between"]),
     ("ChatCluster", "{}", "{eventLog: {managed: {brokers: 1}}}", &["managed.brokers is fixed at creation"]),
+    (
+        "ChatCluster",
+        "{eventLog: {external: {bootstrapServers: ['a:9092']}}}",
+        "{eventLog: {external: {bootstrapServers: ['a:9092'], replicationFactor: 5}}}",
+        &["external.replicationFactor is fixed at creation"],
+    ),
     ("ChatCluster", "{eventLog: {managed: {brokers: 1}}}", "{}", &["managed.brokers is fixed at creation"]),
     ("ChatCluster", "{eventLog: {managed: {volume: {size: 50Gi}}}}", "{}", &["volumes only grow"]),
     ("ChatCluster", "{}", "{eventLog: {managed: {volume: {size: 5Gi}}}}", &["volumes only grow"]),

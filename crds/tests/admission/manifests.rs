@@ -157,6 +157,12 @@ const BAD: [(&str, &str, &str, &[&str]); 58] = [
     (
         "ChatCluster",
         "demo",
+        "{eventLog: {managed: {heapSize: 900Mi, pod: {resources: {limits: {memory: 1Gi}}}}}}",
+        &["heapSize may be at most 75 per cent"],
+    ),
+    (
+        "ChatCluster",
+        "demo",
         "{eventLog: {managed: {externalAccess: {type: LoadBalancer, nodePort: 30094}}}}",
         &["nodePort needs type NodePort"],
     ),

@@ -79,7 +79,7 @@ async fn objects_deleted_by_hand_are_made_again() -> Proof {
     let name = cluster.name.clone();
     under_load(&cluster, &target, "objects deleted by hand", async |load| {
         delete::<Service>(&cluster, &format!("{name}-0-valkey")).await?;
-        delete::<ConfigMap>(&cluster, &format!("{name}-config")).await?;
+        delete::<ConfigMap>(&cluster, &format!("{name}-storage-config")).await?;
         delete::<Secret>(&cluster, &format!("{name}-storage-tls")).await?;
         delete::<k8s_openapi::api::policy::v1::PodDisruptionBudget>(&cluster, &format!("{name}-0-valkey")).await?;
         load.all_serve(HEAL).await?;

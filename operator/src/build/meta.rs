@@ -125,9 +125,9 @@ pub fn business_client_secret(cluster: &str) -> String {
     format!("{cluster}-business-client")
 }
 
-/// ConfigMap of the services.
-pub fn config_map(cluster: &str) -> String {
-    format!("{cluster}-config")
+/// ConfigMap of the Deployment `name` of a service.
+pub fn config_map(name: &str) -> String {
+    format!("{name}-config")
 }
 
 /// ConfigMap of the storage engine.

@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use k8s_openapi::{
     api::{
         apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment},
-        core::v1::{Container, Service, Volume, VolumeMount},
+        core::v1::{ConfigMap, Container, Service, Volume, VolumeMount},
         policy::v1::PodDisruptionBudget,
     },
     apimachinery::pkg::util::intstr::IntOrString,
 };
 use kith_crds::{chatcluster::ExternalEventLog, names, shared::PodSettings};
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
     meta::{self, Component},
@@ -37,9 +38,7 @@ pub struct Spec<'a> {
     pub settings: &'a PodSettings,
     /// Name and number of the port that is served.
     pub port: (&'static str, i32),
-    /// The ConfigMap with the configuration.
-    pub config_map: String,
-    /// Its hash.
+    /// Hash of the configuration in the ConfigMap that goes with the name.
     pub config_hash: &'a str,
     /// Volumes and mounts besides configuration and certificate.
     pub mounts: Vec<(Volume, VolumeMount)>,
@@ -54,7 +53,7 @@ pub fn deployment(plan: &Plan, spec: Spec<'_>) -> Deployment {
     let mut selector = meta::selector_labels(&plan.name, spec.component);
     selector.extend(spec.extra_labels.clone());
     let mut volumes = vec![
-        pod::config_volume("config", spec.config_map.clone()),
+        pod::config_volume("config", meta::config_map(&spec.name)),
         pod::secret_volume("tls", meta::tls_secret(&plan.name, spec.component), &["ca.crt", "tls.crt", "tls.key"]),
     ];
     let mut config_mount = pod::mount("config", settings::CONFIG_FILE);
@@ -110,6 +109,8 @@ pub fn deployment(plan: &Plan, spec: Spec<'_>) -> Deployment {
 
 /// Everything of one service.
 pub struct ServiceObjects {
+    /// What the pods read.
+    pub config_map: ConfigMap,
     /// The pods.
     pub deployment: Deployment,
     /// How they are found; `tasks` is called by nobody.
@@ -119,10 +120,12 @@ pub struct ServiceObjects {
 }
 
 /// Renders one of the ChatCluster's services.
-pub fn service(plan: &Plan, service: &ServicePlan, config_hash: &str) -> ServiceObjects {
+pub fn service(plan: &Plan, service: &ServicePlan) -> Result<ServiceObjects, serde_json::Error> {
     let component = service.component;
     let name = meta::component_name(&plan.name, component);
     let (labels, selector) = (meta::labels(&plan.name, component), meta::selector_labels(&plan.name, component));
+    let config = settings::config(plan, component);
+    let (config_map, hash) = settings::config_map(meta::config_map(&name), labels.clone(), &config)?;
     let deployment = deployment(
         plan,
         Spec {
@@ -132,8 +135,7 @@ pub fn service(plan: &Plan, service: &ServicePlan, config_hash: &str) -> Service
             replicas: Some(service.replicas),
             settings: &service.pod,
             port: ("grpc", GRPC_PORT),
-            config_map: meta::config_map(&plan.name),
-            config_hash,
+            config_hash: &hash,
             mounts: mounts(plan, component),
             grace_s: GRACE_S,
         },
@@ -146,7 +148,19 @@ pub fn service(plan: &Plan, service: &ServicePlan, config_hash: &str) -> Service
         Component::Business => Some(business_service(plan, name.clone(), labels.clone(), selector.clone())),
         _ => None,
     };
-    ServiceObjects { deployment, service: found, budget: service::disruption_budget(name, labels, selector, 1, true) }
+    let budget = service::disruption_budget(name, labels, selector, 1, true);
+    Ok(ServiceObjects { config_map, deployment, service: found, budget })
+}
+
+/// A hash of the pod templates of the layers below access: storage, sessions and tasks. Who renders it from the same plan gets the same.
+pub fn below_access(plan: &Plan) -> Result<String, serde_json::Error> {
+    let mut bytes = Vec::new();
+    for component in [Component::Storage, Component::Sessions, Component::Tasks] {
+        let Some(of) = plan.service(component) else { continue };
+        let template = service(plan, of)?.deployment.spec.map(|spec| spec.template);
+        bytes.extend(serde_json::to_vec(&template)?);
+    }
+    Ok(format!("{:016x}", xxh3_64(&bytes)))
 }
 
 fn business_service(

@@ -30,8 +30,10 @@ pub const KAFKA_CLIENT_DIR: &str = "/etc/kith/kafka-client";
 /// The login at external brokers.
 pub const KAFKA_SASL_DIR: &str = "/etc/kith/kafka-sasl";
 
-/// What every service of the ChatCluster reads.
-pub fn config(plan: &Plan) -> Config {
+/// What a service of the ChatCluster reads: the sections that it uses, and of the rest nothing that a spec could change. So a service cannot
+/// read what its pods are not replaced for, and is not restarted for what it does not read.
+pub fn config(plan: &Plan, component: Component) -> Config {
+    use Component as C;
     let service = |component| {
         let host = format!("{}.{}.svc", meta::component_name(&plan.name, component), plan.namespace);
         Service { endpoints: format!("dns:{host}:{GRPC_PORT}") }
@@ -45,10 +47,16 @@ pub fn config(plan: &Plan) -> Config {
         },
         services: Services { storage: service(Component::Storage), sessions: service(Component::Sessions) },
         tls: Some(Tls::in_dir(TLS_DIR)),
-        valkey: Some(valkey(plan)),
-        kafka: Some(kafka(plan)),
-        auth: Auth { keys_dir: PathBuf::from(KEYS_DIR), token_ttl_s: plan.token_ttl_s },
-        durability: Durability { ack_replicas: plan.valkey.durability.ack_replicas },
+        valkey: matches!(component, C::Storage).then(|| valkey(plan)),
+        kafka: matches!(component, C::Storage | C::Tasks | C::Sessions).then(|| kafka(plan)),
+        auth: match component {
+            C::Business => Auth { token_ttl_s: plan.token_ttl_s, ..Auth::in_dir(KEYS_DIR) },
+            _ => Auth::in_dir(KEYS_DIR),
+        },
+        durability: match component {
+            C::Storage => Durability { ack_replicas: plan.valkey.durability.ack_replicas },
+            _ => Durability::default(),
+        },
         limits: Limits::default(),
         gateway: None,
     }
@@ -106,10 +114,9 @@ fn external_sasl(external: &ExternalEventLog) -> Option<KafkaSasl> {
     })
 }
 
-/// What the pods of one Gateway read: the ChatCluster's configuration with the Gateway's own settings. A finding names the field that
-/// cannot be used.
-pub fn gateway_config(plan: &Plan, gateway: &GatewayObject) -> Result<Config, Finding> {
-    let (api, websocket) = (&gateway.spec.api, &gateway.spec.websocket);
+/// What the pods of one of a Gateway's listeners read: the ChatCluster's configuration with the Gateway's own settings for this listener. A
+/// finding names the field that cannot be used.
+pub fn gateway_config(plan: &Plan, gateway: &GatewayObject, component: Component) -> Result<Config, Finding> {
     let ms = |field: &str, duration: &kith_crds::shared::Duration| {
         let length = duration.to_std().map_err(|error| invalid(format!("spec.{field}: {error}")))?;
         u32::try_from(length.as_millis()).map_err(|_| invalid(format!("spec.{field}: {} is too long", duration.0)))
@@ -118,27 +125,32 @@ pub fn gateway_config(plan: &Plan, gateway: &GatewayObject) -> Result<Config, Fi
     let field = "spec.limits.sentBytesPerMinutePerUser";
     let sent_bytes = most.to_bytes().map_err(|error| invalid(format!("{field}: {error}")))?;
     let sent_bytes = u32::try_from(sent_bytes).map_err(|_| invalid(format!("{field}: {} is too much", most.0)))?;
-    let mut config = config(plan);
-    // Access knows neither the engine nor the event log.
-    config.valkey = None;
-    config.kafka = None;
-    config.gateway = Some(Gateway {
-        heartbeat_ms: ms("websocket.heartbeat", &websocket.heartbeat)?,
-        max_connections: websocket.limits.connections_per_pod,
-        max_sessions_per_user: websocket.limits.connections_per_user,
-        frames_per_second: websocket.limits.frames_per_second,
-        drain_ms: ms("websocket.drain.deadline", &websocket.drain.deadline)?,
-        drain_per_second: websocket.drain.connections_per_second,
-        requests_per_second: api.limits.requests_per_second_per_user,
-        burst: api.limits.burst_per_user,
-        requests_in_flight: api.limits.requests_in_flight_per_pod,
-        frames_queued: websocket.limits.frames_queued,
-        sent_bytes_per_minute: sent_bytes,
-        idle_ms: ms("api.idleTimeout", &api.idle_timeout)?,
-        api_origins: api.allowed_origins.clone(),
-        websocket_origins: websocket.allowed_origins.clone(),
-    });
-    Ok(config)
+    let common = Gateway { sent_bytes_per_minute: sent_bytes, ..Gateway::default() };
+    let settings = if component == Component::Api {
+        let api = &gateway.spec.api;
+        Gateway {
+            requests_per_second: api.limits.requests_per_second_per_user,
+            burst: api.limits.burst_per_user,
+            requests_in_flight: api.limits.requests_in_flight_per_pod,
+            idle_ms: ms("api.idleTimeout", &api.idle_timeout)?,
+            api_origins: api.allowed_origins.clone(),
+            ..common
+        }
+    } else {
+        let websocket = &gateway.spec.websocket;
+        Gateway {
+            heartbeat_ms: ms("websocket.heartbeat", &websocket.heartbeat)?,
+            max_connections: websocket.limits.connections_per_pod,
+            max_sessions_per_user: websocket.limits.connections_per_user,
+            frames_per_second: websocket.limits.frames_per_second,
+            frames_queued: websocket.limits.frames_queued,
+            drain_ms: ms("websocket.drain.deadline", &websocket.drain.deadline)?,
+            drain_per_second: websocket.drain.connections_per_second,
+            websocket_origins: websocket.allowed_origins.clone(),
+            ..common
+        }
+    };
+    Ok(Config { gateway: Some(settings), ..config(plan, component) })
 }
 
 /// A configuration as a ConfigMap, and its hash for the pods' templates.

@@ -1,4 +1,4 @@
-//! What every ChatCluster has below its pods: accounts, network policies, configuration and Services.
+//! What every ChatCluster has below its pods: accounts, network policies and the engine's configuration.
 
 use kube::ResourceExt;
 
@@ -7,13 +7,13 @@ use crate::{
     apply::Applier,
     build::{
         meta::{self, Component},
-        network, service, settings, valkey,
+        network, service, valkey,
     },
     plan::{KafkaPlan, Plan},
 };
 
-/// Applies it; answers the hash of the services' configuration.
-pub(super) async fn apply(applier: &Applier, plan: &Plan, observed: &Observed) -> Result<String, PassError> {
+/// Applies it.
+pub(super) async fn apply(applier: &Applier, plan: &Plan, observed: &Observed) -> Result<(), PassError> {
     let external = matches!(plan.event_log.kafka, KafkaPlan::External(_));
     let accounts = Component::ALL
         .into_iter()
@@ -27,8 +27,6 @@ pub(super) async fn apply(applier: &Applier, plan: &Plan, observed: &Observed) -
     applier.apply_all(policies, &observed.policies).await?;
     applier.prune(&keep, &observed.policies).await?;
 
-    let config = settings::config(plan);
-    let (map, hash) = settings::config_map(meta::config_map(&plan.name), meta::cluster_labels(&plan.name), &config)?;
-    applier.apply_all(vec![map, valkey::config_map(plan)], &observed.config_maps).await?;
-    Ok(hash)
+    applier.apply_all(vec![valkey::config_map(plan)], &observed.config_maps).await?;
+    Ok(())
 }

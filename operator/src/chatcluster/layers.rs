@@ -1,25 +1,29 @@
-//! The services, layer by layer: a change of a layer waits until the one below serves.
+//! The services, layer by layer: a change of a layer waits until the one below is wholly of its newest template and serves.
 
-use super::{Facts, Observed, PassError, Workload};
+use kube::ResourceExt;
+
+use super::{Facts, Observed, PassError, Workload, tend};
 use crate::{
     apply::Applier,
     build::{
         meta::{self, Component},
-        services,
+        services, valkey,
     },
+    diff,
     plan::{Plan, ServicePlan},
     workload::{rollout, trouble},
 };
 
-/// Applies Services and budgets at once, Deployments in the order of the layers.
+/// Applies Services and budgets at once, Deployments with what they read in the order of the layers. What waits keeps running as it is: one
+/// layer that cannot be rolled out stops those above it, not what they do.
 pub(super) async fn apply(
     applier: &Applier,
     plan: &Plan,
     observed: &Observed,
-    hash: &str,
     facts: &mut Facts,
 ) -> Result<(), PassError> {
-    let engine = facts.storage.as_ref().is_some_and(|s| s.readiness.is_ready());
+    facts.wanted_below = Some(services::below_access(plan)?);
+    let engine = facts.storage.as_ref().is_some_and(|s| s.readiness.is_ready()) && engine_rolled_out(plan, observed)?;
     let log = matches!(facts.event_log, Some(Some(Ok(()))));
     // Storage publishes as soon as it starts: it is not made before it is known that the topics are this ChatCluster's. Once it runs, an
     // event log in trouble does not hold up its changes.
@@ -29,7 +33,7 @@ pub(super) async fn apply(
         let mut above = open;
         for component in layer {
             let Some(service) = plan.service(*component) else { continue };
-            let workload = one(applier, plan, service, observed, hash, open, facts).await?;
+            let workload = one(applier, plan, service, observed, open, facts).await?;
             above &= !workload.waiting && workload.rollout.is_some_and(|r| r.done);
             facts.workloads.push(workload);
         }
@@ -44,28 +48,46 @@ async fn one(
     plan: &Plan,
     service: &ServicePlan,
     observed: &Observed,
-    hash: &str,
     open: bool,
     facts: &mut Facts,
 ) -> Result<Workload, PassError> {
     let component = service.component;
     let name = meta::component_name(&plan.name, component);
-    let objects = services::service(plan, service, hash);
+    let objects = services::service(plan, service)?;
     if let Some(wanted) = objects.service {
         let standing = applier.apply(wanted, observed.services.get(&name)).await?;
         facts.services.insert(name.clone(), standing);
     }
     applier.apply(objects.budget, observed.budgets.get(&name)).await?;
     let live = observed.deployments.get(&name);
-    let (standing, waiting) = if open || live.is_some_and(|l| applier.is_current(&objects.deployment, l)) {
-        (Some(applier.apply(objects.deployment, live).await?), false)
-    } else {
-        (live.cloned(), true)
-    };
+    let goes = open || live.is_some_and(|l| applier.is_current(&objects.deployment, l));
+    let map = observed.config_maps.get(&objects.config_map.name_any());
+    // A container that starts again while its layer waits reads what it read before.
+    if goes || map.is_none() {
+        applier.apply(objects.config_map, map).await?;
+    }
+    let (standing, waiting) =
+        if goes { (Some(applier.apply(objects.deployment, live).await?), false) } else { (live.cloned(), true) };
     Ok(Workload {
         component,
         rollout: standing.as_ref().map(rollout),
         waiting,
         trouble: trouble(&observed.pods, component.name(), None),
     })
+}
+
+/// Whether the engine's pods are all of the template that the plan asks for: they are the storage layer, too.
+fn engine_rolled_out(plan: &Plan, observed: &Observed) -> Result<bool, PassError> {
+    // A shard that is being deleted gets no new template any more.
+    for (name, _) in observed.shards.iter().filter(|(_, shard)| shard.metadata.deletion_timestamp.is_none()) {
+        let Some(set) = observed.stateful_sets.get(&meta::shard_name(name)) else { return Ok(false) };
+        let wanted = valkey::shard(plan, name, None).stateful_set.spec.map(|spec| spec.template);
+        let live = set.spec.as_ref().map(|spec| &spec.template);
+        if !diff::contains(&serde_json::to_value(live)?, &serde_json::to_value(wanted)?)
+            || !tend::rolled_out(set, &observed.pods)
+        {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }

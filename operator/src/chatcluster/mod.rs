@@ -2,7 +2,8 @@
 //!
 //! The data plane is cared for first and always: by the last spec that could be used while the present one cannot, and whatever else fails.
 //! Layers come in order: the storage engine and the event log, then `storage`, then `sessions` and `tasks`, then `business` and the
-//! Gateways. A change of a layer waits until the one below serves; what runs already is never taken away for that.
+//! Gateways. A change of a layer waits until the one below is wholly of its newest template and serves; what runs already is never taken away
+//! for that. Gateways compare `status.rolledOut` with what their own settings follow from.
 
 mod base;
 mod broker_care;
@@ -16,6 +17,7 @@ mod lowered;
 mod milestones;
 mod observe;
 mod replace;
+mod rollouts;
 mod secrets;
 mod shards;
 mod status;
@@ -197,7 +199,7 @@ async fn pass(cluster: &ChatCluster, context: &Arc<Context>, facts: &mut Facts) 
         return Ok(Action::requeue(BUSY));
     }
     // build and apply, from below
-    let hash = facts.noted(base::apply(&applier, &plan, &observed).await);
+    let base = facts.noted(base::apply(&applier, &plan, &observed).await);
     let log = match &secrets {
         Some(secrets) => eventlog::apply(&applier, &plan, &observed, &secrets.kafka_certificate).await,
         None => Ok(Vec::new()),
@@ -218,6 +220,7 @@ async fn pass(cluster: &ChatCluster, context: &Arc<Context>, facts: &mut Facts) 
             (Some(trouble), _) | (None, Err(trouble)) => Some(Err(trouble)),
             (None, Ok(target)) => {
                 runtime.event_log.aim(target);
+                facts.topic_settings = runtime.event_log.settings();
                 runtime.event_log.outcome()
             }
         };
@@ -232,8 +235,8 @@ async fn pass(cluster: &ChatCluster, context: &Arc<Context>, facts: &mut Facts) 
         }
     }
     // the layers above
-    if let Some(hash) = hash {
-        let layers = layers::apply(&applier, &plan, &observed, &hash, facts).await;
+    if base.is_some() {
+        let layers = layers::apply(&applier, &plan, &observed, facts).await;
         facts.noted(layers);
     }
     for gateway in observed.gateways.keys() {

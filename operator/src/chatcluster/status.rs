@@ -13,7 +13,7 @@ use kith_crds::{
 };
 use kube::ResourceExt;
 
-use super::{PassError, broker_care::BrokerCare};
+use super::{PassError, broker_care::BrokerCare, rollouts};
 use crate::{
     apply::Live,
     build::{
@@ -50,10 +50,14 @@ pub struct Facts {
     pub storage: Option<StorageFacts>,
     /// What the last look at the event log found.
     pub event_log: Option<eventlog::Outcome>,
+    /// Why its topics may not be set as they should.
+    pub topic_settings: Option<eventlog::Trouble>,
     /// Managed brokers; absent: there are none.
     pub brokers: Option<BrokerFacts>,
     /// Services in the order of the layers.
     pub workloads: Vec<Workload>,
+    /// The hash of the templates that the layers below access are to have.
+    pub wanted_below: Option<String>,
     /// Services of Kubernetes, for addresses.
     pub services: Live<Service>,
     /// Pods, for addresses.
@@ -134,6 +138,9 @@ pub fn status(cluster: &ChatCluster, facts: &Facts, now: Timestamp) -> ChatClust
     }
     if let Some(storage) = &facts.storage {
         status.storage = Some(storage_status(facts, storage, status.storage.as_ref()));
+    }
+    if let Some(wanted) = &facts.wanted_below {
+        status.rolled_out = rollouts::rolled_out(wanted, status.rolled_out.as_deref(), &facts.workloads);
     }
     let mut findings = Vec::new();
     findings.extend(facts.storage.as_ref().map(|s| storage_ready(s, facts)));
@@ -271,10 +278,10 @@ fn storage_ready(storage: &StorageFacts, facts: &Facts) -> Finding {
     }
     match facts.workloads.iter().find(|w| w.component == Component::Storage).and_then(unready) {
         Some((word, sentence)) => Finding::fails(kind, word, sentence),
-        None => Finding::holds(
+        None => rollouts::serving(
             kind,
-            reason::ALL_READY,
             format!("{} shards own and serve all slots, every replica is in step", storage.readiness.shards.len()),
+            rollouts::under_way(&facts.workloads, &[Component::Storage]),
         ),
     }
 }
@@ -302,7 +309,7 @@ fn layer(kind: &'static str, facts: &Facts, components: &[Component], words: &st
     let bad = facts.workloads.iter().filter(|w| components.contains(&w.component)).find_map(unready);
     Some(match bad {
         Some((word, sentence)) => Finding::fails(kind, word, sentence),
-        None => Finding::holds(kind, reason::ALL_READY, words),
+        None => rollouts::serving(kind, words.to_owned(), rollouts::under_way(&facts.workloads, components)),
     })
 }
 
@@ -330,7 +337,14 @@ fn access_ready(facts: &Facts) -> Option<Finding> {
             None => return Some(Finding::fails(kind, reason::STARTING, format!("Gateway {name} is being made"))),
         }
     }
-    Some(business)
+    let moves = |(name, gateway)| Some((name, rollouts::gateway_moves(gateway)?));
+    match facts.gateways.iter().flatten().find_map(moves).filter(|_| business.reason == reason::ALL_READY) {
+        Some((name, why)) => {
+            let under_way = (reason::ROLLING_OUT, format!("Gateway {name}: {why}"));
+            Some(rollouts::serving(kind, business.message, Some(under_way)))
+        }
+        None => Some(business),
+    }
 }
 
 /// Ready, Progressing and Degraded, from the layers.
@@ -408,12 +422,8 @@ fn progressing(facts: &Facts) -> Finding {
             return Finding::holds(kind, reason::STARTING, "the storage engine is being brought to what it should be");
         }
     }
-    if let Some(waiting) = facts.workloads.iter().find(|w| w.waiting) {
-        let message = format!("{} waits for the layer below", waiting.component.name());
-        return Finding::holds(kind, reason::WAITING_FOR_LAYER_BELOW, message);
-    }
-    if let Some(rolling) = facts.workloads.iter().find(|w| w.rollout.is_none_or(|r| !r.done)) {
-        return Finding::holds(kind, reason::ROLLING_OUT, format!("{} is being rolled out", rolling.component.name()));
+    if let Some(moves) = rollouts::progress(facts) {
+        return moves;
     }
     if facts.brokers.as_ref().is_some_and(|brokers| brokers.care.rolling) {
         return Finding::holds(
@@ -432,10 +442,13 @@ fn degraded(facts: &Facts) -> Finding {
         gravest(problems).map(|problem| (storage_reason(problem), problem.to_string()))
     });
     let formed = facts.storage.as_ref().is_some_and(|s| s.readiness.slots_served > 0);
-    let service =
-        || facts.workloads.iter().filter(|w| w.rollout.is_some_and(|r| r.ready > 0 || r.done)).find_map(unready);
+    let service = || {
+        let mut serving = facts.workloads.iter().filter(|w| w.rollout.is_some_and(|r| r.ready > 0 || r.done));
+        serving.find_map(unready).or_else(|| rollouts::stuck(&facts.workloads))
+    };
     let brokers = || event_log::degraded(facts).filter(|_| formed);
-    match storage.filter(|_| formed).or_else(service).or_else(brokers) {
+    let log = || brokers().or_else(|| event_log::settings_differ(facts));
+    match storage.filter(|_| formed).or_else(service).or_else(log) {
         Some((word, sentence)) => Finding::holds(kind, word, sentence),
         None => Finding::fails(kind, reason::ALL_READY, "nothing serves with less than what was asked for"),
     }

@@ -120,6 +120,13 @@ pub(super) fn idle_for(pod: &Pod, now: Timestamp) -> i64 {
     since.map_or(0, |since| now.as_second() - since.0.as_second())
 }
 
+/// Whether all pods of a StatefulSet were made from its newest template.
+pub(super) fn rolled_out(set: &StatefulSet, pods: &Live<Pod>) -> bool {
+    let name = set.name_any();
+    let mine = |pod: &&Pod| pod.owner_references().iter().any(|o| o.kind == "StatefulSet" && o.name == name);
+    pods.values().filter(mine).all(|pod| is_old(set, pod) == Some(false))
+}
+
 /// Whether a pod was made from another template than the newest; `None` while the StatefulSet's controller has not said which that is.
 pub(super) fn is_old(set: &StatefulSet, pod: &Pod) -> Option<bool> {
     let status = set.status.as_ref()?;

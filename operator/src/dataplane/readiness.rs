@@ -3,11 +3,26 @@
 use super::{
     ownership::Ownership,
     slots::{SLOTS, SlotSet},
-    types::{Desired, DesiredShard, LibraryState, NodeId, NodeState, Observation, Problem, Reason, Role},
+    types::{Desired, DesiredShard, LibraryState, NodeId, NodeState, Observation, Problem, Reason, Role, Seen},
 };
 
 /// A replica whose offset is no further behind than this counts as in step: what a busy primary writes between two looks.
 const LAG_BYTES: u64 = 4 << 20;
+
+/// What a member does with its shard's data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Copying {
+    /// It holds (replica) or gives (primary) the current data.
+    InStep,
+    /// It takes a full copy, or follows and is behind.
+    Behind,
+    /// It reads its own files.
+    Loading,
+    /// It answers and has no link to the shard's primary.
+    Unlinked,
+    /// It does not answer.
+    Silent,
+}
 
 /// One copy of a shard, as status shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +35,8 @@ pub struct MemberHealth {
     pub primary: bool,
     /// Whether it holds (replica) or gives (primary) the current data.
     pub in_step: bool,
+    /// What it does with the data.
+    pub copying: Copying,
     /// Bytes behind the primary.
     pub lag_bytes: u64,
     /// Up to where it holds the stream of changes.
@@ -148,6 +165,7 @@ fn shard_health(desired: &Desired, shard: &DesiredShard, ownership: &Ownership, 
                 id: state.map(|s| s.id.clone()),
                 primary: is_primary,
                 in_step,
+                copying: copying(&member.pod, seen, in_step),
                 lag_bytes,
                 offset: state.map_or(0, |s| s.offset),
                 library,
@@ -168,6 +186,19 @@ fn shard_health(desired: &Desired, shard: &DesiredShard, ownership: &Ownership, 
         primary_id,
         slots,
         members,
+    }
+}
+
+fn copying(pod: &str, seen: &Observation, in_step: bool) -> Copying {
+    match seen.nodes.iter().find(|n| n.pod == pod).map(|n| &n.seen) {
+        Some(Seen::Up(_)) if in_step => Copying::InStep,
+        Some(Seen::Up(state)) if state.loading => Copying::Loading,
+        Some(Seen::Up(state)) => match state.role {
+            Role::Replica { link_up: true, .. } | Role::Replica { syncing: true, .. } => Copying::Behind,
+            Role::Replica { .. } | Role::Primary { .. } => Copying::Unlinked,
+        },
+        Some(Seen::Loading) => Copying::Loading,
+        Some(Seen::Ended | Seen::Down(_)) | None => Copying::Silent,
     }
 }
 
@@ -192,4 +223,54 @@ pub(super) fn is_whole(desired: &Desired, shard: &DesiredShard, primary: Option<
                 s.library == LibraryState::Present && !s.loading && (s.id == primary.id || step(s, primary).0)
             })
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::fake::{Fake, desired};
+
+    #[test]
+    fn each_member_says_what_it_does_with_its_data() {
+        let wish = desired(1);
+        let mut seen = Fake::formed(&wish).observe(&wish);
+        let states =
+            |seen: &Observation| readiness(&wish, seen).shards[0].members.iter().map(|m| m.copying).collect::<Vec<_>>();
+        assert_eq!(states(&seen), [Copying::InStep; 3]);
+        let replica = seen
+            .nodes
+            .iter()
+            .position(|n| matches!(&n.seen, Seen::Up(state) if !state.is_primary()))
+            .expect("a replica");
+        let Seen::Up(state) = seen.nodes[replica].seen.clone() else { panic!("it answers") };
+        let role = |link_up, syncing| Role::Replica { link_up, last_io_s: None, down_s: None, syncing };
+        for (role, offset, loading, wanted) in [
+            (role(true, false), 0, false, Copying::Behind),
+            (role(false, true), 0, false, Copying::Behind),
+            (role(false, false), state.offset, false, Copying::Unlinked),
+            (Role::Primary { replicas: Vec::new() }, state.offset, false, Copying::Unlinked),
+            (role(false, false), 0, true, Copying::Loading),
+        ] {
+            // A primary far ahead: what has nothing yet is behind.
+            for node in &mut seen.nodes {
+                if let Seen::Up(other) = &mut node.seen
+                    && other.is_primary()
+                    && other.id != state.id
+                {
+                    other.offset = state.offset + 2 * LAG_BYTES;
+                }
+            }
+            seen.nodes[replica].seen =
+                Seen::Up(Box::new(NodeState { role: role.clone(), offset, loading, ..(*state).clone() }));
+            assert_eq!(states(&seen)[replica], wanted, "{role:?}");
+        }
+        for (silent, wanted) in [
+            (Seen::Loading, Copying::Loading),
+            (Seen::Ended, Copying::Silent),
+            (Seen::Down("no answer".to_owned()), Copying::Silent),
+        ] {
+            seen.nodes[replica].seen = silent.clone();
+            assert_eq!(states(&seen)[replica], wanted, "{silent:?}");
+        }
+    }
 }

@@ -43,7 +43,7 @@ impl ConsumerContext for Words {}
 
 impl Words {
     /// The sentence that says most about why there is no connection.
-    fn best(&self) -> Option<String> {
+    pub(super) fn best(&self) -> Option<String> {
         let words = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let telling =
             |w: &&String| ["SSL", "ssl", "SASL", "Authentication", "certificate"].iter().any(|t| w.contains(t));
@@ -116,13 +116,14 @@ fn trouble(target: &Target, words: &Words, what: &str, error: &KafkaError) -> Tr
     }
 }
 
-struct Topic {
-    name: String,
-    partitions: i32,
-    config: Vec<(&'static str, String)>,
+/// A topic as it is to be.
+pub(super) struct Topic {
+    pub(super) name: String,
+    pub(super) partitions: i32,
+    pub(super) config: Vec<(&'static str, String)>,
 }
 
-fn topics(target: &Target) -> [Topic; 3] {
+pub(super) fn topics(target: &Target) -> [Topic; 3] {
     let name = &target.cluster_name;
     let partitions = i32::try_from(target.partitions).unwrap_or(i32::MAX);
     let min_insync = ("min.insync.replicas", target.min_insync.to_string());

@@ -4,6 +4,7 @@
 //! controller only reads the last outcome: an unreachable Kafka never holds up the rest.
 
 mod admin;
+mod settings;
 mod sight;
 
 #[cfg(test)]
@@ -76,6 +77,7 @@ pub struct EventLog {
     target: watch::Sender<Option<Arc<Target>>>,
     outcome: watch::Receiver<Outcome>,
     sight: watch::Receiver<Option<Arc<Sight>>>,
+    settings: watch::Receiver<Option<Trouble>>,
 }
 
 impl EventLog {
@@ -87,6 +89,7 @@ impl EventLog {
         let changed = Arc::new(changed);
         let tell = changed.clone();
         tokio::spawn(sight::follow(targets.clone(), publish_sight, move || tell(), shutdown.clone()));
+        let (publish_settings, settings) = watch::channel(None);
         tokio::spawn(async move {
             let mut failures = 0_u32;
             loop {
@@ -94,14 +97,22 @@ impl EventLog {
                 let pause = match target {
                     None => LOOK_AGAIN,
                     Some(target) => {
-                        let found = look(target).await;
+                        let found = look(&target, "event log", admin::ensure).await;
                         failures = if found.is_ok() { 0 } else { failures.saturating_add(1) };
                         let pause = match &found {
                             Ok(()) => LOOK_AGAIN,
                             Err(_) => backoff::delay(failures, FIRST_PAUSE, LONGEST_PAUSE),
                         };
-                        if publish.send_if_modified(|last| replace(last, Some(found))) {
+                        if publish.send_if_modified(|last| replace(last, Some(found.clone()))) {
+                            warn("the event log is not ready", found.as_ref().err());
                             changed();
+                        }
+                        if found.is_ok() {
+                            let unlike = look(&target, "topic settings", settings::follow).await.err();
+                            if publish_settings.send_if_modified(|last| replace(last, unlike.clone())) {
+                                warn("the topics' settings may not be as they should", unlike.as_ref());
+                                changed();
+                            }
                         }
                         pause
                     }
@@ -113,7 +124,7 @@ impl EventLog {
                 }
             }
         });
-        Self { target, outcome, sight }
+        Self { target, outcome, settings, sight }
     }
 
     /// Says what must be; a change is looked at at once.
@@ -136,23 +147,37 @@ impl EventLog {
     pub fn sight(&self) -> Option<Arc<Sight>> {
         self.sight.borrow().clone()
     }
+
+    /// Why the topics' settings may not be as they should, although the event log works.
+    pub fn settings(&self) -> Option<Trouble> {
+        self.settings.borrow().clone()
+    }
 }
 
-fn replace(last: &mut Outcome, found: Outcome) -> bool {
+fn warn(what: &str, trouble: Option<&Trouble>) {
+    if let Some(trouble) = trouble {
+        tracing::warn!(reason = trouble.reason, message = %trouble.message, "{what}");
+    }
+}
+
+/// Whether something else is there now.
+fn replace<T: PartialEq>(last: &mut T, found: T) -> bool {
     let differs = *last != found;
     if differs {
-        if let Some(Err(trouble)) = &found {
-            tracing::warn!(reason = trouble.reason, message = %trouble.message, "the event log is not ready");
-        }
         *last = found;
     }
     differs
 }
 
-async fn look(target: Arc<Target>) -> Result<(), Trouble> {
+async fn look(
+    target: &Arc<Target>,
+    what: &'static str,
+    ask: fn(&Target) -> Result<(), Trouble>,
+) -> Result<(), Trouble> {
+    let target = Arc::clone(target);
     // Caught on its own thread: it concerns one ChatCluster alone.
-    let ensure = move || panics::caught_here("event log", || admin::ensure(&target));
-    match tokio::task::spawn_blocking(ensure).await {
+    let ask = move || panics::caught_here(what, || ask(&target));
+    match tokio::task::spawn_blocking(ask).await {
         Ok(Ok(found)) => found,
         Ok(Err(panicked)) => Err(Trouble { reason: reason::RECONCILE_FAILED, message: panicked.to_string() }),
         Err(error) => Err(Trouble {

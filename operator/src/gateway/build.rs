@@ -65,6 +65,8 @@ pub struct HTTPRouteSpec {
 pub struct Listener {
     /// `api` or `gateway`.
     pub component: Component,
+    /// What the pods read.
+    pub config_map: ConfigMap,
     /// The pods.
     pub deployment: Deployment,
     /// How they are reached.
@@ -77,8 +79,6 @@ pub struct Listener {
 
 /// Everything of one Gateway.
 pub struct Objects {
-    /// The configuration of both listeners.
-    pub config_map: ConfigMap,
     /// The listeners that are enabled.
     pub listeners: Vec<Listener>,
     /// The Ingress, if one is asked for.
@@ -100,15 +100,11 @@ struct Common {
 
 /// Renders a Gateway.
 pub fn objects(plan: &Plan, gateway: &Gateway) -> Result<Objects, PassError> {
-    let config = settings::gateway_config(plan, gateway)?;
-    let name = format!("{}-{}-config", plan.name, gateway.name_any());
     let mut labels = meta::cluster_labels(&plan.name);
     labels.insert(names::LABEL_GATEWAY.to_owned(), gateway.name_any());
-    let (config_map, hash) = settings::config_map(name, labels.clone(), &config)?;
-    let listeners = enabled(plan, gateway).into_iter().map(|c| listener(plan, gateway, c, &hash)).collect();
+    let listeners = enabled(plan, gateway).into_iter().map(|c| listener(plan, gateway, c)).collect::<Result<_, _>>()?;
     let exposure = &gateway.spec.exposure;
     Ok(Objects {
-        config_map,
         listeners,
         ingress: exposure.ingress.as_ref().map(|settings| ingress(plan, gateway, settings, labels.clone())),
         route: exposure.http_route.as_ref().map(|settings| route(plan, gateway, settings, labels)),
@@ -145,7 +141,7 @@ fn enabled(plan: &Plan, gateway: &Gateway) -> Vec<Common> {
     list
 }
 
-fn listener(plan: &Plan, gateway: &Gateway, common: Common, hash: &str) -> Listener {
+fn listener(plan: &Plan, gateway: &Gateway, common: Common) -> Result<Listener, PassError> {
     let component = common.component;
     let name = gateway.component_name(component.name());
     let extra: BTreeMap<String, String> = [(names::LABEL_GATEWAY.to_owned(), gateway.name_any())].into();
@@ -153,6 +149,8 @@ fn listener(plan: &Plan, gateway: &Gateway, common: Common, hash: &str) -> Liste
     labels.extend(extra.clone());
     let mut selector = meta::selector_labels(&plan.name, component);
     selector.extend(extra.clone());
+    let config = settings::gateway_config(plan, gateway, component)?;
+    let (config_map, hash) = settings::config_map(meta::config_map(&name), labels.clone(), &config)?;
     let keys = pod::secret_volume("keys", meta::token_keys_secret(&plan.name), &["jwks.json"]);
     let deployment = services::deployment(
         plan,
@@ -163,8 +161,7 @@ fn listener(plan: &Plan, gateway: &Gateway, common: Common, hash: &str) -> Liste
             replicas: common.autoscaling.is_none().then_some(common.replicas),
             settings: &common.settings,
             port: common.port,
-            config_map: format!("{}-{}-config", plan.name, gateway.name_any()),
-            config_hash: hash,
+            config_hash: &hash,
             mounts: vec![(keys, pod::mount("keys", settings::KEYS_DIR))],
             grace_s: common.grace_s,
         },
@@ -179,13 +176,14 @@ fn listener(plan: &Plan, gateway: &Gateway, common: Common, hash: &str) -> Liste
         traffic_policy: exposure.external_traffic_policy.as_str(),
         annotations: exposure.annotations.clone(),
     };
-    Listener {
+    Ok(Listener {
         component,
+        config_map,
         deployment,
         service: service::exposed(name.clone(), labels.clone(), selector.clone(), port, &exposed),
         budget: service::disruption_budget(name.clone(), labels.clone(), selector, 1, true),
         autoscaler: common.autoscaling.map(|scaling| autoscaler(name, labels, &scaling)),
-    }
+    })
 }
 
 /// Where an autoscaler says how many pods there are and has not said so yet, the Deployment keeps as many as stand, within its bounds: applied

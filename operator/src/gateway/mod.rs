@@ -1,4 +1,4 @@
-//! The Gateway controller: the access layer that clients reach. It starts and changes when the logic layer of its ChatCluster serves.
+//! The Gateway controller: the access layer that clients reach, which starts and changes when all below it is of the same plan's templates.
 
 pub mod build;
 mod status;
@@ -27,7 +27,7 @@ use kube::{Api, Resource, ResourceExt, runtime::controller::Action};
 use self::build::HTTPRoute;
 use crate::{
     apply::{self, Applier, ApplyError, Live, Object, list},
-    build::meta,
+    build::{meta, services},
     chatcluster::PassError,
     clash,
     context::{Context, key},
@@ -124,9 +124,10 @@ async fn pass(
         facts.waiting = true;
         return Ok(Action::requeue(WAITING));
     };
-    let open = conditions::is_true(&status.conditions, conditions::LOGIC_READY);
     let plan = lastspec::usable_plan(&context.client, cluster, &context.release).await?;
     clash::refuse_gateway(&context.client, gateway).await?;
+    // Not whether something serves there: pods of before do so all through a rollout.
+    let open = status.rolled_out == Some(services::below_access(&plan)?);
     let name = gateway.name_any();
     let objects = build::objects(&plan, gateway)?;
     // observe
@@ -151,7 +152,6 @@ async fn pass(
     })?;
     let applier = Applier { client: client.clone(), namespace: plan.namespace.clone(), owner };
     // apply
-    applier.apply_all(vec![objects.config_map], &maps).await?;
     let mut keep = Vec::new();
     let mut scaled = Vec::new();
     for mut listener in objects.listeners {
@@ -161,7 +161,13 @@ async fn pass(
         facts.services.insert(name.clone(), service);
         applier.apply(listener.budget, budgets.get(&name)).await?;
         let live = deployments.get(&name);
-        if open || live.is_some_and(|l| applier.is_current(&listener.deployment, l)) {
+        let goes = open || live.is_some_and(|l| applier.is_current(&listener.deployment, l));
+        let map = maps.get(&listener.config_map.name_any());
+        // A container that starts again while the change waits reads what it read before.
+        if goes || map.is_none() {
+            applier.apply(listener.config_map, map).await?;
+        }
+        if goes {
             let standing = applier.apply(listener.deployment, live).await?;
             facts.listeners.push((listener.component, Some(rollout(&standing)), false));
         } else {

@@ -103,7 +103,7 @@ fn ready(facts: &Facts) -> Finding {
         _ if facts.waiting => Finding::fails(
             kind,
             reason::WAITING_FOR_LAYER_BELOW,
-            "the Gateway is started when the logic layer of its ChatCluster is ready",
+            "the Gateway is started when the layers below are rolled out (status.rolledOut of the ChatCluster)",
         ),
         _ => Finding::fails(kind, reason::STARTING, "the Gateway's pods are being made"),
     }
@@ -115,7 +115,11 @@ fn progressing(facts: &Facts) -> Finding {
         return Finding::fails(kind, failure.reason, failure.message.clone());
     }
     if facts.waiting {
-        return Finding::holds(kind, reason::WAITING_FOR_LAYER_BELOW, "a change waits for the logic layer");
+        return Finding::holds(
+            kind,
+            reason::WAITING_FOR_LAYER_BELOW,
+            "a change waits until the layers below are rolled out",
+        );
     }
     match facts.listeners.iter().find(|(_, r, _)| r.is_none_or(|r| !r.done)) {
         Some((component, _, _)) => {

@@ -73,6 +73,20 @@ fn what_cannot_work_is_refused_in_words() {
     let cases = [
         (json!({"storage": {"pod": {"resources": {"limits": {"cpu": "1"}}}}}), "names no memory"),
         (json!({"storage": {"pod": {"resources": {"limits": {"memory": "40Mi"}}}}}), "less than 32Mi"),
+        // The limit may come from the platform's settings or be the component's own, which the API server does not see.
+        (
+            json!({"pod": {"resources": {"limits": {"memory": "2Gi"}}}, "storage": {"maxMemory": "1300Mi"}}),
+            "spec.storage.maxMemory is 1300Mi, and the pods' memory limit is 2048Mi: at most 60 per cent of it, 1228Mi",
+        ),
+        (
+            json!({"storage": {"maxMemory": "700Mi"}}),
+            "the pods' memory limit is 1024Mi: at most 60 per cent of it, 614Mi",
+        ),
+        (json!({"storage": {"maxMemory": "much"}}), "spec.storage.maxMemory: \"much\""),
+        (
+            json!({"eventLog": {"managed": {"heapSize": "800Mi"}}}),
+            "spec.eventLog.managed.heapSize is 800Mi, and the pods' memory limit is 1024Mi: at most 75 per cent of it, 767Mi",
+        ),
         (json!({"storage": {"partitions": 1000}}), "power of two"),
         (json!({"storage": {"replicas": 1, "durability": {"ackReplicas": 2}}}), "ackReplicas"),
         (
@@ -91,4 +105,15 @@ fn what_cannot_work_is_refused_in_words() {
         assert_eq!(refused.reason, reason::INVALID_SPEC, "{spec}");
         assert!(refused.message.contains(words), "{spec}: {}", refused.message);
     }
+}
+
+#[test]
+fn memory_that_is_asked_for_within_the_limit_is_what_is_taken() {
+    let spec = json!({
+        "pod": {"resources": {"limits": {"memory": "2Gi"}}},
+        "storage": {"maxMemory": "1200Mi"}, "eventLog": {"managed": {"heapSize": "1500Mi"}}
+    });
+    let plan = Plan::resolve(&cluster(&spec), &release("0.1.0")).unwrap();
+    let KafkaPlan::Managed(managed) = &plan.event_log.kafka else { panic!("managed brokers") };
+    assert_eq!((plan.valkey.max_memory, managed.heap), (1200 << 20, 1500 << 20));
 }

@@ -15,7 +15,7 @@ use crate::{
     chatcluster::{gravest, storage_reason},
     dataplane::{
         self, pressure,
-        readiness::{MemberHealth, ShardHealth},
+        readiness::{Copying, MemberHealth, ShardHealth},
         types::{Problem, Reason},
     },
     workload,
@@ -72,10 +72,12 @@ fn take_health(status: &mut StorageShardStatus, health: &ShardHealth, facts: &Fa
 
 fn member(health: &MemberHealth, facts: &Facts) -> Member {
     let pod = facts.pods.as_ref().and_then(|pods| pods.get(&health.pod));
-    let state = match (&health.id, health.in_step) {
-        (None, _) => MemberState::Unreachable,
-        (Some(_), true) => MemberState::InSync,
-        (Some(_), false) => MemberState::Syncing,
+    let state = match health.copying {
+        Copying::InStep => MemberState::InSync,
+        Copying::Behind => MemberState::Syncing,
+        Copying::Loading => MemberState::Loading,
+        Copying::Unlinked => MemberState::Disconnected,
+        Copying::Silent => MemberState::Unreachable,
     };
     Member {
         pod: health.pod.clone(),

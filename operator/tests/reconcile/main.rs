@@ -101,7 +101,15 @@ async fn an_empty_spec_becomes_a_platform(world: &World) {
     }
     assert_eq!(
         world.names::<ConfigMap>("empty").await,
-        ["demo-config", "demo-kafka-config", "demo-last-spec", "demo-valkey-config"]
+        [
+            "demo-business-config",
+            "demo-kafka-config",
+            "demo-last-spec",
+            "demo-sessions-config",
+            "demo-storage-config",
+            "demo-tasks-config",
+            "demo-valkey-config"
+        ]
     );
     assert_eq!(
         world.names::<Service>("empty").await,
@@ -138,11 +146,11 @@ async fn what_others_change_is_put_right(world: &World) {
     let patch = json!({"spec": {"replicas": 7}});
     api.patch("demo-0-valkey", &PatchParams::default(), &Patch::Merge(&patch)).await.expect("a patch");
     let maps: Api<ConfigMap> = world.api("empty");
-    maps.delete("demo-config", &DeleteParams::default()).await.expect("a deletion");
+    maps.delete("demo-storage-config", &DeleteParams::default()).await.expect("a deletion");
     world.pass("empty", "demo").await;
     let replicas = api.get("demo-0-valkey").await.expect("the set").spec.expect("a spec").replicas;
     assert_eq!(replicas, Some(3));
-    assert!(maps.get_opt("demo-config").await.expect("an answer").is_some());
+    assert!(maps.get_opt("demo-storage-config").await.expect("an answer").is_some());
 }
 
 async fn a_new_operator_restarts_nothing(server: &ApiServer, world: &World) {
@@ -160,14 +168,15 @@ async fn somebody_elses_object_is_left_alone(world: &World) {
     let maps: Api<ConfigMap> = world.api("taken");
     world.namespace("taken").await;
     let theirs: ConfigMap =
-        serde_json::from_value(json!({"metadata": {"name": "demo-config"}, "data": {"a": "b"}})).expect("a map");
+        serde_json::from_value(json!({"metadata": {"name": "demo-storage-config"}, "data": {"a": "b"}}))
+            .expect("a map");
     maps.create(&kube::api::PostParams::default(), &theirs).await.expect("a map");
     world.create_cluster("taken", "demo", json!({})).await;
     world.pass("taken", "demo").await;
     let (status, word, message) = world.condition("taken", "demo", conditions::READY).await;
     assert_eq!((status.as_str(), word.as_str()), ("False", "ApplyFailed"));
-    assert!(message.contains("ConfigMap demo-config exists and does not belong to"), "{message}");
-    let kept = maps.get("demo-config").await.expect("the map").data.expect("data");
+    assert!(message.contains("ConfigMap demo-storage-config exists and does not belong to"), "{message}");
+    let kept = maps.get("demo-storage-config").await.expect("the map").data.expect("data");
     assert_eq!(kept["a"], "b");
 }
 
@@ -235,8 +244,9 @@ async fn the_data_plane_is_cared_for_whatever_else_fails(server: &ApiServer) {
     let damaged = json!({"data": {"jwks.json": "bm9uZQ=="}});
     secrets.patch("demo-token-keys", &PatchParams::default(), &Patch::Merge(&damaged)).await.expect("a patch");
     let maps: Api<ConfigMap> = first.api("care");
-    maps.delete("demo-config", &DeleteParams::default()).await.expect("a deletion");
-    let theirs: ConfigMap = serde_json::from_value(json!({"metadata": {"name": "demo-config"}})).expect("a map");
+    maps.delete("demo-storage-config", &DeleteParams::default()).await.expect("a deletion");
+    let theirs: ConfigMap =
+        serde_json::from_value(json!({"metadata": {"name": "demo-storage-config"}})).expect("a map");
     maps.create(&kube::api::PostParams::default(), &theirs).await.expect("a map");
     let shards: Api<StorageShard> = first.api("care");
     let hand_made: StorageShard = serde_json::from_value(json!({
@@ -251,11 +261,11 @@ async fn the_data_plane_is_cared_for_whatever_else_fails(server: &ApiServer) {
     world.pass("care", "demo").await;
     assert_eq!(world.cared_for("care", "demo"), Some((2, 4)));
     assert!(!conditions::is_true(&world.cluster("care", "demo").await.status.expect("a status").conditions, "Ready"));
-    maps.delete("demo-config", &DeleteParams::default()).await.expect("a deletion");
+    maps.delete("demo-storage-config", &DeleteParams::default()).await.expect("a deletion");
     let restored = json!({"data": kept});
     secrets.patch("demo-token-keys", &PatchParams::default(), &Patch::Merge(&restored)).await.expect("a patch");
     world.pass("care", "demo").await;
-    assert!(maps.get_opt("demo-config").await.expect("an answer").is_some(), "the rest is made when it can be");
+    assert!(maps.get_opt("demo-storage-config").await.expect("an answer").is_some(), "the rest is made when it can be");
 }
 
 async fn a_damaged_authority_is_not_replaced(world: &World) {
@@ -279,13 +289,13 @@ async fn what_is_being_deleted_is_not_made_again(world: &World) {
     clusters.patch("demo", &PatchParams::default(), &Patch::Merge(&hold)).await.expect("a patch");
     clusters.delete("demo", &DeleteParams::default()).await.expect("a deletion");
     let maps: Api<ConfigMap> = world.api("empty");
-    maps.delete("demo-config", &DeleteParams::default()).await.expect("a deletion");
+    maps.delete("demo-storage-config", &DeleteParams::default()).await.expect("a deletion");
     let shards: Api<StorageShard> = world.api("empty");
     shards.delete("demo-0", &DeleteParams::default()).await.expect("a deletion");
     assert!(
         shards.get("demo-0").await.expect("held by its finalizer").finalizers().contains(&names::FINALIZER.to_owned())
     );
     world.pass("empty", "demo").await;
-    assert!(maps.get_opt("demo-config").await.expect("an answer").is_none(), "made again");
+    assert!(maps.get_opt("demo-storage-config").await.expect("an answer").is_none(), "made again");
     assert!(shards.get_opt("demo-0").await.expect("an answer").is_none(), "the finalizer is kept");
 }

@@ -1,7 +1,8 @@
-//! The configuration of every service: one JSON file that the operator renders (ConfigMap `<cluster>-config`) and the services read.
+//! The configuration of every service: a JSON file that the operator renders (ConfigMap `<cluster>-<service>-config`) and the service reads.
 //!
-//! Both sides use these types, so what is rendered is what is read. Unknown fields are refused by name. Secrets are never in it, only
-//! the paths of the files that hold them.
+//! Both sides use these types, so what is rendered is what is read. A service's file holds the sections that it uses: the rest is absent or
+//! as by default, whatever the platform is set to. A new use of a section begins in the operator (`build/settings.rs`). Unknown fields are
+//! named and have no effect. Secrets are never in it, only the paths of the files that hold them.
 
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -30,9 +31,9 @@ pub struct Config {
     /// The event log; read by `storage`, `tasks` and `sessions`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kafka: Option<Kafka>,
-    /// Client tokens.
+    /// Client tokens; how long they live is read by `business` alone.
     pub auth: Auth,
-    /// Promises about writes.
+    /// Promises about writes; read by `storage` alone.
     #[serde(default)]
     pub durability: Durability,
     /// Bounds that a platform team may set.
@@ -170,6 +171,13 @@ pub struct Auth {
 
 const fn default_token_ttl_s() -> u32 {
     86_400
+}
+
+impl Auth {
+    /// Keys in this folder, all else as by default.
+    pub fn in_dir(dir: impl Into<PathBuf>) -> Self {
+        Self { keys_dir: dir.into(), token_ttl_s: default_token_ttl_s() }
+    }
 }
 
 /// When a write counts as done.

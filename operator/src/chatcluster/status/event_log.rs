@@ -5,7 +5,7 @@ use kith_crds::{
     conditions::{self, Finding, reason},
 };
 
-use super::{Facts, bracketed};
+use super::{Facts, bracketed, rollouts};
 use crate::{
     build::{
         kafka,
@@ -50,10 +50,10 @@ pub(super) fn ready(outcome: &eventlog::Outcome, facts: &Facts) -> Finding {
         }
         Some(Ok(())) => match too_few_brokers(facts).or_else(|| unreachable_outside(facts)) {
             Some((word, sentence)) => Finding::fails(kind, word, sentence),
-            None => Finding::holds(
+            None => rollouts::serving(
                 kind,
-                reason::ALL_READY,
-                "the topics exist, belong to this ChatCluster and accept events",
+                "the topics exist, belong to this ChatCluster and accept events".to_owned(),
+                settings_differ(facts),
             ),
         },
         Some(Err(trouble)) => {
@@ -64,6 +64,11 @@ pub(super) fn ready(outcome: &eventlog::Outcome, facts: &Facts) -> Finding {
             }
         }
     }
+}
+
+/// What is the matter with the topics' settings.
+pub(super) fn settings_differ(facts: &Facts) -> Option<(&'static str, String)> {
+    facts.topic_settings.as_ref().map(|trouble| (trouble.reason, trouble.message.clone()))
 }
 
 /// Whether so few managed brokers serve that no event can be acknowledged. The last look at the topics may be a minute old.

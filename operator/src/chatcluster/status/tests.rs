@@ -33,7 +33,7 @@ fn facts(problems: Vec<Problem>) -> Facts {
     let readiness = Readiness { shards: vec![shard], slots_served: 16_384, agreed: true, problems };
     let serving = |component| Workload {
         component,
-        rollout: Some(Rollout { wanted: 2, ready: 2, done: true }),
+        rollout: Some(Rollout { wanted: 2, ready: 2, newest: true, done: true }),
         waiting: false,
         trouble: None,
     };
@@ -156,4 +156,35 @@ fn a_broker_that_is_behind_degrades_and_too_few_stop_the_log() {
     assert_eq!(said(&one_away, conditions::EVENT_LOG_READY).0, "True");
     assert_eq!(said(&one_away, conditions::DEGRADED).0, "True");
     assert_eq!(said(&two_away, conditions::EVENT_LOG_READY).1, reason::PODS_NOT_READY);
+}
+
+#[test]
+fn a_layer_that_serves_amid_a_rollout_is_ready_and_says_what_is_under_way() {
+    let mut facts = facts(Vec::new());
+    facts.wanted_below = Some("new".to_owned());
+    let mut cluster = cluster();
+    cluster.status = Some(status(&cluster, &facts, now()));
+    assert_eq!(cluster.status.as_ref().unwrap().rolled_out.as_deref(), Some("new"));
+    facts.workloads[0].rollout = Some(Rollout { wanted: 2, ready: 2, newest: false, done: false });
+    for above in &mut facts.workloads[1..] {
+        above.waiting = true;
+    }
+    let amid = status(&cluster, &facts, now());
+    for (layer, word) in [
+        (conditions::STORAGE_READY, reason::ROLLING_OUT),
+        (conditions::LOGIC_READY, reason::WAITING_FOR_LAYER_BELOW),
+        (conditions::ACCESS_READY, reason::WAITING_FOR_LAYER_BELOW),
+    ] {
+        assert_eq!((said(&amid, layer).0, said(&amid, layer).1), ("True", word), "{layer}");
+    }
+    assert_eq!(said(&amid, conditions::PROGRESSING).1, reason::ROLLING_OUT);
+    assert_eq!(said(&amid, conditions::READY).0, "True");
+    assert_eq!(amid.rolled_out, None, "Gateways wait");
+    // A template that cannot start stops the layers above, and that is told.
+    facts.workloads[0].trouble = Some((reason::IMAGE_PULL_FAILED, "pod a: no image".to_owned()));
+    let stuck = status(&cluster, &facts, now());
+    assert_eq!(
+        (said(&stuck, conditions::DEGRADED).0, said(&stuck, conditions::DEGRADED).1),
+        ("True", reason::IMAGE_PULL_FAILED)
+    );
 }

@@ -227,3 +227,26 @@ fn ranges_are_read_back_and_nonsense_is_refused() {
         assert!(partitions_of(bad).is_none(), "{bad}");
     }
 }
+
+#[test]
+fn the_settings_of_a_rebalance_say_what_moves_and_how_much_at_once() {
+    let uneven = || world(&[("demo-0", 100, 0..36), ("demo-1", 100, 36..64)]);
+    for (percent, phase) in [(5, Phase::ProposalReady), (20, Phase::Ready)] {
+        let mut life = Life::new(RebalanceMode::Manual, uneven());
+        life.spec.imbalance_percent = percent;
+        life.step();
+        assert_eq!(life.status.phase, phase, "{percent}: {}", life.message());
+    }
+    let batches = |pairs: u32, rate: &str| {
+        let shards = [("demo-0", 100, 0..32), ("demo-1", 100, 32..64), ("demo-2", 100, 0..0), ("demo-3", 100, 0..0)];
+        let mut life = Life::new(RebalanceMode::Automatic, world(&shards));
+        life.spec.max_concurrent_moves = pairs;
+        life.spec.max_bytes_per_second = rate.into();
+        let Next::Move(batches) = life.step() else { panic!("a batch: {}", life.message()) };
+        batches
+    };
+    assert_eq!(batches(1, "32Mi").len(), 1);
+    assert_eq!(batches(2, "32Mi").len(), 2);
+    assert_eq!(batches(1, "2000")[0].partitions.len(), 2, "two partitions of 1000 bytes a second");
+    assert!(batches(1, "32Mi")[0].partitions.len() > 2);
+}
