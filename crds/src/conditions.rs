@@ -29,6 +29,12 @@ pub const FOREIGN_DATA: &str = "ForeignData";
 pub const DRAINING: &str = "Draining";
 /// A primary uses so much of its memory that writes will be refused soon.
 pub const MEMORY_PRESSURE: &str = "MemoryPressure";
+/// What the engine keeps on a volume nearly fills it.
+pub const DISK_PRESSURE: &str = "DiskPressure";
+/// Events wait in storage's outbox, or on the event log for `tasks`, longer than they should.
+pub const EVENT_LOG_LAG: &str = "EventLogLag";
+/// A certificate ends soon and nobody has renewed it.
+pub const CERTIFICATE_EXPIRING: &str = "CertificateExpiring";
 /// A proposal waits for a person's approval.
 pub const PROPOSAL_READY: &str = "ProposalReady";
 
@@ -106,6 +112,30 @@ pub mod reason {
     pub const SHARD_NOT_WHOLE: &str = "ShardNotWhole";
     /// A primary uses 80 % of its memory or more.
     pub const ENGINE_MEMORY_HIGH: &str = "EngineMemoryHigh";
+    /// A primary has used its memory up: writes are refused.
+    pub const ENGINE_FULL: &str = "EngineFull";
+    /// The engine's files take so much of a volume that the next rewrite of them may not fit.
+    pub const VOLUME_FILLING: &str = "VolumeFilling";
+    /// A primary could not write to its disk: writes are refused.
+    pub const DISK_WRITE_FAILED: &str = "DiskWriteFailed";
+    /// Events wait in storage because the event log does not take them as fast as they come.
+    pub const OUTBOX_GROWING: &str = "OutboxGrowing";
+    /// An instance of storage keeps as many unpublished events as it may: writes are refused.
+    pub const OUTBOX_FULL: &str = "OutboxFull";
+    /// Consumers are many events behind.
+    pub const CONSUMER_LAGGING: &str = "ConsumerLagging";
+    /// A consumer has not moved on a partition for minutes although events wait there.
+    pub const CONSUMER_STUCK: &str = "ConsumerStuck";
+    /// Kafka clients of services fail and are replaced again and again.
+    pub const KAFKA_CLIENTS_REPLACED: &str = "KafkaClientsReplaced";
+    /// A certificate that the operator renews has not been renewed.
+    pub const RENEWAL_FAILED: &str = "RenewalFailed";
+    /// A certificate that the operator does not renew ends soon, or has ended.
+    pub const CERTIFICATE_ENDING: &str = "CertificateEnding";
+    /// A container took more memory than its limit and was ended.
+    pub const OUT_OF_MEMORY: &str = "OutOfMemory";
+    /// Pods cannot be made: a quota or another rule of the cluster refuses them.
+    pub const PODS_REFUSED: &str = "PodsRefused";
     /// Another ShardRebalance of the same ChatCluster is active.
     pub const ANOTHER_ACTIVE: &str = "AnotherActive";
     /// The approved proposal is not the current one.

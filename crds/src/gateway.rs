@@ -433,7 +433,7 @@ pub struct GatewayStatus {
     /// The generation of the spec that this status speaks of.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready, Progressing.
+    /// Ready, Progressing, CertificateExpiring.
     #[schemars(schema_with = "crate::conditions::schema")]
     pub conditions: Vec<Condition>,
     /// Where clients connect.

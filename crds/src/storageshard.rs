@@ -100,7 +100,7 @@ pub struct StorageShardStatus {
     /// The generation of the spec that this status speaks of.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready, Degraded, FailoverBlocked, ForeignData, Draining, MemoryPressure.
+    /// Ready, Degraded, FailoverBlocked, ForeignData, Draining, MemoryPressure, DiskPressure.
     #[schemars(schema_with = "crate::conditions::schema")]
     pub conditions: Vec<Condition>,
     /// The pod that takes writes.

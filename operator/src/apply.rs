@@ -13,7 +13,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use thiserror::Error;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::diff;
+use crate::{diff, words};
 
 /// Annotation with the hash of what was applied last, so that a field that is no longer wanted is noticed.
 pub const ANNOTATION_APPLIED: &str = "kith.dev/applied";
@@ -46,7 +46,7 @@ impl<K> Object for K where
 #[derive(Debug, Error)]
 pub enum ApplyError {
     /// The API server refused or did not answer.
-    #[error("{kind} {name}: {source}")]
+    #[error("{}: {}", object(.kind, .name), words::of(.kind, .source))]
     Kube {
         /// Kind of the object.
         kind: String,
@@ -66,7 +66,7 @@ pub enum ApplyError {
         owner: String,
     },
     /// The object could not be written as JSON.
-    #[error("{kind} {name}: {source}")]
+    #[error("{kind} {name} cannot be written as JSON: {source}")]
     Json {
         /// Kind of the object.
         kind: String,
@@ -101,6 +101,11 @@ impl ApplyError {
             _ => None,
         }
     }
+}
+
+/// An object, or all of a kind where they were listed.
+fn object(kind: &str, name: &str) -> String {
+    if name == "*" { format!("objects of the kind {kind}") } else { format!("{kind} {name}") }
 }
 
 fn kind<K: Resource<DynamicType = ()>>() -> String {

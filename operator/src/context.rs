@@ -13,7 +13,9 @@ use kube::{
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::{backoff::Failures, lease::LeaseGuard, plan::Release, runtime::Clusters};
+use crate::{
+    backoff::Failures, figures::Figures, lease::LeaseGuard, plan::Release, refusal::Refusals, runtime::Clusters,
+};
 
 /// Wake-ups that wait; one that finds the queue full is dropped, since every object is looked at again soon anyway.
 const WAKES: usize = 1_024;
@@ -32,6 +34,10 @@ pub struct Context {
     pub clusters: Clusters,
     /// Wakes controllers.
     pub wake: Wake,
+    /// Numbers of objects, for `/metrics`.
+    pub figures: Figures,
+    /// Why pods are not made.
+    pub refusals: Refusals,
     /// Ends everything.
     pub shutdown: CancellationToken,
     recorder: Recorder,
@@ -106,6 +112,8 @@ impl Context {
             guard,
             failures: Failures::default(),
             wake,
+            figures: Figures::default(),
+            refusals: Refusals::default(),
             shutdown,
         };
         (Arc::new(context), wakes)

@@ -150,6 +150,7 @@ async fn run_clusters(context: Arc<Context>, scope: Scope, woken: mpsc::Receiver
         })
         .reconcile_on(wakes(woken))
         .graceful_shutdown_on(context.shutdown.clone().cancelled_owned());
+    context.figures.follow(controller.store(), |cluster| cluster.status.as_ref().map(|s| &s.conditions));
     let gone = gone(context.clone(), scope, controller.store());
     let passes = controller.run(
         |cluster, context| timed("ChatCluster", chatcluster::reconcile(cluster, context)),
@@ -172,6 +173,7 @@ async fn gone(context: Arc<Context>, scope: Scope, store: Store<ChatCluster>) {
             // What another scope looks after is not known here.
             !scope.holds(&object) || store.get(&object).is_some()
         });
+        context.figures.sweep();
     }
 }
 
@@ -179,6 +181,7 @@ async fn run_shards(context: Arc<Context>, scope: Scope, woken: mpsc::Receiver<O
     let client = context.client.clone();
     let controller = Controller::new(scope.api::<StorageShard>(&client), watcher::Config::default());
     let store = controller.store();
+    context.figures.follow(controller.store(), |shard| shard.status.as_ref().map(|s| &s.conditions));
     let passes = controller
         .with_config(config())
         .owns(scope.api::<StatefulSet>(&client), ours())
@@ -198,14 +201,13 @@ async fn run_shards(context: Arc<Context>, scope: Scope, woken: mpsc::Receiver<O
 
 async fn run_rebalances(context: Arc<Context>, scope: Scope) {
     let client = context.client.clone();
-    let passes = Controller::new(scope.api::<ShardRebalance>(&client), watcher::Config::default())
-        .with_config(config())
-        .graceful_shutdown_on(context.shutdown.clone().cancelled_owned())
-        .run(
-            |object, context| timed("ShardRebalance", rebalance::controller::reconcile(object, context)),
-            |object, error, context| rebalance::controller::failed(&object, error, &context),
-            context.clone(),
-        );
+    let controller = Controller::new(scope.api::<ShardRebalance>(&client), watcher::Config::default());
+    context.figures.follow(controller.store(), |rebalance| rebalance.status.as_ref().map(|s| &s.conditions));
+    let passes = controller.with_config(config()).graceful_shutdown_on(context.shutdown.clone().cancelled_owned()).run(
+        |object, context| timed("ShardRebalance", rebalance::controller::reconcile(object, context)),
+        |object, error, context| rebalance::controller::failed(&object, error, &context),
+        context.clone(),
+    );
     drive("ShardRebalance", passes).await;
 }
 
@@ -213,6 +215,7 @@ async fn run_gateways(context: Arc<Context>, scope: Scope, woken: mpsc::Receiver
     let client = context.client.clone();
     let controller = Controller::new(scope.api::<Gateway>(&client), watcher::Config::default());
     let store = controller.store();
+    context.figures.follow(controller.store(), |gateway| gateway.status.as_ref().map(|s| &s.conditions));
     let passes = controller
         .with_config(config())
         .owns(scope.api::<Deployment>(&client), ours())

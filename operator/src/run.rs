@@ -1,6 +1,11 @@
 //! The process: election, controllers, the admin port, and an orderly end.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    path::PathBuf,
+    process::ExitCode,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use clap::Parser;
 use kith_crds::chatcluster::Images;
@@ -16,6 +21,7 @@ use crate::{
     api_client::{self, RequestCounts},
     context::Context,
     controllers,
+    figures::Figures,
     lease::{
         Election, LEASE, Timing,
         notice::Speaker,
@@ -118,10 +124,17 @@ async fn start(args: Args) -> Result<ExitCode, StartError> {
     readiness.expect("api-server");
     // The admin port outlives the controllers, so that probes do not fail while they end.
     let admin_end = CancellationToken::new();
-    let admin_task = tokio::spawn(admin::serve(args.admin, readiness.clone(), metrics, admin_end.clone()));
+    // A replica that does not lead has nothing to say of objects.
+    let figures = Arc::new(OnceLock::<Figures>::new());
+    let of_objects = {
+        let figures = figures.clone();
+        move || figures.get().map(Figures::render).unwrap_or_default()
+    };
+    let admin_task =
+        tokio::spawn(admin::serve_with(args.admin, readiness.clone(), metrics, of_objects, admin_end.clone()));
     let config = kube::Config::infer().await.map_err(|e| StartError::Config(e.to_string()))?;
     let client = api_client::client(config, RequestCounts::default())?;
-    let code = lead(&args, client, readiness, shutdown).await;
+    let code = lead(&args, client, readiness, &figures, shutdown).await;
     admin_end.cancel();
     if let Ok(Err(error)) = tokio::time::timeout(Duration::from_secs(1), admin_task).await.unwrap_or(Ok(Ok(()))) {
         tracing::error!(%error, "the admin port failed");
@@ -130,7 +143,13 @@ async fn start(args: Args) -> Result<ExitCode, StartError> {
     Ok(code)
 }
 
-async fn lead(args: &Args, client: Client, readiness: Readiness, shutdown: CancellationToken) -> ExitCode {
+async fn lead(
+    args: &Args,
+    client: Client,
+    readiness: Readiness,
+    figures: &OnceLock<Figures>,
+    shutdown: CancellationToken,
+) -> ExitCode {
     let place = &args.place;
     let election = place.election(client.clone());
     let speaker =
@@ -155,6 +174,7 @@ async fn lead(args: &Args, client: Client, readiness: Readiness, shutdown: Cance
     let work = shutdown.child_token();
     let (context, wakes) =
         Context::new(client, release, election.guard(), &place.pod_name, args.run_dir.clone(), work.clone());
+    figures.get_or_init(|| context.figures.clone());
     let mut controllers = tokio::spawn(controllers::run(context, wakes, place.watch_namespace.clone()));
     // The lease is held until everything that acts has ended, and longer than the request to end.
     let hold_end = CancellationToken::new();

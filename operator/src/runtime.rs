@@ -27,6 +27,7 @@ use crate::{
     eventlog::EventLog,
     lease::LeaseGuard,
     pki::Leaf,
+    survey::Survey,
 };
 
 /// How the operator logs in to an engine.
@@ -83,6 +84,8 @@ pub struct Runtime {
     pub gate: Gate,
     /// The watcher of the event log.
     pub event_log: EventLog,
+    /// What services and consumers say of themselves.
+    pub survey: Survey,
     desired: watch::Sender<Arc<Desired>>,
     prober: watch::Receiver<dataplane::Report>,
     snapshot: Mutex<Option<Arc<Snapshot>>>,
@@ -241,6 +244,7 @@ impl Clusters {
             links,
             gate,
             event_log,
+            survey: Survey::start(cancel.clone()),
             desired: desired_tx,
             prober,
             snapshot: Mutex::default(),

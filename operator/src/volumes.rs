@@ -1,5 +1,7 @@
 //! Volume claims: whose data they hold, and how they grow.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::{
     api::{apps::v1::StatefulSet, core::v1::PersistentVolumeClaim},
     apimachinery::pkg::api::resource::Quantity,
@@ -60,6 +62,17 @@ fn bytes(quantity: &Quantity) -> Option<u64> {
     kith_crds::shared::Quantity(quantity.0.clone()).to_bytes().ok()
 }
 
+/// Bytes of the volume of each pod, as far as Kubernetes says: what it gave, else what was asked for. Pure.
+pub fn capacities(claims: &Live<PersistentVolumeClaim>) -> BTreeMap<String, u64> {
+    let of = |claim: &PersistentVolumeClaim| {
+        let given = claim.status.as_ref().and_then(|s| s.capacity.as_ref()?.get("storage"));
+        let asked = || claim.spec.as_ref()?.resources.as_ref()?.requests.as_ref()?.get("storage");
+        bytes(given.or_else(asked)?)
+    };
+    let prefix = format!("{DATA}-");
+    claims.iter().filter_map(|(name, claim)| Some((name.strip_prefix(&prefix)?.to_owned(), of(claim)?))).collect()
+}
+
 /// The claims that are smaller than wanted. Pure.
 pub fn too_small<'a>(claims: &'a Live<PersistentVolumeClaim>, set: &str, volume: &Volume) -> Vec<&'a str> {
     let Ok(wanted) = volume.size.to_bytes() else { return Vec::new() };
@@ -112,6 +125,17 @@ mod tests {
         assert_eq!((refused.kind, refused.reason), (conditions::FOREIGN_DATA, reason::FOREIGN_VOLUME));
         assert!(refused.message.contains("data-demo-0-valkey-0") && refused.message.contains("other"));
         assert!(refuse_foreign(&claims("other"), "demo-0", "mine").is_ok(), "another set's claims");
+    }
+
+    #[test]
+    fn a_volume_is_as_large_as_kubernetes_gave_it_or_else_as_was_asked_for() {
+        let mut claims = claims("a");
+        assert_eq!(capacities(&claims), [("demo-0-valkey-0".to_owned(), 1 << 30)].into());
+        let given = json!({"capacity": {"storage": "2Gi"}});
+        for claim in claims.values_mut() {
+            claim.status = serde_json::from_value(given.clone()).unwrap();
+        }
+        assert_eq!(capacities(&claims), [("demo-0-valkey-0".to_owned(), 2 << 30)].into());
     }
 
     #[test]

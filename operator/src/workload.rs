@@ -1,13 +1,24 @@
 //! How pods and Deployments are, in words for conditions. Pure.
 
-use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
+use k8s_openapi::{
+    api::{
+        apps::v1::Deployment,
+        core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Pod},
+    },
+    jiff::Timestamp,
+};
 use kith_crds::{
     conditions::reason,
     names::{LABEL_COMPONENT, LABEL_GATEWAY},
 };
 use kube::ResourceExt;
 
-use crate::apply::Live;
+use crate::{apply::Live, words};
+
+/// The exit code of a process that was ended by SIGKILL.
+const SIGKILLED: i32 = 137;
+/// How long a container that was ended for memory and serves again is told of: it will happen again, and somebody should see it.
+const RECENT_S: i64 = 600;
 
 /// How far a Deployment is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,6 +62,9 @@ fn trouble_of(name: &str, pod: &Pod) -> Option<(&'static str, String)> {
         return Some((reason, format!("pod {name} cannot be scheduled: {why}")));
     }
     for container in status.container_statuses.iter().flatten() {
+        if let Some(sentence) = out_of_memory(name, pod, container).filter(|_| !container.ready) {
+            return Some((reason::OUT_OF_MEMORY, sentence));
+        }
         let Some(waiting) = container.state.as_ref().and_then(|s| s.waiting.as_ref()) else { continue };
         let word = waiting.reason.as_deref().unwrap_or_default();
         let why = waiting.message.as_deref().unwrap_or_default();
@@ -64,11 +78,13 @@ fn trouble_of(name: &str, pod: &Pod) -> Option<(&'static str, String)> {
             "CrashLoopBackOff" => {
                 let last = container.last_state.as_ref().and_then(|s| s.terminated.as_ref());
                 let code = last.map_or(0, |t| t.exit_code);
-                let said = last.and_then(|t| t.message.clone()).map(|m| format!(": {}", m.trim())).unwrap_or_default();
+                let killed = if code == SIGKILLED { ", killed by its node or for a failing probe" } else { "" };
+                let said = last.and_then(|t| t.message.as_deref()).map(|m| format!(": {}", words::plain(m)));
+                let said = said.unwrap_or_default();
                 return Some((
                     reason::PODS_NOT_READY,
                     format!(
-                        "pod {name} ends again and again (exit code {code}{said}): see its log with kubectl logs {name} --previous"
+                        "pod {name} ends again and again (exit code {code}{killed}{said}): see its log with kubectl logs {name} --previous"
                     ),
                 ));
             }
@@ -79,6 +95,48 @@ fn trouble_of(name: &str, pod: &Pod) -> Option<(&'static str, String)> {
         }
     }
     None
+}
+
+/// A container that serves again and was ended for memory a short while ago, as a reason and a sentence.
+pub fn killed(pods: &Live<Pod>, now: Timestamp) -> Option<(&'static str, String)> {
+    pods.iter().find_map(|(name, pod)| {
+        let containers = pod.status.as_ref()?.container_statuses.as_ref()?;
+        containers.iter().find_map(|container| {
+            let sentence = out_of_memory(name, pod, container)?;
+            let ended = ended(container)?.finished_at.as_ref()?;
+            let recent = now.as_second().saturating_sub(ended.0.as_second()) <= RECENT_S;
+            recent.then_some((reason::OUT_OF_MEMORY, sentence))
+        })
+    })
+}
+
+/// How a container's last process ended, if one has.
+fn ended(container: &ContainerStatus) -> Option<&ContainerStateTerminated> {
+    let of = |state: &'_ Option<ContainerState>| state.as_ref().is_some_and(|s| s.terminated.is_some());
+    let state = if of(&container.state) { &container.state } else { &container.last_state };
+    state.as_ref()?.terminated.as_ref()
+}
+
+/// That a container was ended for taking more memory than its limit.
+fn out_of_memory(name: &str, pod: &Pod, container: &ContainerStatus) -> Option<String> {
+    ended(container).filter(|ended| ended.reason.as_deref() == Some("OOMKilled"))?;
+    let containers = pod.spec.iter().flat_map(|s| &s.containers);
+    let limits = containers.filter(|c| c.name == container.name).find_map(|c| c.resources.as_ref()?.limits.as_ref());
+    let limit = match limits.and_then(|l| l.get("memory")) {
+        Some(limit) => format!("its limit of {}", limit.0),
+        None => "its node had left".to_owned(),
+    };
+    let component = pod.labels().get(LABEL_COMPONENT).map_or("", String::as_str);
+    let field = match component {
+        "valkey" => "spec.storage.pod".to_owned(),
+        "kafka" => "spec.eventLog.managed.pod".to_owned(),
+        "api" => "spec.api.pod of the Gateway".to_owned(),
+        "gateway" => "spec.websocket.pod of the Gateway".to_owned(),
+        service => format!("spec.services.{service}.pod"),
+    };
+    Some(format!(
+        "pod {name} was ended because it took more memory than {limit}: raise resources.limits.memory of {field}, or give it less to do"
+    ))
 }
 
 #[cfg(test)]
@@ -111,6 +169,37 @@ mod tests {
         assert!(rollout(&deployment(&one_down)).newest, "no older pod is left");
         let mixed = json!({"observedGeneration": 2, "replicas": 3, "updatedReplicas": 2, "availableReplicas": 3});
         assert!(!rollout(&deployment(&mixed)).newest);
+    }
+
+    /// A pod of the engine whose process ended for memory, and what became of it.
+    fn killed_pod(ready: bool, state: &serde_json::Value) -> Live<Pod> {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": "p", "labels": {LABEL_COMPONENT: "valkey"}},
+            "spec": {"containers": [{"name": "valkey", "resources": {"limits": {"memory": "512Mi"}}}]},
+            "status": {"containerStatuses": [{"name": "valkey", "image": "x:1", "imageID": "", "ready": ready, "restartCount": 3,
+                "state": state, "lastState": {"terminated": {"exitCode": 137, "reason": "OOMKilled",
+                    "finishedAt": "2026-09-21T13:30:00Z"}}}]}
+        }))
+        .unwrap();
+        [("p".to_owned(), pod)].into()
+    }
+
+    #[test]
+    fn a_pod_that_was_ended_for_memory_is_told_with_its_limit_and_what_to_raise() {
+        let wanted = "pod p was ended because it took more memory than its limit of 512Mi: raise resources.limits.memory of spec.storage.pod, or give it less to do";
+        for state in [json!({"waiting": {"reason": "CrashLoopBackOff"}}), json!({"running": {}})] {
+            let (word, sentence) = trouble(&killed_pod(false, &state), "valkey", None).unwrap();
+            assert_eq!((word, sentence.as_str()), (reason::OUT_OF_MEMORY, wanted));
+        }
+    }
+
+    #[test]
+    fn a_pod_that_serves_again_is_told_of_for_ten_minutes() {
+        let pods = killed_pod(true, &json!({"running": {}}));
+        assert_eq!(trouble(&pods, "valkey", None), None);
+        let at = |text: &str| killed(&pods, text.parse().unwrap());
+        assert_eq!(at("2026-09-21T13:39:00Z").unwrap().0, reason::OUT_OF_MEMORY);
+        assert_eq!(at("2026-09-21T13:41:00Z"), None);
     }
 
     #[test]

@@ -247,7 +247,11 @@ fn effect(cluster: &Value, edge: Option<&Value>) -> Vec<Value> {
     });
     let plan = rendered::plan(&cluster);
     let mut all = rendered::rendered(&cluster, edge.as_ref());
-    all.extend(Component::ALL.map(|c| json!(format!("{:?}", certificate_request(&plan, c)))));
+    let hosts = match &plan.event_log.kafka {
+        KafkaPlan::Managed(managed) => kafka::external_hosts(&plan, managed, &BTreeMap::new(), None),
+        KafkaPlan::External(_) => Vec::new(),
+    };
+    all.extend(Component::ALL.map(|c| json!(format!("{:?}", certificate_request(&plan, c, &hosts)))));
     all.push(json!(shard_steps(&plan, &Live::new(), None).create));
     all
 }

@@ -120,7 +120,7 @@ fn gateway_settings(spec: &str) -> (Vec<kith_kit::config::Gateway>, gateway::bui
 #[test]
 fn an_amount_of_a_gateway_that_cannot_be_read_is_named_and_never_replaced_by_a_default() {
     let cluster = "apiVersion: kith.dev/v1alpha1\nkind: ChatCluster\nmetadata: {name: chat, namespace: ns}\nspec: {}\n";
-    let plan = Plan::resolve(&read(cluster, "ChatCluster").expect("a ChatCluster"), &release()).expect("a valid spec");
+    let plan = rendered::plan(&read(cluster, "ChatCluster").expect("a ChatCluster"));
     for (spec, field) in [
         ("limits: {sentBytesPerMinutePerUser: 1Q}", "spec.limits.sentBytesPerMinutePerUser"),
         ("limits: {sentBytesPerMinutePerUser: 5Gi}", "spec.limits.sentBytesPerMinutePerUser"),

@@ -115,6 +115,10 @@ takes patch, and create where it is not there yet.
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]
+# Why a StatefulSet's pods are not made is said in Events alone.
+- apiGroups: [""]
+  resources: [events]
+  verbs: [list]
 {{- end -}}
 
 {{/* Policies hold where the operator watches, and not where another release of it does. */}}

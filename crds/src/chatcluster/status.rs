@@ -11,7 +11,8 @@ pub struct ChatClusterStatus {
     /// The generation of the spec that this status speaks of.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready, Progressing, Degraded, and per layer StorageReady, EventLogReady, LogicReady, AccessReady.
+    /// Ready, Progressing, Degraded; per layer StorageReady, EventLogReady, LogicReady, AccessReady; and for whoever is on call
+    /// MemoryPressure, DiskPressure, EventLogLag, CertificateExpiring.
     #[schemars(schema_with = "crate::conditions::schema")]
     pub conditions: Vec<Condition>,
     /// The version of Kith that runs. Adopted at creation when the spec names none.

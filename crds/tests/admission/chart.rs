@@ -273,6 +273,7 @@ pub(crate) async fn rights_are_the_least(server: &ApiServer, admin: &Api, failur
         ("list", "", "nodes", ""),
         ("list", "rbac.authorization.k8s.io", "clusterroles", ""),
         ("get", "coordination.k8s.io", "leases", "chat"),
+        ("list", "", "events", "chat"),
         ("update", "coordination.k8s.io", "leases", NAMESPACE),
     ];
     let may_not = [

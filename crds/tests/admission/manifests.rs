@@ -46,7 +46,7 @@ const GOOD: [(&str, &str, &str); 16] = [
 ];
 
 /// Kind, name, spec, words of the refusal.
-const BAD: [(&str, &str, &str, &[&str]); 58] = [
+const BAD: &[(&str, &str, &str, &[&str])] = &[
     // Names.
     ("ChatCluster", "a.dotted.name", "{}", &["letters, digits and hyphens"]),
     ("ChatCluster", "9lives", "{}", &["begins with a letter"]),

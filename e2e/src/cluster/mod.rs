@@ -277,6 +277,9 @@ fn unhealthy(what: &str, generation: Option<i64>, found: &[Condition]) -> Vec<St
         conditions::FAILOVER_BLOCKED,
         conditions::FOREIGN_DATA,
         conditions::MEMORY_PRESSURE,
+        conditions::DISK_PRESSURE,
+        conditions::EVENT_LOG_LAG,
+        conditions::CERTIFICATE_EXPIRING,
     ];
     let mut ailments = Vec::new();
     if !found.iter().any(|c| c.type_ == conditions::READY) {

@@ -1,7 +1,10 @@
 //! The event log of a ChatCluster: the managed brokers' objects, or the login at somebody else's.
 
 use k8s_openapi::api::core::v1::Secret;
-use kith_crds::{chatcluster::ExternalEventLog, conditions::reason};
+use kith_crds::{
+    chatcluster::{ExternalEventLog, ExternalTls},
+    conditions::reason,
+};
 use kube::{Api, Client, ResourceExt};
 
 use super::{BrokerFacts, Observed, PassError};
@@ -11,6 +14,7 @@ use crate::{
         kafka,
         meta::{self, Component},
     },
+    certificates::{self, Certificate, Renewed},
     eventlog::{Security, Target, Trouble},
     plan::{KafkaPlan, Plan},
     runtime::Login,
@@ -122,6 +126,25 @@ pub(super) async fn target(client: &Client, plan: &Plan, login: &Login) -> Resul
             KafkaPlan::External(_) => 0,
         },
     }))
+}
+
+/// The certificates of the ChatCluster: the operator's own, and those that a person gave for the brokers.
+pub(super) fn certificates(plan: &Plan, observed: &Observed, target: &Target) -> Vec<Certificate> {
+    let mut all = certificates::of_secrets(&observed.secrets, &meta::ca_secret(&plan.name));
+    if let KafkaPlan::External(ExternalEventLog { tls: Some(tls), .. }) = &plan.event_log.kafka {
+        all.extend(given(tls, target));
+    }
+    all
+}
+
+fn given(tls: &ExternalTls, target: &Target) -> impl Iterator<Item = Certificate> {
+    let place = |name: &str| format!("Secret {name}, which spec.eventLog.external names");
+    let authority = tls.ca_secret_ref.as_ref().zip(target.security.ca_pem.as_ref());
+    let authority =
+        authority.and_then(|(ca, pem)| Certificate::last(place(&ca.name), pem.as_bytes(), Renewed::ByGiver));
+    let own = tls.client_certificate_secret_ref.as_ref().zip(target.security.client.as_ref());
+    let own = own.and_then(|(own, (pem, _))| Certificate::first(place(&own.name), pem.as_bytes(), Renewed::ByGiver));
+    authority.into_iter().chain(own)
 }
 
 async fn security(

@@ -11,6 +11,7 @@ use crate::{
     },
     diff,
     plan::{Plan, ServicePlan},
+    refusal,
     workload::{rollout, trouble},
 };
 
@@ -72,7 +73,8 @@ async fn one(
         component,
         rollout: standing.as_ref().map(rollout),
         waiting,
-        trouble: trouble(&observed.pods, component.name(), None),
+        trouble: trouble(&observed.pods, component.name(), None)
+            .or_else(|| standing.as_ref().and_then(refusal::of_deployment)),
     })
 }
 

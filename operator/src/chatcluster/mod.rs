@@ -5,6 +5,7 @@
 //! Gateways. A change of a layer waits until the one below is wholly of its newest template and serves; what runs already is never taken away
 //! for that. Gateways compare `status.rolledOut` with what their own settings follow from.
 
+mod alarms;
 mod base;
 mod broker_care;
 mod brokers;
@@ -14,6 +15,7 @@ mod eventlog;
 mod identity;
 mod layers;
 mod lowered;
+mod measures;
 mod milestones;
 mod observe;
 mod replace;
@@ -25,6 +27,7 @@ mod storage;
 mod tend;
 mod upkeep;
 
+pub use alarms::Alarms;
 pub use broker_care::BrokerCare;
 pub use copies::Departures;
 pub use desired::presence;
@@ -51,16 +54,19 @@ use thiserror::Error;
 
 use crate::{
     apply::{self, Applier, ApplyError},
-    build::meta,
+    build::meta::{self, Component},
     clash,
     context::{Context, key},
     dataplane::pressure,
     eventlog::Trouble,
+    figures::Object,
     lastspec,
     panics::{self, Panicked},
     pki::Asked,
     plan::Plan,
-    runtime::RuntimeError,
+    runtime::{Runtime, RuntimeError},
+    survey::Brief,
+    volumes,
 };
 
 /// Between two passes over a platform with nothing to do.
@@ -148,6 +154,9 @@ pub async fn reconcile(cluster: Arc<ChatCluster>, context: Arc<Context>) -> Resu
     let wanted = status(&cluster, &facts, Timestamp::now());
     let written = apply::status(&context.client, cluster.as_ref(), cluster.status.as_ref(), &wanted).await;
     announce(&context, &cluster, &wanted).await;
+    if let Some(figures) = measures::of(&facts) {
+        context.figures.set(&Object::of(cluster.as_ref()), "pass", figures);
+    }
     let action = result?;
     if let Some(error) = facts.trouble {
         return Err(PassError::Partly { error: Box::new(error), again: action });
@@ -193,6 +202,7 @@ async fn pass(cluster: &ChatCluster, context: &Arc<Context>, facts: &mut Facts) 
     // The data-plane step comes before everything that the API server may refuse.
     let step = storage::step(cluster, context, &plan, &observed, &login, facts).await;
     let runtime = facts.noted(step);
+    alarm(context, &plan, &observed, runtime.as_deref(), facts).await;
     if let Some(error) = observed.rest.take() {
         // What is not known is not changed.
         facts.noted::<()>(Err(error));
@@ -219,6 +229,8 @@ async fn pass(cluster: &ChatCluster, context: &Arc<Context>, facts: &mut Facts) 
         let outcome = match (brokers, target) {
             (Some(trouble), _) | (None, Err(trouble)) => Some(Err(trouble)),
             (None, Ok(target)) => {
+                facts.alarms.certificates = Some(eventlog::certificates(&plan, &observed, &target));
+                runtime.survey.aim(Brief::new(&observed.pods, target.clone()));
                 runtime.event_log.aim(target);
                 facts.topic_settings = runtime.event_log.settings();
                 runtime.event_log.outcome()
@@ -250,6 +262,23 @@ async fn pass(cluster: &ChatCluster, context: &Arc<Context>, facts: &mut Facts) 
     let brokers_busy = facts.brokers.as_ref().is_some_and(|brokers| brokers.care.unsettled);
     let busy = new_shards || brokers_busy || facts.storage.as_ref().is_some_and(|s| s.unfinished);
     Ok(Action::requeue(if busy { BUSY } else { QUIET }))
+}
+
+/// What whoever is on call must know. After the data-plane step, and nothing waits long for it.
+async fn alarm(context: &Context, plan: &Plan, observed: &Observed, runtime: Option<&Runtime>, facts: &mut Facts) {
+    let sets = observed.stateful_sets.values();
+    facts.alarms = Alarms {
+        capacity: volumes::capacities(&observed.claims),
+        survey: runtime.map(|r| r.survey.found()).unwrap_or_default(),
+        // Looked at with the login at the brokers, whose certificates count as well.
+        certificates: None,
+        refused: context.refusals.look(&context.client, &plan.namespace, sets).await,
+    };
+    if let Some(storage) = &mut facts.storage {
+        let kafka = meta::component_name(&plan.name, Component::Kafka);
+        let refused = facts.alarms.refused.iter().find(|(set, _)| **set != kafka);
+        storage.trouble = storage.trouble.take().or_else(|| refused.map(|(_, refusal)| refusal.clone()));
+    }
 }
 
 /// The plan of the present spec; while that cannot be used, of the last one that could, so that what runs goes on being cared for. Says
@@ -355,10 +384,11 @@ async fn adopt(cluster: &ChatCluster, context: &Context, plan: &Plan) -> Result<
     Ok(())
 }
 
-/// An Event when Ready or its reason changes, and when memory runs out.
+/// An Event when Ready or its reason changes, and when an alarm begins.
 async fn announce(context: &Context, cluster: &ChatCluster, status: &kith_crds::ChatClusterStatus) {
     let conditions = cluster.status.as_ref().map_or(&[][..], |s| &s.conditions);
-    if let Some(now) = pressure::begun(conditions, &status.conditions) {
+    let alarms = alarms::begun(conditions, &status.conditions);
+    for now in pressure::begun(conditions, &status.conditions).into_iter().chain(alarms) {
         context.event(cluster, true, &now.reason, &now.message).await;
     }
     let before = cluster.status.as_ref().and_then(|s| conditions::get(&s.conditions, conditions::READY));

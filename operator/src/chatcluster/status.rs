@@ -13,14 +13,19 @@ use kith_crds::{
 };
 use kube::ResourceExt;
 
-use super::{PassError, broker_care::BrokerCare, rollouts};
+use super::{
+    PassError,
+    alarms::{self, Alarms},
+    broker_care::BrokerCare,
+    rollouts,
+};
 use crate::{
     apply::Live,
     build::{
         meta::{self, Component},
         services::GRPC_PORT,
     },
-    dataplane::{pressure, readiness::Readiness, types::Problem},
+    dataplane::{Failover, pressure, readiness::Readiness, types::Problem},
     eventlog,
     plan::Plan,
     workload::Rollout,
@@ -64,6 +69,8 @@ pub struct Facts {
     pub pods: Live<Pod>,
     /// Gateways of the ChatCluster; absent: not looked at.
     pub gateways: Option<Live<Gateway>>,
+    /// What whoever is on call must know.
+    pub alarms: Alarms,
     /// What went wrong first, although the rest of the pass went on.
     pub trouble: Option<PassError>,
     /// What of it, or of the pass as a whole, the condition Ready shows.
@@ -119,6 +126,26 @@ pub struct StorageFacts {
     pub draining: u32,
     /// The function library that every node holds; unknown when this operator does not carry it.
     pub library: Option<String>,
+    /// The last change of primary of each shard.
+    pub failovers: Vec<Failover>,
+}
+
+#[cfg(test)]
+impl StorageFacts {
+    /// One shard that the operator keeps, and nothing besides.
+    pub(super) fn of(readiness: Readiness) -> Self {
+        Self {
+            readiness,
+            problems: Vec::new(),
+            unfinished: false,
+            trouble: None,
+            shards: 1,
+            extra: 0,
+            draining: 0,
+            library: Some("kith1".to_owned()),
+            failovers: Vec::new(),
+        }
+    }
 }
 
 /// The status that follows from `facts`; what was not looked at stays as it was.
@@ -149,10 +176,11 @@ pub fn status(cluster: &ChatCluster, facts: &Facts, now: Timestamp) -> ChatClust
     findings.extend(facts.event_log.as_ref().map(|outcome| event_log::ready(outcome, facts)));
     findings.extend(logic_ready(facts));
     findings.extend(access_ready(facts));
+    findings.extend(alarms::findings(&status.conditions, facts, now));
     for finding in findings {
         conditions::set(&mut status.conditions, finding, generation, now);
     }
-    for finding in overall(&status, facts) {
+    for finding in overall(&status, facts, now) {
         conditions::set(&mut status.conditions, finding, generation, now);
     }
     status
@@ -348,8 +376,8 @@ fn access_ready(facts: &Facts) -> Option<Finding> {
 }
 
 /// Ready, Progressing and Degraded, from the layers.
-fn overall(status: &ChatClusterStatus, facts: &Facts) -> [Finding; 3] {
-    [ready(status, facts), progressing(facts), degraded(facts)]
+fn overall(status: &ChatClusterStatus, facts: &Facts, now: Timestamp) -> [Finding; 3] {
+    [ready(status, facts), progressing(facts), degraded(status, facts, now)]
 }
 
 fn ready(status: &ChatClusterStatus, facts: &Facts) -> Finding {
@@ -363,43 +391,13 @@ fn ready(status: &ChatClusterStatus, facts: &Facts) -> Finding {
         match conditions::get(&status.conditions, layer) {
             Some(condition) if condition.status == "True" => {}
             Some(condition) => {
-                // Reasons come from our own set; an unknown one is another operator's.
-                let word = known_reason(&condition.reason);
+                let word = alarms::known_reason(&condition.reason);
                 return Finding::fails(kind, word, format!("{layer}: {}", condition.message));
             }
             None => return Finding::fails(kind, reason::STARTING, format!("{layer} is not known yet")),
         }
     }
-    Finding::holds(kind, reason::ALL_READY, "every layer serves")
-}
-
-fn known_reason(text: &str) -> &'static str {
-    [
-        reason::STARTING,
-        reason::WAITING_FOR_LAYER_BELOW,
-        reason::PODS_NOT_READY,
-        reason::UNSCHEDULABLE,
-        reason::IMAGE_PULL_FAILED,
-        reason::VOLUME_PENDING,
-        reason::SECRET_NOT_FOUND,
-        reason::SECRET_INVALID,
-        reason::EVENT_LOG_UNREACHABLE,
-        reason::EVENT_LOG_UNAUTHORIZED,
-        reason::ADDRESS_PENDING,
-        reason::FOREIGN_TOPIC,
-        reason::TOPIC_PARTITIONS_CHANGED,
-        reason::FOREIGN_VOLUME,
-        reason::SLOTS_UNCOVERED,
-        reason::OWNERSHIP_DISPUTED,
-        reason::PRIMARY_DOWN,
-        reason::TOO_FEW_REPLICAS,
-        reason::REPLICA_LAGGING,
-        reason::LIBRARY_MISSING,
-        reason::SHARD_NOT_WHOLE,
-    ]
-    .into_iter()
-    .find(|known| *known == text)
-    .unwrap_or(reason::PODS_NOT_READY)
+    alarms::refused(&status.conditions).unwrap_or_else(|| Finding::holds(kind, reason::ALL_READY, "every layer serves"))
 }
 
 fn progressing(facts: &Facts) -> Finding {
@@ -435,7 +433,7 @@ fn progressing(facts: &Facts) -> Finding {
     Finding::fails(kind, reason::IDLE, "nothing is under way")
 }
 
-fn degraded(facts: &Facts) -> Finding {
+fn degraded(status: &ChatClusterStatus, facts: &Facts, now: Timestamp) -> Finding {
     let kind = conditions::DEGRADED;
     let storage = facts.storage.as_ref().and_then(|storage| {
         let problems = storage.problems.iter().chain(&storage.readiness.problems);
@@ -448,7 +446,8 @@ fn degraded(facts: &Facts) -> Finding {
     };
     let brokers = || event_log::degraded(facts).filter(|_| formed);
     let log = || brokers().or_else(|| event_log::settings_differ(facts));
-    match storage.filter(|_| formed).or_else(service).or_else(log) {
+    let alarm = || alarms::degraded(&status.conditions, facts, now);
+    match storage.filter(|_| formed).or_else(service).or_else(log).or_else(alarm) {
         Some((word, sentence)) => Finding::holds(kind, word, sentence),
         None => Finding::fails(kind, reason::ALL_READY, "nothing serves with less than what was asked for"),
     }

@@ -115,7 +115,6 @@ pub(super) async fn step(
     for shard in observed.shards.keys() {
         context.wake.shard(&plan.namespace, shard);
     }
-    metrics(plan, &outcome.readiness);
     let kept = observed.shards.values().filter(|s| !s.is_handmade());
     facts.storage = Some(StorageFacts {
         unfinished: outcome.unfinished || upkeep.busy,
@@ -124,6 +123,7 @@ pub(super) async fn step(
         extra: count(observed.shards.values().filter(|s| s.is_handmade())),
         draining: count(kept.filter(|s| s.spec.draining)),
         library: library_name,
+        failovers: prober.failovers,
         readiness: outcome.readiness,
         problems,
     });
@@ -199,19 +199,4 @@ fn copies(
 
 fn count<T>(items: impl Iterator<Item = T>) -> u32 {
     u32::try_from(items.count()).unwrap_or(u32::MAX)
-}
-
-/// Live numbers are metrics, never status.
-fn metrics(plan: &Plan, readiness: &dataplane::readiness::Readiness) {
-    let cluster = format!("{}/{}", plan.namespace, plan.name);
-    metrics::gauge!("kith_storage_slots_served", "cluster" => cluster.clone()).set(f64::from(readiness.slots_served));
-    metrics::gauge!("kith_storage_ready", "cluster" => cluster.clone()).set(f64::from(u8::from(readiness.is_ready())));
-    for shard in &readiness.shards {
-        let labels = [("cluster", cluster.clone()), ("shard", shard.shard.clone())];
-        metrics::gauge!("kith_storage_shard_keys", &labels).set(shard.keys as f64);
-        metrics::gauge!("kith_storage_shard_memory_bytes", &labels).set(shard.memory as f64);
-        metrics::gauge!("kith_storage_shard_slots", &labels).set(f64::from(shard.slots.len()));
-        let lag = shard.members.iter().map(|m| m.lag_bytes).max().unwrap_or(0);
-        metrics::gauge!("kith_storage_shard_lag_bytes", &labels).set(lag as f64);
-    }
 }

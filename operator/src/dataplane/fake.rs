@@ -7,8 +7,8 @@ use super::{
     plan::Action,
     slots::SlotSet,
     types::{
-        AttachedReplica, Desired, DesiredShard, History, KnownNode, Library, LibraryState, Member, NodeId, NodeState,
-        NodeView, Observation, Presence, Role, Seen,
+        AttachedReplica, Desired, DesiredShard, Disk, History, KnownNode, Library, LibraryState, Member, NodeId,
+        NodeState, NodeView, Observation, Presence, Role, Seen,
     },
 };
 
@@ -310,6 +310,7 @@ impl Fake {
             keys: node.keys,
             memory: 1 << 20,
             max_memory: 0,
+            disk: Disk::default(),
             view,
             shards,
             library: if node.library { LibraryState::Present } else { LibraryState::Missing },

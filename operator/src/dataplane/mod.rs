@@ -10,6 +10,7 @@
 pub mod apply;
 pub mod bus;
 pub mod converge;
+pub mod disk;
 #[cfg(test)]
 pub(crate) mod fake;
 pub mod link;

@@ -123,6 +123,7 @@ fn base(
         // Buffers towards replicas and the append-only file do not count against the bound.
         memory: info.number("used_memory")?.saturating_sub(info.number("mem_not_counted_for_evict").unwrap_or(0)),
         max_memory: info.number("maxmemory")?,
+        disk: info.disk(),
         view: parse::cluster_nodes(&text(view, "CLUSTER NODES")?)?,
         shards: parse::cluster_shards(shards)?,
         library: LibraryState::Present,

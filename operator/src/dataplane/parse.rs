@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use super::{
     slots::SlotSet,
-    types::{AttachedReplica, History, KnownNode, NodeId, Role},
+    types::{AttachedReplica, Disk, History, KnownNode, NodeId, Role},
 };
 
 /// An answer that is not what its command promises.
@@ -181,6 +181,16 @@ impl Info {
         ]
         .iter()
         .any(|name| self.flag(name))
+    }
+
+    /// What it says of its files; a node without an append-only file says nothing.
+    pub fn disk(&self) -> Disk {
+        let bytes = |name| self.number(name).unwrap_or(0);
+        Disk {
+            used: bytes("aof_current_size"),
+            rewrite: bytes("aof_base_size"),
+            failed: self.get("aof_last_write_status").is_some_and(|s| s != "ok"),
+        }
     }
 
     /// Role and offset.

@@ -7,8 +7,12 @@ use kith_crds::conditions::{self, Finding, reason};
 use super::readiness::ShardHealth;
 
 /// Percent of a primary's memory from which the condition holds, and below which it ends.
-const BEGINS: u64 = 80;
-const ENDS: u64 = 75;
+pub(super) const BEGINS: u64 = 80;
+pub(super) const ENDS: u64 = 75;
+/// Percent from which writes count as refused, and below which they do not any more: the engine refuses what does not fit, so that its use
+/// stands just below its bound while it does.
+const FULL: u64 = 99;
+const FREE: u64 = 97;
 /// Percentages are told in steps of this, and one that was told stays until the use is this much further below it.
 const STEP: u64 = 5;
 const SLACK: u64 = 2;
@@ -35,6 +39,19 @@ pub fn finding<'a>(shards: impl IntoIterator<Item = &'a ShardHealth>, before: Op
     if !begins || full.is_empty() {
         return Some(Finding::fails(kind, reason::ALL_READY, "every primary has memory left"));
     }
+    let was_full = before.is_some_and(|b| b.reason == reason::ENGINE_FULL);
+    let refuses = |shard: &ShardHealth| {
+        percent(shard).is_some_and(|p| p >= FULL || p >= FREE && was_full && told.contains(&full_words(shard)))
+    };
+    let spent: Vec<String> =
+        full.iter().filter(|(shard, _)| refuses(shard)).map(|(shard, _)| full_words(shard)).collect();
+    if !spent.is_empty() {
+        let message = format!(
+            "{}: writes are refused until there is room; raise storage.maxMemory with the pods' memory, or add shards",
+            spent.join(", ")
+        );
+        return Some(Finding::holds(kind, reason::ENGINE_FULL, message));
+    }
     let named: Vec<String> = full
         .iter()
         .map(|(shard, level)| format!("{} uses {level} % or more of {} MiB", shard.shard, shard.max_memory >> 20))
@@ -44,6 +61,10 @@ pub fn finding<'a>(shards: impl IntoIterator<Item = &'a ShardHealth>, before: Op
         named.join(", ")
     );
     Some(Finding::holds(kind, reason::ENGINE_MEMORY_HIGH, message))
+}
+
+fn full_words(shard: &ShardHealth) -> String {
+    format!("{} has used up its {} MiB", shard.shard, shard.max_memory >> 20)
 }
 
 /// The condition, when it holds now and did not before.
@@ -59,7 +80,7 @@ fn percent(shard: &ShardHealth) -> Option<u64> {
 }
 
 /// The step that is told: the one told before as long as the use lies about there.
-fn level(name: &str, percent: u64, told: &str) -> u64 {
+pub(super) fn level(name: &str, percent: u64, told: &str) -> u64 {
     let level = percent / STEP * STEP;
     let start = format!("{name} uses ");
     let before = told
@@ -128,6 +149,14 @@ mod tests {
         assert!(
             begun(&of(85), &of(95)).is_none() && begun(&of(85), &of(10)).is_none() && begun(&[], &of(10)).is_none()
         );
+    }
+
+    #[test]
+    fn a_full_engine_is_said_to_refuse_writes_until_there_is_room() {
+        let told = life(&[95, 99, 98, 97, 96]);
+        let refused: Vec<bool> = told.iter().map(|(_, message)| message.contains("writes are refused until")).collect();
+        assert_eq!(refused, [false, true, true, true, false], "{told:#?}");
+        assert!(told[1].1.starts_with("demo-0 has used up its 512 MiB: writes are refused"), "{}", told[1].1);
     }
 
     #[test]

@@ -47,6 +47,8 @@ pub struct Failover {
     pub at: Instant,
     /// Number of changes of this shard's primary since the prober began, so that no change goes unnoticed.
     pub count: u64,
+    /// Of those, the ones that nobody had planned.
+    pub unplanned: u64,
 }
 
 /// What the prober last found; watched by the reconcile loop for status and Events.
@@ -215,7 +217,6 @@ impl Prober {
             match self.carry_out(&desired, &seen, &order).await {
                 Ok(failover) => {
                     tracing::warn!(cluster = %desired.cluster, shard = %failover.shard, primary = %failover.pod, planned = failover.planned, forced = failover.forced, took_ms = failover.took.as_millis(), "the primary changed");
-                    metrics::counter!("kith_storage_failovers_total", "cluster" => desired.cluster.clone(), "shard" => failover.shard.clone(), "planned" => failover.planned.to_string()).increment(1);
                     if failover.forced {
                         memory.was_forced(&failover.shard, &failover.pod);
                     }
@@ -235,7 +236,12 @@ impl Prober {
             report.failures = failures;
             for mut failover in done {
                 let before = report.failovers.iter().position(|f| f.shard == failover.shard);
-                failover.count = before.map_or(1, |i| report.failovers.remove(i).count + 1);
+                let (count, unplanned) = before.map_or((0, 0), |i| {
+                    let before = report.failovers.remove(i);
+                    (before.count, before.unplanned)
+                });
+                failover.count = count + 1;
+                failover.unplanned = unplanned + u64::from(!failover.planned);
                 report.failovers.push(failover);
             }
             changed
@@ -254,7 +260,16 @@ impl Prober {
                 (shard, to, true, false, took)
             }
         };
-        Ok(Failover { shard: shard.clone(), pod: pod.clone(), planned, forced, took, at: Instant::now(), count: 0 })
+        Ok(Failover {
+            shard: shard.clone(),
+            pod: pod.clone(),
+            planned,
+            forced,
+            took,
+            at: Instant::now(),
+            count: 0,
+            unplanned: 0,
+        })
     }
 }
 

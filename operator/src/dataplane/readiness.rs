@@ -3,7 +3,7 @@
 use super::{
     ownership::Ownership,
     slots::{SLOTS, SlotSet},
-    types::{Desired, DesiredShard, LibraryState, NodeId, NodeState, Observation, Problem, Reason, Role, Seen},
+    types::{Desired, DesiredShard, Disk, LibraryState, NodeId, NodeState, Observation, Problem, Reason, Role, Seen},
 };
 
 /// A replica whose offset is no further behind than this counts as in step: what a busy primary writes between two looks.
@@ -43,6 +43,8 @@ pub struct MemberHealth {
     pub offset: u64,
     /// Whether it holds the function library.
     pub library: bool,
+    /// What it says of its files.
+    pub disk: Disk,
 }
 
 /// One shard, as status shows it.
@@ -169,6 +171,7 @@ fn shard_health(desired: &Desired, shard: &DesiredShard, ownership: &Ownership, 
                 lag_bytes,
                 offset: state.map_or(0, |s| s.offset),
                 library,
+                disk: state.map(|s| s.disk).unwrap_or_default(),
             }
         })
         .collect();

@@ -238,6 +238,8 @@ pub struct NodeState {
     pub memory: u64,
     /// Bytes at which it refuses writes; 0: no bound.
     pub max_memory: u64,
+    /// What it says of its files.
+    pub disk: Disk,
     /// All nodes as it sees them, itself included (`CLUSTER NODES`).
     pub view: Vec<KnownNode>,
     /// Who owns what, as it tells clients (`CLUSTER SHARDS`): primary and its slots.
@@ -250,6 +252,17 @@ pub struct NodeState {
     pub owners: Vec<String>,
     /// Settings that are not as they must be: name, found value.
     pub settings: Vec<(String, String)>,
+}
+
+/// What a node says of its files.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Disk {
+    /// Bytes of the append-only file with all its parts; 0: it does not say.
+    pub used: u64,
+    /// Bytes that a rewrite of it takes besides, at the least, before the old parts are deleted.
+    pub rewrite: u64,
+    /// Whether its last write to the disk failed: it refuses writes until one succeeds.
+    pub failed: bool,
 }
 
 /// Of the wanted library on one node.

@@ -56,7 +56,8 @@ impl Words {
     }
 }
 
-pub(super) fn client_config(target: &Target) -> ClientConfig {
+/// How the operator connects to the brokers.
+pub(crate) fn client_config(target: &Target) -> ClientConfig {
     let mut config = ClientConfig::new();
     config
         .set("bootstrap.servers", &target.bootstrap)
@@ -319,7 +320,14 @@ fn write_marker(target: &Target, words: &Words, config: &ClientConfig) -> Result
         Some(uid) if uid == target.uid => Ok(()),
         other => Err(Trouble {
             reason: reason::FOREIGN_TOPIC,
-            message: format!("topic {topic} was marked with {other:?} while this ChatCluster marked it"),
+            message: match other {
+                Some(uid) => {
+                    format!("topic {topic} was marked for the ChatCluster with UID {uid} while this one marked it")
+                }
+                None => {
+                    format!("topic {topic} does not hold the mark that was just written: check the brokers' storage")
+                }
+            },
         }),
     }
 }

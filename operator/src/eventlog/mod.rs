@@ -11,6 +11,8 @@ mod sight;
 pub(crate) use sight::tests::seen;
 pub use sight::{Partition, Sight};
 
+pub(crate) use admin::client_config;
+
 use std::{sync::Arc, time::Duration};
 
 use kith_crds::conditions::reason;
@@ -124,7 +126,7 @@ impl EventLog {
                 }
             }
         });
-        Self { target, outcome, settings, sight }
+        Self { target, outcome, sight, settings }
     }
 
     /// Says what must be; a change is looked at at once.

@@ -28,10 +28,11 @@ use self::build::HTTPRoute;
 use crate::{
     apply::{self, Applier, ApplyError, Live, Object, list},
     build::{meta, services},
+    certificates,
     chatcluster::PassError,
     clash,
     context::{Context, key},
-    lastspec,
+    lastspec, refusal,
     workload::{rollout, trouble},
 };
 
@@ -179,6 +180,7 @@ async fn pass(
         }
         facts.trouble =
             facts.trouble.take().or_else(|| trouble(&pods, listener.component.name(), Some(&gateway.name_any())));
+        facts.trouble = facts.trouble.take().or_else(|| live.and_then(refusal::of_deployment));
         keep.push(name);
     }
     applier.prune(&keep, &deployments).await?;
@@ -187,8 +189,16 @@ async fn pass(
     applier.prune(&scaled, &autoscalers).await?;
     entries(&applier, objects.ingress, &ingresses, objects.route, &format!("{}-{name}", plan.name)).await?;
     facts.pods = pods;
+    facts.certificates = certificates::given(client, namespace, &given_secrets(gateway)).await;
     facts.waiting = facts.listeners.iter().any(|(_, _, waiting)| *waiting);
     Ok(Action::requeue(if facts.waiting { WAITING } else { QUIET }))
+}
+
+/// The Secrets with the certificates that clients are shown, as far as the spec names them.
+fn given_secrets(gateway: &Gateway) -> Vec<&str> {
+    let spec = &gateway.spec;
+    let of_ingress = spec.exposure.ingress.iter().filter_map(|i| i.tls_secret_ref.as_ref());
+    spec.tls.iter().map(|t| &t.secret_ref).chain(of_ingress).map(|secret| secret.name.as_str()).collect()
 }
 
 /// Ingress and HTTPRoute: made, changed or removed.

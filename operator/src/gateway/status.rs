@@ -15,6 +15,7 @@ use super::build::{API_PORT, WEBSOCKET_PORT};
 use crate::{
     apply::Live,
     build::meta::Component,
+    certificates::{self, Certificate},
     chatcluster::{address, node_of},
     workload::Rollout,
 };
@@ -32,6 +33,8 @@ pub struct Facts {
     pub trouble: Option<(&'static str, String)>,
     /// Whether it waits for the layer below.
     pub waiting: bool,
+    /// When the certificates that clients are shown end; absent: not looked at.
+    pub certificates: Option<Vec<Certificate>>,
     /// What ended the pass early.
     pub failure: Option<Finding>,
 }
@@ -47,7 +50,11 @@ pub fn status(gateway: &Gateway, facts: &Facts, now: Timestamp) -> GatewayStatus
         status.websocket = of(Component::Gateway);
         status.addresses = Some(addresses(gateway, facts));
     }
-    for finding in [ready(facts), progressing(facts)] {
+    let expiring = facts.certificates.as_ref().and_then(|certificates| {
+        let before = conditions::get(&status.conditions, conditions::CERTIFICATE_EXPIRING);
+        certificates::finding(certificates, before, now)
+    });
+    for finding in [ready(facts), progressing(facts)].into_iter().chain(expiring) {
         conditions::set(&mut status.conditions, finding, generation, now);
     }
     status

@@ -25,6 +25,7 @@ use crate::{
     apply::{self, ApplyError},
     chatcluster::PassError,
     context::{Context, key},
+    figures::{Figure, Object},
     runtime::Runtime,
 };
 
@@ -141,10 +142,13 @@ async fn write(
         let note = after.message.as_deref().unwrap_or_default();
         context.event(rebalance, warning, &format!("{:?}", after.phase), note).await;
     }
-    let labels = [("namespace", rebalance.namespace().unwrap_or_default()), ("rebalance", rebalance.name_any())];
     if let (Some(progress), Some(proposal)) = (&after.progress, &after.proposal) {
-        metrics::gauge!("kith_rebalance_moved_partitions", &labels).set(f64::from(progress.moved_partitions));
-        metrics::gauge!("kith_rebalance_partitions", &labels).set(f64::from(proposal.partitions));
+        let number = |name, value| Figure::new(name, f64::from(value));
+        let figures = vec![
+            number("kith_rebalance_moved_partitions", progress.moved_partitions),
+            number("kith_rebalance_partitions", proposal.partitions),
+        ];
+        context.figures.set(&Object::of(rebalance), "rebalance", figures);
     }
     Ok(())
 }
@@ -170,10 +174,8 @@ async fn run(
         match end {
             Ok(BatchEnd::Moved) => {
                 tracing::info!(cluster = %desired.cluster, from, to, partitions = batch.partitions.len(), took_ms = begun.elapsed().as_millis(), "partitions moved");
-                metrics::counter!("kith_rebalance_partitions_moved_total", "cluster" => desired.cluster.clone())
-                    .increment(batch.partitions.len() as u64);
-                metrics::histogram!("kith_rebalance_batch_seconds", "cluster" => desired.cluster.clone())
-                    .record(begun.elapsed().as_secs_f64());
+                metrics::counter!("kith_rebalance_partitions_moved_total").increment(batch.partitions.len() as u64);
+                metrics::histogram!("kith_rebalance_batch_seconds").record(begun.elapsed().as_secs_f64());
             }
             Ok(BatchEnd::Interrupted(why)) => {
                 tracing::info!(cluster = %desired.cluster, from, to, %why, "a batch was interrupted");

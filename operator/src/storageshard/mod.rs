@@ -123,6 +123,7 @@ async fn pass(
         list::<Pod>(client, namespace, &selector),
     )?;
     facts.pods = Some(pods);
+    facts.capacity = volumes::capacities(&claims);
     facts.replicas = plan.valkey.replicas;
     let set_name = meta::shard_name(&name);
     let live: Option<&StatefulSet> = sets.get(&set_name);
@@ -145,6 +146,7 @@ async fn pass(
     applier.apply(objects.budget, budgets.get(&set_name)).await?;
     applier.apply(objects.stateful_set, live).await?;
     volumes::grow(&applier, &claims, &set_name, &plan.valkey.volume).await?;
+    facts.refused = context.refusals.look(client, namespace, live).await.remove(&set_name);
     Ok(Action::requeue(if shard.spec.draining { DRAINING } else { QUIET }))
 }
 

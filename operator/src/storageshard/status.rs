@@ -1,5 +1,7 @@
 //! The status step of a StorageShard: from the data plane's own words. Pure.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use kith_crds::{
     StorageShard, StorageShardStatus,
@@ -14,10 +16,11 @@ use crate::{
     build::meta::Component,
     chatcluster::{gravest, storage_reason},
     dataplane::{
-        self, pressure,
+        self, disk, pressure,
         readiness::{Copying, MemberHealth, ShardHealth},
         types::{Problem, Reason},
     },
+    refusal::Refusal,
     workload,
 };
 
@@ -30,6 +33,10 @@ pub struct Facts {
     pub prober: Option<dataplane::Report>,
     /// The shard's pods; absent: not looked at.
     pub pods: Option<Pods>,
+    /// Bytes of the volume of each pod.
+    pub capacity: BTreeMap<String, u64>,
+    /// Why its pods cannot be made.
+    pub refused: Option<Refusal>,
     /// Replicas wanted.
     pub replicas: u32,
     /// What ended the pass early.
@@ -180,6 +187,8 @@ fn findings(shard: &StorageShard, health: Option<&ShardHealth>, facts: &Facts) -
     }
     let before = shard.status.as_ref().and_then(|s| conditions::get(&s.conditions, conditions::MEMORY_PRESSURE));
     findings.extend(pressure::finding(health, before));
+    let before = shard.status.as_ref().and_then(|s| conditions::get(&s.conditions, conditions::DISK_PRESSURE));
+    findings.extend(disk::finding(health, |pod| facts.capacity.get(pod).copied(), before));
     findings
 }
 
@@ -197,7 +206,7 @@ fn ready(health: Option<&ShardHealth>, facts: &Facts, problems: &[&Problem]) -> 
         return Finding::holds(kind, reason::ALL_READY, message);
     }
     let pods = facts.pods.as_ref().and_then(|pods| workload::trouble(pods, Component::Valkey.name(), None));
-    if let Some((word, sentence)) = pods {
+    if let Some((word, sentence)) = pods.or_else(|| facts.refused.clone()) {
         return Finding::fails(kind, word, sentence);
     }
     match gravest(problems.iter().copied()) {
@@ -328,6 +337,7 @@ mod tests {
                 took: std::time::Duration::ZERO,
                 at: std::time::Instant::now(),
                 count: 1,
+                unplanned: 1,
             };
             Report { failovers: vec![made], ..Report::default() }
         };

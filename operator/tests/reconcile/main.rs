@@ -12,7 +12,7 @@ mod world;
 
 use k8s_openapi::api::{
     apps::v1::{Deployment, StatefulSet},
-    core::v1::{ConfigMap, Secret, Service},
+    core::v1::{ConfigMap, Event, Secret, Service},
     networking::v1::NetworkPolicy,
     policy::v1::PodDisruptionBudget,
 };
@@ -40,6 +40,8 @@ fn the_operator_writes_what_is_needed_and_says_what_is_wrong() {
         somebody_elses_object_is_left_alone(&world).await;
         a_missing_secret_is_named(&world).await;
         an_invalid_spec_is_said_and_touches_nothing(&world).await;
+        what_the_api_server_refuses_is_told_in_words(&world).await;
+        pods_that_cannot_be_made_are_told_as_such(&server).await;
         the_data_plane_is_cared_for_whatever_else_fails(&server).await;
         a_damaged_authority_is_not_replaced(&world).await;
         what_is_being_deleted_is_not_made_again(&world).await;
@@ -207,6 +209,52 @@ async fn an_invalid_spec_is_said_and_touches_nothing(world: &World) {
     clusters.patch("demo", &PatchParams::default(), &Patch::Merge(&back)).await.expect("a patch");
     world.pass("empty", "demo").await;
     assert_ne!(world.condition("empty", "demo", conditions::READY).await.1, "InvalidSpec");
+}
+
+async fn what_the_api_server_refuses_is_told_in_words(world: &World) {
+    world.namespace("ports").await;
+    let port = 30_999;
+    let theirs: Service = serde_json::from_value(json!({"metadata": {"name": "theirs"}, "spec": {"type": "NodePort",
+        "selector": {"a": "b"}, "ports": [{"port": 1, "nodePort": port}]}}))
+    .expect("a Service");
+    let services: Api<Service> = world.api("ports");
+    services.create(&kube::api::PostParams::default(), &theirs).await.expect("a Service");
+    let spec = json!({"services": {"business": {"exposure": {"type": "NodePort", "nodePort": port}}}});
+    world.create_cluster("ports", "demo", spec).await;
+    world.pass("ports", "demo").await;
+    let (status, word, message) = world.condition("ports", "demo", conditions::READY).await;
+    assert_eq!((status.as_str(), word.as_str()), ("False", "ApplyFailed"));
+    assert!(message.starts_with("Service demo-business: the API server says: "), "{message}");
+    assert!(message.contains("already allocated") && message.contains("choose another nodePort"), "{message}");
+    assert!(!message.contains(['{', '}']), "{message}");
+}
+
+/// No controller makes pods here, so the Event is written as the controller of StatefulSets writes it.
+async fn pods_that_cannot_be_made_are_told_as_such(server: &ApiServer) {
+    let world = World::new(server, "0.1.0", "first").await;
+    world.create_cluster("refused", "demo", json!({})).await;
+    world.pass("refused", "demo").await;
+    let sets: Api<StatefulSet> = world.api("refused");
+    let set = sets.get("demo-0-valkey").await.expect("the set");
+    let now = k8s_openapi::jiff::Timestamp::now();
+    let event: Event = serde_json::from_value(json!({
+        "metadata": {"name": "demo-0-valkey.1", "namespace": "refused"},
+        "involvedObject": {"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "demo-0-valkey",
+            "namespace": "refused", "uid": set.metadata.uid},
+        "reason": "FailedCreate", "type": "Warning", "firstTimestamp": now, "lastTimestamp": now, "count": 1,
+        "source": {"component": "statefulset-controller"},
+        "message": "create Pod demo-0-valkey-0 in StatefulSet demo-0-valkey failed error: pods \"demo-0-valkey-0\" is forbidden: exceeded quota: none, requested: pods=1, used: pods=0, limited: pods=0"
+    }))
+    .expect("an Event");
+    world.api::<Event>("refused").create(&kube::api::PostParams::default(), &event).await.expect("an Event");
+    // One that has not looked a moment ago.
+    let world = World::new(server, "0.1.0", "first").await;
+    world.pass("refused", "demo").await;
+    for kind in [conditions::STORAGE_READY, conditions::READY] {
+        let (status, word, message) = world.condition("refused", "demo", kind).await;
+        assert_eq!((status.as_str(), word.as_str()), ("False", "PodsRefused"), "{kind}: {message}");
+        assert!(message.contains("exceeded quota: none") && message.contains("ResourceQuota"), "{message}");
+    }
 }
 
 /// Each time by an operator that has just started and remembers nothing.

@@ -42,7 +42,7 @@ impl Readiness {
 mod serving {
     //! The server.
 
-    use std::{net::SocketAddr, time::Duration};
+    use std::{net::SocketAddr, sync::Arc, time::Duration};
 
     use axum::{Router, extract::State, http::StatusCode, routing::get};
     use metrics_exporter_prometheus::PrometheusHandle;
@@ -63,6 +63,7 @@ mod serving {
     struct Admin {
         readiness: Readiness,
         metrics: PrometheusHandle,
+        more: Arc<dyn Fn() -> String + Send + Sync>,
     }
 
     /// Serves the admin port until `shutdown`.
@@ -70,6 +71,18 @@ mod serving {
         address: SocketAddr,
         readiness: Readiness,
         metrics: PrometheusHandle,
+        shutdown: CancellationToken,
+    ) -> std::io::Result<()> {
+        serve_with(address, readiness, metrics, String::new, shutdown).await
+    }
+
+    /// The same with metrics that the recorder does not keep: `more` answers them at each scrape, as Prometheus reads them. None of their
+    /// names may be one of the recorder's.
+    pub async fn serve_with(
+        address: SocketAddr,
+        readiness: Readiness,
+        metrics: PrometheusHandle,
+        more: impl Fn() -> String + Send + Sync + 'static,
         shutdown: CancellationToken,
     ) -> std::io::Result<()> {
         let listener = TcpListener::bind(address).await?;
@@ -85,8 +98,11 @@ mod serving {
         let app = Router::new()
             .route("/healthz", get(|| async { "ok\n" }))
             .route("/readyz", get(ready))
-            .route("/metrics", get(|State(admin): State<Admin>| async move { admin.metrics.render() }))
-            .with_state(Admin { readiness, metrics });
+            .route(
+                "/metrics",
+                get(|State(admin): State<Admin>| async move { admin.metrics.render() + &(admin.more)() }),
+            )
+            .with_state(Admin { readiness, metrics, more: Arc::new(more) });
         http::serve(listener, app, BOUNDS, shutdown).await;
         Ok(())
     }
@@ -100,7 +116,7 @@ mod serving {
 }
 
 #[cfg(feature = "grpc")]
-pub use serving::serve;
+pub use serving::{serve, serve_with};
 
 #[cfg(test)]
 mod tests {

@@ -49,21 +49,29 @@ pub(super) fn ready(outcome: &eventlog::Outcome, facts: &Facts) -> Finding {
             Finding::unknown(kind, reason::STARTING, message)
         }
         Some(Ok(())) => match too_few_brokers(facts).or_else(|| unreachable_outside(facts)) {
-            Some((word, sentence)) => Finding::fails(kind, word, sentence),
+            Some((word, sentence)) => {
+                let pods = broker_trouble(facts).filter(|_| word == reason::PODS_NOT_READY);
+                let (word, sentence) = pods.unwrap_or((word, sentence));
+                Finding::fails(kind, word, sentence)
+            }
             None => rollouts::serving(
                 kind,
                 "the topics exist, belong to this ChatCluster and accept events".to_owned(),
                 settings_differ(facts),
             ),
         },
-        Some(Err(trouble)) => {
-            let pods = crate::workload::trouble(&facts.pods, Component::Kafka.name(), None);
-            match pods {
-                Some((word, sentence)) => Finding::fails(kind, word, sentence),
-                None => Finding::fails(kind, trouble.reason, format!("{}{}", trouble.message, besides(facts))),
-            }
-        }
+        Some(Err(trouble)) => match broker_trouble(facts) {
+            Some((word, sentence)) => Finding::fails(kind, word, sentence),
+            None => Finding::fails(kind, trouble.reason, format!("{}{}", trouble.message, besides(facts))),
+        },
     }
+}
+
+/// What keeps the brokers' pods from running, or from being made.
+fn broker_trouble(facts: &Facts) -> Option<(&'static str, String)> {
+    let refused =
+        || facts.alarms.refused.get(&meta::component_name(&facts.plan.as_ref()?.name, Component::Kafka)).cloned();
+    crate::workload::trouble(&facts.pods, Component::Kafka.name(), None).or_else(refused)
 }
 
 /// What is the matter with the topics' settings.

@@ -40,16 +40,7 @@ fn facts(problems: Vec<Problem>) -> Facts {
     Facts {
         adopted: Some((plan.version.clone(), plan.images.clone())),
         plan: Some(plan),
-        storage: Some(StorageFacts {
-            readiness,
-            problems: Vec::new(),
-            unfinished: false,
-            trouble: None,
-            shards: 1,
-            extra: 0,
-            draining: 0,
-            library: Some("kith1".to_owned()),
-        }),
+        storage: Some(StorageFacts::of(readiness)),
         event_log: Some(Some(Ok(()))),
         workloads: [Component::Storage, Component::Sessions, Component::Tasks, Component::Business]
             .map(serving)
@@ -187,4 +178,38 @@ fn a_layer_that_serves_amid_a_rollout_is_ready_and_says_what_is_under_way() {
         (said(&stuck, conditions::DEGRADED).0, said(&stuck, conditions::DEGRADED).1),
         ("True", reason::IMAGE_PULL_FAILED)
     );
+}
+
+#[test]
+fn a_store_that_refuses_writes_is_not_ready_although_every_layer_serves() {
+    let mut full = facts(Vec::new());
+    let shard = &mut full.storage.as_mut().unwrap().readiness.shards[0];
+    (shard.memory, shard.max_memory) = (100, 100);
+    let full = status(&cluster(), &full, now());
+    assert_eq!(said(&full, conditions::STORAGE_READY).0, "True");
+    let (ready, word, message) = said(&full, conditions::READY);
+    assert_eq!((ready, word), ("False", reason::ENGINE_FULL));
+    assert!(message.starts_with("MemoryPressure: demo-0 has used up"), "{message}");
+
+    let mut high = facts(Vec::new());
+    let shard = &mut high.storage.as_mut().unwrap().readiness.shards[0];
+    (shard.memory, shard.max_memory) = (90, 100);
+    let high = status(&cluster(), &high, now());
+    assert_eq!(said(&high, conditions::READY).0, "True");
+    assert_eq!(said(&high, conditions::DEGRADED).1, reason::ENGINE_MEMORY_HIGH);
+}
+
+#[test]
+fn a_quota_that_refuses_all_pods_is_told_as_such_and_not_as_a_primary_that_is_silent() {
+    let problem = Problem::new(Reason::PrimaryDown, "no primary answers").of("demo-0");
+    let mut facts = facts(vec![problem]);
+    let refusal = (reason::PODS_REFUSED, "the pods of StatefulSet demo-0-valkey cannot be made: no".to_owned());
+    facts.storage.as_mut().unwrap().trouble = Some(refusal.clone());
+    facts.alarms.refused = [("demo-kafka".to_owned(), refusal)].into();
+    facts.brokers = Some(BrokerFacts { ready: 0, wanted: 3, ..BrokerFacts::default() });
+    let status = status(&cluster(), &facts, now());
+    for kind in [conditions::STORAGE_READY, conditions::EVENT_LOG_READY, conditions::READY] {
+        assert_eq!(said(&status, kind).1, reason::PODS_REFUSED, "{kind}");
+        assert!(said(&status, kind).2.contains("cannot be made"), "{kind}");
+    }
 }

@@ -36,7 +36,7 @@ impl<'a> Hold<'a> {
         }
         if self.held.as_ref().is_none_or(|(_, held, at)| held != id || at.elapsed() > RENEW) {
             tracing::warn!(cluster = %self.desired.cluster, %pod, "slots were taken from a primary that has not heard of it: its writes are held back");
-            metrics::counter!("kith_rebalance_holds_total", "cluster" => self.desired.cluster.clone()).increment(1);
+            metrics::counter!("kith_rebalance_holds_total").increment(1);
             self.pause(pod, id).await?;
         }
         Ok(())

@@ -1,0 +1,130 @@
+//! What a ChatCluster's services and consumers say of themselves, asked once a minute beside the passes: how far `tasks` lags behind the event
+//! log, how much waits in storage's outbox, whose Kafka clients are replaced.
+//!
+//! A pass only reads the last answer: who does not answer holds nothing up, and says nothing.
+
+mod judge;
+mod lag;
+mod scrape;
+
+pub use judge::{Found, GroupLag, Stuck};
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::api::core::v1::Pod;
+use kith_crds::names;
+use kube::ResourceExt;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use self::judge::Memory;
+use crate::{
+    apply::Live,
+    build::{meta::Component, pod::ADMIN_PORT},
+    eventlog::Target,
+    panics,
+};
+
+/// Between two rounds of questions.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
+/// Services whose numbers say something of the event log.
+const ASKED: [Component; 3] = [Component::Storage, Component::Sessions, Component::Tasks];
+/// Pods asked in one round; more do not change what is said.
+const PODS_MAX: usize = 128;
+
+/// Whom to ask.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Brief {
+    /// Pods by name, with the address of their admin port.
+    pub pods: Vec<(String, SocketAddr)>,
+    /// The brokers and topics.
+    pub target: Target,
+}
+
+impl Brief {
+    /// The pods that run of those that are asked.
+    pub fn new(pods: &Live<Pod>, target: Target) -> Self {
+        let asked = |pod: &&Pod| {
+            let component = pod.labels().get(names::LABEL_COMPONENT);
+            component.is_some_and(|name| ASKED.iter().any(|c| c.name() == name))
+        };
+        let address = |pod: &Pod| {
+            let status = pod.status.as_ref().filter(|s| s.phase.as_deref() == Some("Running"))?;
+            let ip: IpAddr = status.pod_ip.as_ref()?.parse().ok()?;
+            Some((pod.name_any(), SocketAddr::new(ip, u16::try_from(ADMIN_PORT).ok()?)))
+        };
+        Self { pods: pods.values().filter(asked).filter_map(address).take(PODS_MAX).collect(), target }
+    }
+}
+
+/// The task that asks.
+pub struct Survey {
+    brief: watch::Sender<Option<Arc<Brief>>>,
+    found: watch::Receiver<Found>,
+}
+
+impl Survey {
+    /// Starts the task; it waits for a brief.
+    pub fn start(shutdown: CancellationToken) -> Self {
+        let (brief, mut briefs) = watch::channel(None::<Arc<Brief>>);
+        let (publish, found) = watch::channel(Found::default());
+        tokio::spawn(async move {
+            let mut memory = Memory::default();
+            // Whom to ask changes with every pod; the first brief alone is worth hurrying for.
+            if !matches!(shutdown.run_until_cancelled(briefs.wait_for(Option::is_some)).await, Some(Ok(_))) {
+                return;
+            }
+            let mut tick = tokio::time::interval(LOOK_AGAIN);
+            tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            while shutdown.run_until_cancelled(tick.tick()).await.is_some() {
+                let Some(brief) = briefs.borrow().clone() else { continue };
+                let Some((lags, samples)) = shutdown.run_until_cancelled(ask(brief)).await else { return };
+                publish.send_replace(memory.judge(Instant::now(), lags, samples));
+            }
+        });
+        Self { brief, found }
+    }
+
+    /// Says whom to ask from now on.
+    pub fn aim(&self, brief: Brief) {
+        self.brief.send_if_modified(|current| {
+            let same = current.as_deref() == Some(&brief);
+            if !same {
+                *current = Some(Arc::new(brief));
+            }
+            !same
+        });
+    }
+
+    /// What the last round found.
+    pub fn found(&self) -> Found {
+        self.found.borrow().clone()
+    }
+}
+
+async fn ask(brief: Arc<Brief>) -> (Option<Vec<lag::Group>>, Vec<(String, scrape::Sample)>) {
+    let target = brief.target.clone();
+    // Caught on its own thread: it concerns one ChatCluster alone.
+    let lags = tokio::task::spawn_blocking(move || panics::caught_here("survey", || lag::measure(&target)));
+    let (lags, samples) = tokio::join!(lags, scrape::all(&brief.pods));
+    let lags = match lags {
+        Ok(Ok(Ok(groups))) => Some(groups),
+        Ok(Ok(Err(error))) => {
+            tracing::debug!(%error, "how far consumers lag is not known");
+            None
+        }
+        Ok(Err(panicked)) => {
+            tracing::error!(%panicked, "how far consumers lag is not known");
+            None
+        }
+        Err(error) => {
+            tracing::error!(%error, "how far consumers lag is not known");
+            None
+        }
+    };
+    (lags, samples)
+}
