@@ -86,6 +86,8 @@ pub mod reason {
     pub const EVENT_LOG_UNAUTHORIZED: &str = "EventLogUnauthorized";
     /// A load balancer that brokers are to be reached through has no address yet; the rest serves.
     pub const ADDRESS_PENDING: &str = "AddressPending";
+    /// The managed brokers do not ask for rights yet: everyone with a certificate may write.
+    pub const RIGHTS_NOT_ENFORCED: &str = "RightsNotEnforced";
     /// A topic carries another ChatCluster's UID.
     pub const FOREIGN_TOPIC: &str = "ForeignTopic";
     /// A topic's number of partitions is not the one that was fixed at creation.

@@ -20,6 +20,8 @@ pub const LABEL_VERSION: &str = "app.kubernetes.io/version";
 pub const LABEL_SHARD: &str = "kith.dev/shard";
 /// Label: the Gateway that the object belongs to.
 pub const LABEL_GATEWAY: &str = "kith.dev/gateway";
+/// Label that a person puts on pods of any namespace, with the ChatCluster's name: they may connect to the managed brokers.
+pub const LABEL_EVENT_LOG_CLIENT: &str = "kith.dev/event-log-client";
 
 /// Annotation on a ShardRebalance: `approve=<proposalId>`, `refresh` or `stop`.
 pub const ANNOTATION_REBALANCE: &str = "kith.dev/rebalance";

@@ -43,7 +43,7 @@ pub struct Env {
     pub business: String,
     /// The CA that ImBusiness's certificate is verified against.
     pub business_ca: PathBuf,
-    /// The business line's client certificate.
+    /// The business line's client certificate, at ImBusiness and at Kafka.
     pub business_cert: PathBuf,
     /// Its key.
     pub business_key: PathBuf,

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use kith_kit::config::Tls;
 use rdkafka::{
     ClientConfig, Message as _, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
@@ -18,6 +19,37 @@ use crate::client::model::Message;
 /// A question to the broker.
 const DEADLINE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(200);
+
+/// Where the log is, and as whom it is read.
+#[derive(Debug, Clone)]
+pub struct Reader {
+    /// `host:port`, comma-separated.
+    pub bootstrap: String,
+    /// The certificate of a business line; none where the brokers ask for none.
+    pub certificate: Option<Tls>,
+}
+
+impl Reader {
+    /// Brokers without TLS.
+    pub fn plain(bootstrap: &str) -> Self {
+        Self { bootstrap: bootstrap.to_owned(), certificate: None }
+    }
+
+    fn config(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &self.bootstrap);
+        // Required by the client; nothing is ever committed under it. A line may use groups that begin with its name.
+        config.set("group.id", "line_default_e2e-replay");
+        if let Some(tls) = &self.certificate {
+            config
+                .set("security.protocol", "ssl")
+                .set("ssl.ca.location", tls.ca.display().to_string())
+                .set("ssl.certificate.location", tls.cert.display().to_string())
+                .set("ssl.key.location", tls.key.display().to_string());
+        }
+        config
+    }
+}
 
 /// Why the log could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -210,9 +242,9 @@ fn same(a: &Message, b: &Message) -> bool {
 }
 
 /// Reads the topic from its beginning to where it ends now, and rebuilds.
-pub async fn replay(bootstrap: &str, topic: &str, deadline: Duration) -> Result<Replay, LogError> {
+pub async fn replay(reader: &Reader, topic: &str, deadline: Duration) -> Result<Replay, LogError> {
     let mut replay = Replay::default();
-    let events = read(bootstrap, topic, deadline).await?;
+    let events = read(reader, topic, deadline).await?;
     for event in &events {
         replay.apply(event);
     }
@@ -220,20 +252,15 @@ pub async fn replay(bootstrap: &str, topic: &str, deadline: Duration) -> Result<
 }
 
 /// All events of a topic, each Kafka partition in its order.
-pub async fn read(bootstrap: &str, topic: &str, deadline: Duration) -> Result<Vec<Event>, LogError> {
-    let (bootstrap, topic) = (bootstrap.to_owned(), topic.to_owned());
-    tokio::task::spawn_blocking(move || read_blocking(&bootstrap, &topic, deadline)).await?
+pub async fn read(reader: &Reader, topic: &str, deadline: Duration) -> Result<Vec<Event>, LogError> {
+    let (reader, topic) = (reader.clone(), topic.to_owned());
+    tokio::task::spawn_blocking(move || read_blocking(&reader, &topic, deadline)).await?
 }
 
-fn read_blocking(bootstrap: &str, topic: &str, deadline: Duration) -> Result<Vec<Event>, LogError> {
+fn read_blocking(reader: &Reader, topic: &str, deadline: Duration) -> Result<Vec<Event>, LogError> {
     let end = Instant::now() + deadline;
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", bootstrap)
-        // Required by the client; nothing is ever committed under it.
-        .set("group.id", "kith-e2e-replay")
-        .set("enable.auto.commit", "false")
-        .set("enable.partition.eof", "false")
-        .create()?;
+    let consumer: BaseConsumer =
+        reader.config().set("enable.auto.commit", "false").set("enable.partition.eof", "false").create()?;
     let metadata = consumer.fetch_metadata(Some(topic), DEADLINE)?;
     let partitions: Vec<i32> = metadata
         .topics()

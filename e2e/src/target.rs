@@ -3,10 +3,13 @@
 
 use std::time::Duration;
 
+use kith_kit::config::Tls;
+
 use crate::{
     business::{Business, BusinessError},
     client::{Api, ClientError, Device, DeviceOptions, connection::OpenError},
     env::{Env, EnvError},
+    kafka::Reader,
 };
 
 /// Why a platform could not be used.
@@ -35,8 +38,8 @@ pub struct Target {
     pub ws: String,
     /// A connected business line.
     pub business: Business,
-    /// Kafka's bootstrap address.
-    pub kafka: String,
+    /// Kafka, as the business line reads it.
+    pub kafka: Reader,
     /// The topic of all changes.
     pub events_topic: String,
     http: Api,
@@ -53,12 +56,12 @@ pub struct User {
 
 impl Target {
     /// Connects the business line.
-    pub fn new(api: &str, ws: &str, business: Business, kafka: &str, cluster: &str) -> Result<Self, ClientError> {
+    pub fn new(api: &str, ws: &str, business: Business, kafka: Reader, cluster: &str) -> Result<Self, ClientError> {
         Ok(Self {
             api: api.to_owned(),
             ws: ws.to_owned(),
             business,
-            kafka: kafka.to_owned(),
+            kafka,
             events_topic: format!("{cluster}.events"),
             http: Api::new(api, "")?,
         })
@@ -68,7 +71,9 @@ impl Target {
     pub async fn of_env() -> Result<Self, TargetError> {
         let env = Env::load()?;
         let business = Business::connect(&env).await?;
-        Ok(Self::new(&env.api, &env.ws, business, &env.kafka, &env.cluster)?)
+        let certificate = Tls { ca: env.business_ca, cert: env.business_cert, key: env.business_key };
+        let kafka = Reader { bootstrap: env.kafka, certificate: Some(certificate) };
+        Ok(Self::new(&env.api, &env.ws, business, kafka, &env.cluster)?)
     }
 
     /// A user of that very id, on a device of a platform; made when absent.

@@ -15,6 +15,8 @@ mod chaos_operator;
 mod chaos_pods;
 #[path = "cluster/chaos_run.rs"]
 mod chaos_run;
+#[path = "cluster/event_log_access.rs"]
+mod event_log_access;
 #[path = "cluster/hostile.rs"]
 mod hostile;
 #[path = "cluster/hostile_clients.rs"]

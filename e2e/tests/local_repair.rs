@@ -275,7 +275,9 @@ async fn a_partition_that_went_back_is_repaired_from_the_event_log() {
     assert_eq!(world.published(partition).await.ver, whole.ver + 2);
 
     // The log is one story without a hole, and the consumer that insists on that has nothing to say.
-    let replay = kafka::replay(&world.platform.kafka.bootstrap(), "local.events", SOON).await.expect("a replay");
+    let replay = kafka::replay(&kafka::Reader::plain(&world.platform.kafka.bootstrap()), "local.events", SOON)
+        .await
+        .expect("a replay");
     assert!(replay.faults.is_empty(), "{:?}", replay.faults);
     let tasks = world.platform.instance(world.platform.find(Kind::Tasks, 0).expect("tasks")).log();
     assert!(!tasks.contains("went back") && !tasks.contains("are missing"), "{tasks}");

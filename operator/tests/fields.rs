@@ -13,8 +13,9 @@ use std::{
 use kith_crds::{ChatCluster, Gateway};
 use kith_operator::{
     apply::Live,
-    build::{meta::Component, services},
+    build::{kafka, meta::Component, services},
     chatcluster::{certificate_request, shard_steps},
+    plan::KafkaPlan,
 };
 use serde_json::{Value, json};
 

@@ -181,8 +181,8 @@ pub struct ExternalAccess {
         "advertisedHost must be a host name or an address, without a scheme or a port; {index} stands for the number of the broker"
     ))]
     pub advertised_host: Option<String>,
-    /// MutualTLS: consumers show a certificate of this ChatCluster's CA and read the topics of their business line.
-    /// Plaintext: everyone who reaches the port reads and writes all topics; for trials only.
+    /// MutualTLS: consumers show a certificate of this ChatCluster's CA and read what their business line may.
+    /// Plaintext: everyone who reaches the port reads all events; for trials only.
     #[serde(default)]
     pub security: ListenerSecurity,
 }
@@ -219,7 +219,7 @@ pub enum ListenerSecurity {
     /// Holders of a certificate of this ChatCluster's CA.
     #[default]
     MutualTLS,
-    /// Everyone.
+    /// Everyone, to read.
     Plaintext,
 }
 

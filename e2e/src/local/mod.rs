@@ -24,6 +24,7 @@ pub use part::{Instance, Kind};
 use crate::{
     business::{self, Business, BusinessError, Files},
     client::ClientError,
+    kafka::Reader,
     target::Target,
     wait::{TimedOut, await_until},
 };
@@ -325,7 +326,7 @@ impl Platform {
         let business = Business::connect_to(&address(Kind::Business), NAME, files).await?;
         let (api, ws) =
             (format!("http://{}", address(Kind::Api)), format!("ws://{}/v1/connect", address(Kind::Gateway)));
-        Ok(Target::new(&api, &ws, business, &self.kafka.bootstrap(), NAME)?)
+        Ok(Target::new(&api, &ws, business, Reader::plain(&self.kafka.bootstrap()), NAME)?)
     }
 
     /// A connection to ImBusiness with the certificate of a business line, or with none; in plain text where the platform has no TLS.

@@ -16,6 +16,7 @@ use kith_crds::{
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use super::{
+    kafka_access::{self, Enforcement},
     meta::{self, Component},
     pod, service,
     valkey::{DATA, claim, retention},
@@ -219,9 +220,15 @@ controlled.shutdown.enable=true
 
 /// The brokers' configuration. `addresses` holds one entry per broker when there is external access; a broker whose address is not known
 /// yet listens outside and advertises nothing there, so that a load balancer finds it well.
-pub fn config_map(plan: &Plan, managed: &ManagedPlan, addresses: &[Option<ExternalAddress>]) -> ConfigMap {
+pub fn config_map(
+    plan: &Plan,
+    managed: &ManagedPlan,
+    addresses: &[Option<ExternalAddress>],
+    enforcement: Enforcement,
+) -> ConfigMap {
+    let settings = settings(plan, managed) + &kafka_access::settings(plan, enforcement);
     let mut data: BTreeMap<String, String> =
-        [("server.properties".to_owned(), settings(plan, managed)), ("start.sh".to_owned(), START.to_owned())].into();
+        [(kafka_access::FILE.to_owned(), settings), ("start.sh".to_owned(), START.to_owned())].into();
     for (index, address) in (0_u32..).zip(addresses) {
         let Some(address) = address else { continue };
         let host = address.host.as_deref().unwrap_or(NODE);
@@ -378,7 +385,7 @@ mod tests {
         .into();
         let addresses = external_addresses(&plan, managed, &services, None);
         assert_eq!(addresses.iter().map(Option::is_some).collect::<Vec<_>>(), [true, false, true]);
-        let map = config_map(&plan, managed, &addresses);
+        let map = config_map(&plan, managed, &addresses, Enforcement::Enforced);
         let data = map.data.clone().unwrap();
         assert_eq!(data["external-0"], "lb.example:9094");
         assert_eq!(data["external-2"], "[2001:db8::1]:9094");

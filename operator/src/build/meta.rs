@@ -120,6 +120,9 @@ pub fn engine_users_secret(cluster: &str) -> String {
     format!("{cluster}-valkey-users")
 }
 
+/// The business line that every ChatCluster has.
+pub const DEFAULT_LINE: &str = "default";
+
 /// Secret of the first business line's client certificate.
 pub fn business_client_secret(cluster: &str) -> String {
     format!("{cluster}-business-client")

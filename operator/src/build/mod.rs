@@ -4,6 +4,7 @@
 //! running platform. `tests/golden.rs` compares whole objects.
 
 pub mod kafka;
+pub mod kafka_access;
 pub mod meta;
 pub mod network;
 pub mod pod;

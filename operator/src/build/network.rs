@@ -24,8 +24,8 @@ use crate::plan::{KafkaPlan, Plan};
 enum From {
     /// Everyone.
     Anyone,
-    /// These components, and the operator when `operator` is set.
-    Only { components: Vec<Component>, operator: bool },
+    /// These components, the operator when `operator` is set, and pods of any namespace that carry this label with the ChatCluster's name.
+    Only { components: Vec<Component>, operator: bool, labelled: Option<&'static str> },
 }
 
 use Component::{Api, Business, Gateway, Kafka, Sessions, Storage, Tasks, Valkey};
@@ -34,26 +34,32 @@ use Component::{Api, Business, Gateway, Kafka, Sessions, Storage, Tasks, Valkey}
 fn callers(server: Component, package: &str) -> From {
     let named = callers::of_package(package);
     let calls = |component: &Component| *component == server || named.contains(&component.name());
-    From::Only { components: Component::ALL.into_iter().filter(calls).collect(), operator: false }
+    From::Only { components: Component::ALL.into_iter().filter(calls).collect(), operator: false, labelled: None }
 }
 
 /// The rules: component, port, who.
 fn rules(plan: &Plan) -> Vec<(Component, i32, From)> {
-    let only = |components: &[Component]| From::Only { components: components.to_vec(), operator: false };
+    let only =
+        |components: &[Component]| From::Only { components: components.to_vec(), operator: false, labelled: None };
     let mut rules = vec![
         (Storage, GRPC_PORT, callers(Storage, "kith.storage.v1")),
         (Sessions, GRPC_PORT, callers(Sessions, "kith.sessions.v1")),
         (Business, GRPC_PORT, From::Anyone),
         (Api, 8_080, From::Anyone),
         (Gateway, 8_081, From::Anyone),
-        (Valkey, valkey::CLIENT_PORT, From::Only { components: vec![Storage, Valkey], operator: true }),
+        (Valkey, valkey::CLIENT_PORT, From::Only { components: vec![Storage, Valkey], operator: true, labelled: None }),
         (Valkey, valkey::BUS_PORT, only(&[Valkey])),
     ];
     if let KafkaPlan::Managed(managed) = &plan.event_log.kafka {
         rules.push((
             Kafka,
             kafka::INTERNAL_PORT,
-            From::Only { components: vec![Storage, Tasks, Sessions, Kafka], operator: true },
+            // Business lines' consumers may run in the same Kubernetes cluster. What they may do there, their certificates say.
+            From::Only {
+                components: vec![Storage, Tasks, Sessions, Kafka],
+                operator: true,
+                labelled: Some(names::LABEL_EVENT_LOG_CLIENT),
+            },
         ));
         rules.push((Kafka, kafka::CONTROLLER_PORT, only(&[Kafka])));
         if managed.spec.external_access.is_some() {
@@ -107,7 +113,7 @@ fn policy(
 fn rule(plan: &Plan, port: i32, from: &From) -> NetworkPolicyIngressRule {
     let peers = match from {
         From::Anyone => None,
-        From::Only { components, operator } => {
+        From::Only { components, operator, labelled } => {
             let mut peers: Vec<NetworkPolicyPeer> = components
                 .iter()
                 .map(|c| NetworkPolicyPeer {
@@ -115,15 +121,19 @@ fn rule(plan: &Plan, port: i32, from: &From) -> NetworkPolicyIngressRule {
                     ..NetworkPolicyPeer::default()
                 })
                 .collect();
-            if *operator {
+            // The operator may run in any namespace, as may clients.
+            let mut anywhere = |label: &str, value: &str| {
                 peers.push(NetworkPolicyPeer {
-                    // The operator may run in any namespace.
                     namespace_selector: Some(LabelSelector::default()),
-                    pod_selector: Some(meta::selector(
-                        [(names::LABEL_NAME.to_owned(), names::FIELD_MANAGER.to_owned())].into(),
-                    )),
+                    pod_selector: Some(meta::selector([(label.to_owned(), value.to_owned())].into())),
                     ip_block: None,
                 });
+            };
+            if *operator {
+                anywhere(names::LABEL_NAME, names::FIELD_MANAGER);
+            }
+            if let Some(label) = labelled {
+                anywhere(label, &plan.name);
             }
             Some(peers)
         }
@@ -135,5 +145,39 @@ fn rule(plan: &Plan, port: i32, from: &From) -> NetworkPolicyIngressRule {
             protocol: Some("TCP".to_owned()),
             end_port: None,
         }]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kith_crds::ChatCluster;
+    use serde_json::json;
+
+    use super::*;
+    use crate::plan::tests::release;
+
+    #[test]
+    fn pods_of_any_namespace_reach_the_brokers_by_their_label_and_nothing_else() {
+        let cluster: ChatCluster = serde_json::from_value(json!({
+            "apiVersion": kith_crds::API_VERSION, "kind": "ChatCluster",
+            "metadata": {"name": "demo", "namespace": "ns", "uid": "u-1"}, "spec": {}
+        }))
+        .expect("a ChatCluster");
+        let plan = Plan::resolve(&cluster, &release("0.1.0")).expect("a plan");
+        let mut open = Vec::new();
+        for policy in policies(&plan) {
+            for rule in policy.spec.into_iter().flat_map(|s| s.ingress.unwrap_or_default()) {
+                let by_label = |peer: &NetworkPolicyPeer| {
+                    let labels = peer.pod_selector.as_ref().and_then(|s| s.match_labels.as_ref());
+                    labels.is_some_and(|l| l.get(names::LABEL_EVENT_LOG_CLIENT).is_some_and(|c| c == "demo"))
+                        && peer.namespace_selector == Some(LabelSelector::default())
+                };
+                if rule.from.iter().flatten().any(by_label) {
+                    let ports = rule.ports.into_iter().flatten().filter_map(|p| p.port);
+                    open.extend(ports.map(|port| (policy.metadata.name.clone().unwrap_or_default(), port)));
+                }
+            }
+        }
+        assert_eq!(open, [("demo-kafka".to_owned(), IntOrString::Int(kafka::INTERNAL_PORT))]);
     }
 }

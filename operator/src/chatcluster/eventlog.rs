@@ -11,21 +11,23 @@ use super::{BrokerFacts, Observed, PassError};
 use crate::{
     apply::{Applier, ApplyError},
     build::{
-        kafka,
+        kafka, kafka_access,
         meta::{self, Component},
     },
     certificates::{self, Certificate, Renewed},
-    eventlog::{Security, Target, Trouble},
+    eventlog::{Security, Target, Trouble, rights},
     plan::{KafkaPlan, Plan},
     runtime::Login,
 };
 
-/// Applies the managed brokers; nothing for an external log. Answers the Services whose brokers have no address outside yet.
+/// Applies the managed brokers; nothing for an external log. `rights_stand`: the last look found every right in its place. Answers the
+/// Services whose brokers have no address outside yet.
 pub(super) async fn apply(
     applier: &Applier,
     plan: &Plan,
     observed: &Observed,
     certificate: &str,
+    rights_stand: bool,
 ) -> Result<Vec<String>, PassError> {
     let KafkaPlan::Managed(managed) = &plan.event_log.kafka else { return Ok(Vec::new()) };
     let external = kafka::external_services(plan, managed);
@@ -48,7 +50,7 @@ pub(super) async fn apply(
         .await?;
     let kept = observed.config_maps.get(&meta::kafka_config_map(&plan.name));
     let addresses = kafka::external_addresses(plan, managed, &standing, kept);
-    let map = kafka::config_map(plan, managed, &addresses);
+    let map = kafka::config_map(plan, managed, &addresses, kafka_access::enforcement(kept, rights_stand));
     applier.apply(map.clone(), kept).await?;
     let live = observed.stateful_sets.get(&meta::component_name(&plan.name, Component::Kafka));
     crate::volumes::refuse_foreign(
@@ -125,6 +127,7 @@ pub(super) async fn target(client: &Client, plan: &Plan, login: &Login) -> Resul
             KafkaPlan::Managed(managed) => managed.spec.brokers,
             KafkaPlan::External(_) => 0,
         },
+        rights: rights::of(plan),
     }))
 }
 

@@ -33,7 +33,7 @@ pub use copies::Departures;
 pub use desired::presence;
 pub use lowered::Shortage;
 pub use observe::{Observed, observe};
-pub use secrets::{Secrets, Situation, build as build_secrets, request as certificate_request};
+pub use secrets::{Secrets, Situation, build as build_secrets, line_request, request as certificate_request};
 pub use shards::{Steps, steps as shard_steps};
 pub use status::{BrokerFacts, Facts, StorageFacts, Workload, address, gravest, node_of, status, storage_reason};
 
@@ -211,7 +211,10 @@ async fn pass(cluster: &ChatCluster, context: &Arc<Context>, facts: &mut Facts) 
     // build and apply, from below
     let base = facts.noted(base::apply(&applier, &plan, &observed).await);
     let log = match &secrets {
-        Some(secrets) => eventlog::apply(&applier, &plan, &observed, &secrets.kafka_certificate).await,
+        Some(secrets) => {
+            let rights_stand = runtime.as_ref().is_some_and(|r| matches!(r.event_log.outcome(), Some(Ok(()))));
+            eventlog::apply(&applier, &plan, &observed, &secrets.kafka_certificate, rights_stand).await
+        }
         None => Ok(Vec::new()),
     };
     let (missing, brokers) = match log {

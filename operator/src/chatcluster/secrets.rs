@@ -84,8 +84,7 @@ pub fn build(plan: &Plan, live: &Live<Secret>, situation: &Situation<'_>, now: T
             _ => {}
         }
     }
-    let line =
-        LeafRequest { uri: format!("kith://{}/line/default", plan.data_uid), dns: Vec::new(), addresses: Vec::new() };
+    let line = line_request(plan, meta::DEFAULT_LINE);
     let client = meta::business_client_secret(&plan.name);
     builder.leaf(&authority, client, meta::cluster_labels(&plan.name), &line, false)?;
     let leaf = operator.ok_or_else(|| broken("operator certificate", &PkiError::Clock))?;
@@ -275,6 +274,11 @@ impl Builder<'_> {
 
 fn text<'a>(secret: &'a Secret, key: &str) -> Option<&'a str> {
     std::str::from_utf8(&secret.data.as_ref()?.get(key)?.0).ok()
+}
+
+/// Who a business line is; nobody dials it.
+pub fn line_request(plan: &Plan, line: &str) -> LeafRequest {
+    LeafRequest { uri: format!("kith://{}/line/{line}", plan.data_uid), dns: Vec::new(), addresses: Vec::new() }
 }
 
 /// Who a component is and by which names it is dialled; brokers from outside by `broker_hosts`.

@@ -350,6 +350,7 @@ mod tests {
             min_insync: 1,
             retention_ms: 1_000,
             brokers: 0,
+            rights: None,
         }
     }
 

@@ -1,9 +1,12 @@
-//! The event log of a ChatCluster, managed or external: the topics exist as they must be and carry the ChatCluster's UID.
+//! The event log of a ChatCluster, managed or external: the topics exist as they must be and carry the ChatCluster's UID, and who may do
+//! what at managed brokers is as the table says.
 //!
 //! One task per ChatCluster looks at once, then every minute while all is well and with growing pauses while it is not. A pass of the
 //! controller only reads the last outcome: an unreachable Kafka never holds up the rest.
 
+mod acls;
 mod admin;
+pub mod rights;
 mod settings;
 mod sight;
 
@@ -13,12 +16,13 @@ pub use sight::{Partition, Sight};
 
 pub(crate) use admin::client_config;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use kith_crds::conditions::reason;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use self::rights::Right;
 use crate::{backoff, panics};
 
 /// Between two looks while all is well.
@@ -47,6 +51,8 @@ pub struct Target {
     pub retention_ms: u64,
     /// Brokers that the operator runs; 0: they are somebody else's, and not looked at one by one.
     pub brokers: u32,
+    /// Who may do what; none for brokers of somebody else, whose rights are their owner's.
+    pub rights: Option<BTreeSet<Right>>,
 }
 
 /// How to talk to the brokers; never logged.
@@ -99,7 +105,7 @@ impl EventLog {
                 let pause = match target {
                     None => LOOK_AGAIN,
                     Some(target) => {
-                        let found = look(&target, "event log", admin::ensure).await;
+                        let found = look_at_all(&target).await;
                         failures = if found.is_ok() { 0 } else { failures.saturating_add(1) };
                         let pause = match &found {
                             Ok(()) => LOOK_AGAIN,
@@ -169,6 +175,21 @@ fn replace<T: PartialEq>(last: &mut T, found: T) -> bool {
         *last = found;
     }
     differs
+}
+
+/// The topics as they must be, and who may do what.
+async fn look_at_all(target: &Arc<Target>) -> Result<(), Trouble> {
+    let topics = look(target, "event log", admin::ensure).await;
+    let Some(rights) = &target.rights else { return topics };
+    if topics.as_ref().is_err_and(|trouble| trouble.reason == reason::EVENT_LOG_UNREACHABLE) {
+        return topics;
+    }
+    // What is the matter with the topics keeps nobody's rights away.
+    let rights = match panics::caught("event log", acls::ensure(target, rights)).await {
+        Ok(found) => found,
+        Err(panicked) => Err(Trouble { reason: reason::RECONCILE_FAILED, message: panicked.to_string() }),
+    };
+    topics.and(rights)
 }
 
 async fn look(

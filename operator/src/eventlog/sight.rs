@@ -228,6 +228,7 @@ pub(crate) mod tests {
             replication: 3,
             min_insync: 2,
             retention_ms: 1_000,
+            rights: None,
             brokers: 3,
         };
         let mut client = None;

@@ -21,6 +21,10 @@ pub(super) const LEAF_S: i64 = 90 * DAY_S;
 const NEAR_END_S: i64 = 730 * DAY_S;
 /// Certificates begin this long before they are made: the clocks of nodes differ.
 const BACKDATE_S: i64 = 3_600;
+/// X.509's bound, in characters.
+const LONGEST_COMMON_NAME: usize = 64;
+/// The organisational unit of business lines' certificates.
+pub const LINES: &str = "line";
 
 /// A certificate authority with its key.
 pub struct Authority {
@@ -51,6 +55,14 @@ pub struct LeafRequest {
     pub dns: Vec<String>,
     /// Addresses by which the holder is dialled.
     pub addresses: Vec<IpAddr>,
+}
+
+impl LeafRequest {
+    /// The business line that it is for; none for a component.
+    fn line(&self) -> Option<&str> {
+        let (_, who) = self.uri.strip_prefix("kith://")?.split_once('/')?;
+        who.strip_prefix("line/")
+    }
 }
 
 /// Whether a stored certificate may stay.
@@ -117,9 +129,7 @@ impl Authority {
         let make = |source| PkiError::Make { what, source };
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(make)?;
         let mut params = CertificateParams::default();
-        let common: String = request.dns.first().unwrap_or(&request.uri).chars().take(64).collect();
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, common);
+        params.distinguished_name = subject(request)?;
         params.not_before = moment(now.as_second() - BACKDATE_S)?;
         params.not_after = moment((now.as_second() + LEAF_S).min(self.not_after))?;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -158,6 +168,28 @@ impl Authority {
         let (begin, end) = (cert.validity().not_before.timestamp(), cert.validity().not_after.timestamp());
         (now.as_second() >= begin + (end - begin) / 3 * 2).then_some("it is near its end")
     }
+}
+
+/// What the subject says. Kafka sees nothing else of a certificate, so a business line's is of another form than any component's, whatever
+/// its name, and is never cut: two lines are never one.
+fn subject(request: &LeafRequest) -> Result<DistinguishedName, PkiError> {
+    let mut subject = DistinguishedName::new();
+    match request.line() {
+        Some(line) if line.is_empty() || line.chars().count() > LONGEST_COMMON_NAME => {
+            let problem = format!("the name of a business line has 1 to {LONGEST_COMMON_NAME} characters");
+            return Err(PkiError::read("certificate", problem));
+        }
+        Some(line) => {
+            subject.push(DnType::OrganizationalUnitName, LINES);
+            subject.push(DnType::CommonName, line);
+        }
+        None => {
+            let common: String =
+                request.dns.first().unwrap_or(&request.uri).chars().take(LONGEST_COMMON_NAME).collect();
+            subject.push(DnType::CommonName, common);
+        }
+    }
+    Ok(subject)
 }
 
 fn name(common: &str, unit: &str) -> DistinguishedName {

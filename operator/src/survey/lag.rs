@@ -115,6 +115,7 @@ mod tests {
             min_insync: 1,
             retention_ms: 1_000,
             brokers: 0,
+            rights: None,
         };
         let producer: BaseProducer = client_config(&target).create().unwrap();
         for n in 0..10 {

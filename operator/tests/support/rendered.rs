@@ -4,6 +4,7 @@ use kith_crds::{ChatCluster, Gateway, chatcluster::Images};
 use kith_operator::{
     build::{
         kafka::{self, ExternalAddress},
+        kafka_access::Enforcement,
         network, services, valkey,
     },
     gateway,
@@ -56,7 +57,7 @@ pub(crate) fn rendered(cluster: &ChatCluster, edge: Option<&Gateway>) -> Vec<Val
         let host = |index| managed.spec.external_access.as_ref().and_then(|access| access.host(index));
         let address = |(index, _)| Some(ExternalAddress { host: host(index), port: 30_094 });
         let addresses: Vec<_> = (0..).zip(&external).map(address).collect();
-        let map = kafka::config_map(&plan, managed, &addresses);
+        let map = kafka::config_map(&plan, managed, &addresses, Enforcement::Enforced);
         all.add(&map);
         all.add(&kafka::stateful_set(&plan, managed, &map, "certificate", None));
         all.add(&kafka::headless(&plan));

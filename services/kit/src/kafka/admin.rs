@@ -5,6 +5,8 @@ use std::{sync::Arc, time::Duration};
 use rdkafka::{
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
     client::DefaultClientContext,
+    error::KafkaError,
+    metadata::MetadataTopic,
     types::RDKafkaErrorCode,
 };
 
@@ -12,7 +14,7 @@ use thiserror::Error;
 
 use tokio_util::sync::CancellationToken;
 
-use super::{KafkaConfigError, client_config};
+use super::{KafkaConfigError, client_config, denied};
 use crate::{backoff::Backoff, config::Kafka};
 
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -110,7 +112,10 @@ async fn make(admin: &Admin, kafka: &Kafka, topic: &Topic) -> Result<(), TopicEr
     for outcome in admin.create_topics([&new], &options).await? {
         match outcome {
             Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
-            Err((name, code)) => return Err(TopicError::Topic { topic: name, problem: code.to_string() }),
+            Err((name, code)) => {
+                denied(&name, Some(code));
+                return Err(TopicError::Topic { topic: name, problem: code.to_string() });
+            }
         }
     }
     Ok(())
@@ -122,9 +127,14 @@ async fn partitions_of(admin: &Admin, topic: &Topic) -> Result<usize, TopicError
     // The library's metadata call blocks.
     let found = tokio::task::spawn_blocking(move || {
         let metadata = admin.inner().fetch_metadata(Some(&name), DEADLINE)?;
-        Ok::<_, rdkafka::error::KafkaError>(
-            metadata.topics().iter().find(|t| t.name() == name).map_or(0, |t| t.partitions().len()),
-        )
+        let found = metadata.topics().iter().find(|t| t.name() == name);
+        // To whom it is hidden, it looks like none.
+        if let Some(code) = found.and_then(MetadataTopic::error).map(RDKafkaErrorCode::from)
+            && denied(&name, Some(code))
+        {
+            return Err(KafkaError::MetadataFetch(code));
+        }
+        Ok(found.map_or(0, |t| t.partitions().len()))
     });
     let found = found.await.map_err(|e| TopicError::Topic { topic: topic.name.clone(), problem: e.to_string() })?;
     Ok(found?)

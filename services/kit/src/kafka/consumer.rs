@@ -19,6 +19,8 @@ use parking_lot::Mutex;
 use rdkafka::{
     consumer::{BaseConsumer, Consumer},
     error::KafkaError,
+    metadata::Metadata,
+    types::RDKafkaErrorCode,
 };
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
@@ -27,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     assignment::Assignments,
     callbacks::GroupContext,
+    denied,
     marks::{Checkpoint, Marks},
     origin::{Foreign, Origin, Stray, Verified},
     secrets::LoginFiles,
@@ -315,8 +318,10 @@ fn poll<H: Handler>(
                 None => break,
                 Some(Ok(message)) => assignments.lock().receive(consumer, &message)?,
                 Some(Err(error @ KafkaError::MessageConsumptionFatal(_))) => return Err(error.into()),
+                // Refused for want of rights, too: the library asks again by itself, with pauses.
                 Some(Err(error)) => {
-                    tracing::warn!(topic = subscription.topic, %error, "kafka consumer");
+                    denied(&subscription.topic, error.rdkafka_error_code());
+                    tracing::warn!(topic = subscription.topic, group = subscription.group, %error, "kafka consumer");
                     break;
                 }
             }
@@ -343,6 +348,11 @@ fn topic_exists<H: Handler>(
             Ok(found) if found.topics().iter().any(|t| t.error().is_none() && !t.partitions().is_empty()) => {
                 return Ok(true);
             }
+            Ok(found) if is_hidden(&found, &subscription.topic) => {
+                let why = format!("the brokers do not let this service read topic {}", subscription.topic);
+                tracing::warn!(topic = subscription.topic, group = subscription.group, "{why}");
+                readiness.not_ready(subscription.part, why);
+            }
             Ok(_) => readiness.not_ready(subscription.part, format!("topic {} does not exist yet", subscription.topic)),
             Err(error) => readiness.not_ready(subscription.part, format!("kafka does not answer: {error}")),
         }
@@ -353,6 +363,12 @@ fn topic_exists<H: Handler>(
         std::thread::sleep(METADATA_PAUSE);
     }
     Ok(false)
+}
+
+/// Whether the brokers say nothing about the topic because no right allows it.
+fn is_hidden(found: &Metadata, topic: &str) -> bool {
+    let mut codes = found.topics().iter().filter_map(|t| t.error().map(RDKafkaErrorCode::from));
+    codes.any(|code| denied(topic, Some(code)))
 }
 
 /// Takes what a partition's inbox holds, batch by batch, until it is stopped.

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
+    MARKS_GROUP, MARKS_SUFFIX,
     admin::{Topic, ensured},
     client_config,
     highwater::{HighWater, MAX_TEXT_BYTES},
@@ -93,7 +94,7 @@ pub(super) struct Marks {
 impl Marks {
     /// Its topic is made when it is first needed.
     pub(super) fn new(kafka: &Kafka, group: &str) -> Arc<Self> {
-        Arc::new(Self { kafka: kafka.clone(), topic: format!("{group}.marks"), producer: Mutex::default() })
+        Arc::new(Self { kafka: kafka.clone(), topic: format!("{group}{MARKS_SUFFIX}"), producer: Mutex::default() })
     }
 
     /// The marks that the metadata of a Kafka partition's committed offset stand for, and the checkpoint that they build on. Blocks.
@@ -134,7 +135,7 @@ impl Marks {
         let end = Instant::now() + READ_DEADLINE;
         let mut config = client_config(&self.kafka).map_err(|e| e.to_string())?;
         // Required by the library; nothing is ever committed in it.
-        config.set("group.id", "kith-marks").set("enable.auto.commit", "false").set("enable.partition.eof", "true");
+        config.set("group.id", MARKS_GROUP).set("enable.auto.commit", "false").set("enable.partition.eof", "true");
         let consumer: BaseConsumer = config.create().map_err(|e| e.to_string())?;
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(&self.topic, 0, Offset::Beginning).map_err(|e| e.to_string())?;

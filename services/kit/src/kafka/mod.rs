@@ -15,10 +15,33 @@ pub mod sequence;
 mod stalls;
 pub mod supervised;
 
-use rdkafka::ClientConfig;
+use rdkafka::{ClientConfig, types::RDKafkaErrorCode};
 use thiserror::Error;
 
 use crate::config::Kafka;
+
+/// The group that clients name which read a stretch of a topic once. The library asks for its coordinator; nothing is committed in it.
+pub const SCAN_GROUP: &str = "kith-scan";
+/// The same for clients that read checkpoints of a group's high-water.
+pub const MARKS_GROUP: &str = "kith-marks";
+/// What a consumer group's name is followed by in the name of the topic with its checkpoints.
+pub const MARKS_SUFFIX: &str = ".marks";
+
+/// Whether the brokers refused because no right allows it; and if so, counts it. Rights may be on their way: whoever asked tries again.
+pub(crate) fn denied(topic: &str, code: Option<RDKafkaErrorCode>) -> bool {
+    let denied = matches!(
+        code,
+        Some(
+            RDKafkaErrorCode::TopicAuthorizationFailed
+                | RDKafkaErrorCode::GroupAuthorizationFailed
+                | RDKafkaErrorCode::ClusterAuthorizationFailed
+        )
+    );
+    if denied {
+        metrics::counter!("kith_kafka_denied_total", "topic" => topic.to_owned()).increment(1);
+    }
+    denied
+}
 
 /// Why a Kafka client could not be set up.
 #[derive(Debug, Error)]

@@ -12,7 +12,7 @@ use std::{
 use futures::FutureExt;
 use parking_lot::Mutex;
 use rdkafka::{
-    ClientContext,
+    ClientContext, Message as _,
     error::{KafkaError as ClientError, RDKafkaErrorCode},
     message::{DeliveryResult, OwnedHeaders},
     producer::{BaseRecord, Producer as _, ProducerContext, PurgeConfig, ThreadedProducer},
@@ -20,7 +20,7 @@ use rdkafka::{
 use thiserror::Error;
 use tokio::sync::oneshot;
 
-use super::{KafkaConfigError, client_config};
+use super::{KafkaConfigError, client_config, denied};
 use crate::config::Kafka;
 
 /// Records and bytes waiting in the library before [`ProduceError::QueueFull`].
@@ -103,7 +103,10 @@ impl ProducerContext for Reports {
             progress.open -= 1;
             progress.moved = Instant::now();
         }
-        let outcome = result.as_ref().map(drop).map_err(|(error, _)| error.clone());
+        let outcome = result.as_ref().map(drop).map_err(|(error, record)| {
+            denied(record.topic(), error.rdkafka_error_code());
+            error.clone()
+        });
         // Who sent it may have gone.
         drop(answer.send(outcome));
     }
@@ -162,6 +165,7 @@ impl Producer {
         self.0.context().handed_over(record.partition);
         let Err((error, _)) = self.0.send(handed) else { return Ok(Delivery(delivery)) };
         self.0.context().refused(record.partition);
+        denied(record.topic, error.rdkafka_error_code());
         match error {
             ClientError::MessageProduction(RDKafkaErrorCode::QueueFull) => Err(ProduceError::QueueFull),
             error => Err(error.into()),

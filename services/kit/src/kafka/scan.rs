@@ -22,7 +22,7 @@ use thiserror::Error;
 use tokio::sync::mpsc;
 
 use super::{
-    KafkaConfigError, client_config,
+    KafkaConfigError, SCAN_GROUP, client_config,
     origin::{Origin, Verified},
 };
 use crate::config::Kafka;
@@ -141,7 +141,7 @@ impl Log {
         let mut config = client_config(&self.kafka)?;
         config
             // Required by the library; nothing is ever committed in it.
-            .set("group.id", "kith-scan")
+            .set("group.id", SCAN_GROUP)
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             .set("auto.offset.reset", "error")

@@ -202,6 +202,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::kafka::admin::Topic;
 
     fn brokers() -> (MockCluster<'static, rdkafka::producer::DefaultProducerContext>, Kafka) {
         let brokers = MockCluster::new(1).unwrap();
@@ -243,6 +244,30 @@ mod tests {
                 assert!(deliver(&producer, &[round]).await > 0, "the failure was seen");
                 assert_eq!(deliver(&producer, &[round]).await, 0, "and is over");
             }
+        };
+        tokio::time::timeout(Duration::from_secs(60), all).await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_client_that_has_no_right_yet_goes_on_when_it_gets_one() {
+        let (brokers, kafka) = brokers();
+        let (every, standstill) = (Duration::from_millis(50), Duration::from_millis(500));
+        let topic = Topic { name: "log".to_owned(), partitions: 1, retention: None, settings: Vec::new() };
+        let all = async {
+            brokers.topic_error("log", RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED).unwrap();
+            let hidden = admin::ensure_topic(&kafka, &topic).await.unwrap_err();
+            assert!(matches!(hidden, admin::TopicError::Client(_)), "{hidden}");
+            brokers.topic_error("log", RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR).unwrap();
+            admin::ensure_topic(&kafka, &topic).await.unwrap();
+            // Refused before it has an id the client ends for good; a refused record is reported.
+            let cluster = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED; 2];
+            brokers.request_errors(RDKafkaApiKey::InitProducerId, &cluster);
+            let producer = Supervised::watched(&kafka, "test", every, standstill).unwrap();
+            assert!(deliver(&producer, b"1").await > 0, "the refusal was seen");
+            let record = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED; 2];
+            brokers.request_errors(RDKafkaApiKey::Produce, &record);
+            assert!(deliver(&producer, b"2").await > 0, "the refusal was seen");
+            assert_eq!(deliver(&producer, b"3").await, 0, "and is over");
         };
         tokio::time::timeout(Duration::from_secs(60), all).await.unwrap();
     }
