@@ -1,19 +1,19 @@
 //! The step that writes: server-side apply under one field manager, only where something differs, never over somebody else's object.
 
-use std::{collections::BTreeMap, fmt::Debug};
+use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
 
 use k8s_openapi::{NamespaceResourceScope, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use kith_crds::names;
 use kube::{
     Api, Client, Resource, ResourceExt,
-    api::{DeleteParams, ListParams, Patch, PatchParams, PropagationPolicy},
+    api::{DeleteParams, Patch, PatchParams, PropagationPolicy},
     core::Status,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use thiserror::Error;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::{diff, words};
+use crate::{diff, stores::Stores, words};
 
 /// Annotation with the hash of what was applied last, so that a field that is no longer wanted is noticed.
 pub const ANNOTATION_APPLIED: &str = "kith.dev/applied";
@@ -120,26 +120,12 @@ fn same<K: Object>(wanted: &K, live: &K) -> Result<bool, serde_json::Error> {
 /// Objects of one kind by name, as observed.
 pub type Live<K> = BTreeMap<String, K>;
 
-/// Lists the objects of one kind that match `selector`; from the API server's cache, which is enough to decide on.
-pub async fn list<K: Object>(client: &Client, namespace: &str, selector: &str) -> Result<Live<K>, ApplyError> {
-    list_matching(client, namespace, &ListParams::default().labels(selector).match_any()).await
-}
-
-/// Lists the objects of one kind that match `params`.
-pub async fn list_matching<K: Object>(
-    client: &Client,
-    namespace: &str,
-    params: &ListParams,
-) -> Result<Live<K>, ApplyError> {
-    let api: Api<K> = Api::namespaced(client.clone(), namespace);
-    let list = api.list(params).await.map_err(|e| ApplyError::kube::<K>("*", e))?;
-    Ok(list.items.into_iter().map(|object| (object.name_any(), object)).collect())
-}
-
 /// Writes objects of one owner.
 pub struct Applier {
     /// The client.
     pub client: Client,
+    /// What is known of objects, and learns what is written.
+    pub stores: Arc<Stores>,
     /// The namespace of the owner and all its objects.
     pub namespace: String,
     /// The owner.
@@ -152,25 +138,25 @@ impl Applier {
         object.owner_references().iter().any(|o| o.controller == Some(true) && o.uid == self.owner.uid)
     }
 
-    /// The object with namespace, owner and the hash of what is wanted.
-    fn complete<K: Object>(&self, mut wanted: K) -> Result<K, serde_json::Error> {
+    /// The object with namespace, owner and the hash of what is wanted; and that hash.
+    fn complete<K: Object>(&self, mut wanted: K) -> Result<(K, u64), serde_json::Error> {
         wanted.meta_mut().namespace = Some(self.namespace.clone());
         wanted.meta_mut().owner_references = Some(vec![self.owner.clone()]);
-        let hash = format!("{:016x}", xxh3_64(&serde_json::to_vec(&wanted)?));
-        wanted.annotations_mut().insert(ANNOTATION_APPLIED.to_owned(), hash);
-        Ok(wanted)
+        let hash = xxh3_64(&serde_json::to_vec(&wanted)?);
+        wanted.annotations_mut().insert(ANNOTATION_APPLIED.to_owned(), format!("{hash:016x}"));
+        Ok((wanted, hash))
     }
 
     /// Whether nothing would be written.
     pub fn is_current<K: Object>(&self, wanted: &K, live: &K) -> bool {
-        self.complete(wanted.clone()).is_ok_and(|wanted| same(&wanted, live).unwrap_or(false))
+        self.complete(wanted.clone()).is_ok_and(|(wanted, _)| same(&wanted, live).unwrap_or(false))
     }
 
     /// Brings one object to what is wanted; answers the object as it stands. Writes only when something differs.
     pub async fn apply<K: Object>(&self, wanted: K, live: Option<&K>) -> Result<K, ApplyError> {
         let name = wanted.name_any();
         let json = |source| ApplyError::Json { kind: kind::<K>(), name: name.clone(), source };
-        let wanted = self.complete(wanted).map_err(json)?;
+        let (wanted, hash) = self.complete(wanted).map_err(json)?;
         let api: Api<K> = Api::namespaced(self.client.clone(), &self.namespace);
         let found;
         let live = match live {
@@ -182,13 +168,21 @@ impl Applier {
         };
         if let Some(live) = live {
             self.may_write(live, &name)?;
+            // Found before, or now.
+            if self.stores.is_current(live, hash) {
+                return Ok(live.clone());
+            }
             if same(&wanted, live).map_err(json)? {
+                self.stores.found_current(live, hash);
                 return Ok(live.clone());
             }
         }
         tracing::info!(kind = %K::kind(&()), %name, namespace = %self.namespace, new = live.is_none(), "applying");
         let params = PatchParams::apply(names::FIELD_MANAGER).force();
-        api.patch(&name, &params, &Patch::Apply(&wanted)).await.map_err(|e| ApplyError::kube::<K>(&name, e))
+        let standing =
+            api.patch(&name, &params, &Patch::Apply(&wanted)).await.map_err(|e| ApplyError::kube::<K>(&name, e))?;
+        self.stores.wrote(&standing);
+        Ok(standing)
     }
 
     fn may_write<K: Object>(&self, live: &K, name: &str) -> Result<(), ApplyError> {
@@ -230,16 +224,24 @@ impl Applier {
         Ok(())
     }
 
-    /// Deletes exactly this object, never a later one of its name.
+    /// Deletes exactly this object, never a later one of its name, and only if it is the owner's still.
     pub async fn delete<K: Object>(&self, object: &K) -> Result<(), ApplyError> {
         let name = object.name_any();
         let api: Api<K> = Api::namespaced(self.client.clone(), &self.namespace);
+        let found = api.get_opt(&name).await.map_err(|e| ApplyError::kube::<K>(&name, e))?;
+        // What was observed may be of the past by now.
+        if found.is_none_or(|now| now.uid() != object.uid() || !self.owns(&now)) {
+            return Ok(());
+        }
         let mut params =
             DeleteParams { propagation_policy: Some(PropagationPolicy::Background), ..DeleteParams::default() };
         params.preconditions = Some(kube::api::Preconditions { uid: object.uid(), resource_version: None });
         tracing::info!(kind = %K::kind(&()), %name, namespace = %self.namespace, "deleting");
         match api.delete(&name, &params).await {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                self.stores.deleted(object);
+                Ok(())
+            }
             Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(()),
             Err(error) => Err(ApplyError::kube::<K>(&name, error)),
         }
@@ -247,7 +249,7 @@ impl Applier {
 }
 
 /// Writes the status of `object` when it is not `wanted` already; answers whether it wrote.
-pub async fn status<K, S>(client: &Client, object: &K, current: Option<&S>, wanted: &S) -> Result<bool, ApplyError>
+pub async fn status<K, S>(stores: &Stores, object: &K, current: Option<&S>, wanted: &S) -> Result<bool, ApplyError>
 where
     K: Object,
     S: Serialize + PartialEq,
@@ -256,7 +258,7 @@ where
         return Ok(false);
     }
     let name = object.name_any();
-    let api: Api<K> = Api::namespaced(client.clone(), &object.namespace().unwrap_or_default());
+    let api: Api<K> = Api::namespaced(stores.client().clone(), &object.namespace().unwrap_or_default());
     let patch = serde_json::json!({
         "apiVersion": K::api_version(&()),
         "kind": K::kind(&()),
@@ -266,7 +268,10 @@ where
     });
     let params = PatchParams::apply(names::FIELD_MANAGER).force();
     match api.patch_status(&name, &params, &Patch::Apply(&patch)).await {
-        Ok(_) => Ok(true),
+        Ok(standing) => {
+            stores.wrote::<K>(&standing);
+            Ok(true)
+        }
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(false),
         Err(error) => Err(ApplyError::kube::<K>(&name, error)),
     }

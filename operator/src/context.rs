@@ -14,7 +14,8 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    backoff::Failures, figures::Figures, lease::LeaseGuard, plan::Release, refusal::Refusals, runtime::Clusters,
+    backoff::Failures, figures::Figures, lanes::Lanes, lease::LeaseGuard, plan::Release, refusal::Refusals,
+    runtime::Clusters, stores::Stores,
 };
 
 /// Wake-ups that wait; one that finds the queue full is dropped, since every object is looked at again soon anyway.
@@ -24,6 +25,10 @@ const WAKES: usize = 1_024;
 pub struct Context {
     /// The client.
     pub client: Client,
+    /// Reads of Kubernetes objects.
+    pub stores: Arc<Stores>,
+    /// Turns of passes.
+    pub lanes: Lanes,
     /// The operator's version and images.
     pub release: Release,
     /// How long this process may act.
@@ -106,6 +111,8 @@ impl Context {
         let reporter = Reporter { controller: "kith.dev/operator".to_owned(), instance: Some(instance.to_owned()) };
         let context = Self {
             recorder: Recorder::new(client.clone(), reporter),
+            stores: Arc::new(Stores::new(client.clone())),
+            lanes: Lanes::default(),
             clusters: Clusters::new(dir, guard.clone(), wake.clone(), shutdown.clone()),
             client,
             release,

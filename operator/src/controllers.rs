@@ -2,19 +2,14 @@
 
 use std::{
     fmt::Debug,
-    hash::Hash,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures::{Stream, StreamExt};
-use k8s_openapi::api::{
-    apps::v1::{Deployment, StatefulSet},
-    core::v1::{ConfigMap, Pod, Secret, Service},
-};
-use kith_crds::{ChatCluster, Gateway, ShardRebalance, StorageShard, names};
+use kith_crds::{ChatCluster, Gateway, ShardRebalance, StorageShard};
 use kube::{
-    Api, Client, Resource, ResourceExt,
+    Resource, ResourceExt,
     runtime::{
         Controller,
         controller::{self, Action},
@@ -27,26 +22,39 @@ use tokio::{sync::mpsc, task::JoinSet};
 
 use crate::{
     chatcluster::{self, PassError},
-    context::{Context, Wakes},
+    context::{Context, Wakes, key},
     gateway, panics, rebalance, storageshard,
+    stores::{Scope, Touched, scopes},
 };
 
-/// Passes of one controller that run at once.
-const CONCURRENCY: u16 = 4;
+/// How long the start waits for watches to tell all objects; a kind that takes longer is read from lists until then.
+const SYNC: Duration = Duration::from_secs(20);
 /// Changes within this time lead to one pass: pods rarely change one thing at a time.
 const DEBOUNCE: Duration = Duration::from_millis(100);
 
 /// Runs all controllers until the context's end. Answers whether that is why it ended: no controller ends before.
 pub async fn run(context: Arc<Context>, wakes: Wakes, namespaces: Vec<String>) -> bool {
     let scopes = scopes(namespaces);
+    let begun = Instant::now();
+    let mirrors = context.stores.watch(&scopes, &context.shutdown);
+    // Failover waits for no pass, and for no kind that it does not need.
+    if context.shutdown.run_until_cancelled(chatcluster::start_probers(&context)).await.is_none() {
+        return true;
+    }
+    match context.shutdown.run_until_cancelled(context.stores.synced(SYNC)).await {
+        None => return true,
+        Some(true) => tracing::info!(took_ms = begun.elapsed().as_millis(), "all watches have told all objects"),
+        Some(false) => tracing::error!("some watches have not told all objects: lists are read instead"),
+    }
     let (clusters, shards, gateways) =
         (fan_out(wakes.clusters, &scopes), fan_out(wakes.shards, &scopes), fan_out(wakes.gateways, &scopes));
     let mut running = JoinSet::new();
-    for (((scope, clusters), shards), gateways) in scopes.iter().zip(clusters).zip(shards).zip(gateways) {
-        running.spawn(run_rebalances(context.clone(), scope.clone()));
-        running.spawn(run_clusters(context.clone(), scope.clone(), clusters));
-        running.spawn(run_shards(context.clone(), scope.clone(), shards));
-        running.spawn(run_gateways(context.clone(), scope.clone(), gateways));
+    let wakes = clusters.into_iter().zip(shards).zip(gateways);
+    for ((scope, mirrors), ((clusters, shards), gateways)) in scopes.iter().zip(mirrors).zip(wakes) {
+        running.spawn(run_rebalances(context.clone(), mirrors.rebalances));
+        running.spawn(run_clusters(context.clone(), scope.clone(), mirrors.clusters, clusters));
+        running.spawn(run_shards(context.clone(), mirrors.shards, shards));
+        running.spawn(run_gateways(context.clone(), mirrors.gateways, gateways));
     }
     while let Some(ended) = running.join_next().await {
         if let Err(error) = &ended {
@@ -57,38 +65,6 @@ pub async fn run(context: Arc<Context>, wakes: Wakes, namespaces: Vec<String>) -
         }
     }
     true
-}
-
-/// One scope for each namespace, or one for all.
-fn scopes(mut namespaces: Vec<String>) -> Vec<Scope> {
-    namespaces.retain(|namespace| !namespace.trim().is_empty());
-    namespaces.sort_unstable();
-    // Two controllers of the same objects would work against each other.
-    namespaces.dedup();
-    if namespaces.is_empty() { vec![Scope(None)] } else { namespaces.into_iter().map(|n| Scope(Some(n))).collect() }
-}
-
-/// One namespace, or all.
-#[derive(Clone)]
-struct Scope(Option<String>);
-
-impl Scope {
-    fn api<K>(&self, client: &Client) -> Api<K>
-    where
-        K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
-    {
-        match &self.0 {
-            Some(namespace) => Api::namespaced(client.clone(), namespace),
-            None => Api::all(client.clone()),
-        }
-    }
-
-    fn holds<K: Resource>(&self, object: &ObjectRef<K>) -> bool
-    where
-        K::DynamicType: Clone + Hash + Eq + Debug,
-    {
-        self.0.is_none() || self.0 == object.namespace
-    }
 }
 
 /// Gives each scope the wake-ups of its namespace.
@@ -117,43 +93,30 @@ where
     futures::stream::unfold(source, |mut source| async move { source.recv().await.map(|object| (object, source)) })
 }
 
-fn config() -> controller::Config {
-    controller::Config::default().concurrency(CONCURRENCY).debounce(DEBOUNCE)
+/// The objects of a controller, and those that await a pass.
+type Mirror<K> = (Store<K>, Arc<Touched<K>>);
+
+/// A controller of these objects, which has no watch of its own. How many passes run at once is the lanes' matter.
+fn controller<K>(context: &Context, (store, touched): Mirror<K>) -> Controller<K>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    Controller::for_shared_stream(futures::stream::pending(), store)
+        .with_config(controller::Config::default().debounce(DEBOUNCE))
+        .reconcile_on(touched.stream())
+        .graceful_shutdown_on(context.shutdown.clone().cancelled_owned())
 }
 
-/// Only what the operator made.
-fn ours() -> watcher::Config {
-    watcher::Config::default().labels(&format!("{}={}", names::LABEL_MANAGED_BY, names::FIELD_MANAGER))
-}
-
-/// The ChatCluster that an object's label names.
-fn of_label<K: ResourceExt>(object: &K) -> Option<ObjectRef<ChatCluster>> {
-    let name = object.labels().get(names::LABEL_INSTANCE)?;
-    Some(ObjectRef::new(name).within(&object.namespace()?))
-}
-
-async fn run_clusters(context: Arc<Context>, scope: Scope, woken: mpsc::Receiver<ObjectRef<ChatCluster>>) {
-    let client = context.client.clone();
-    let controller = Controller::new(scope.api::<ChatCluster>(&client), watcher::Config::default())
-        .with_config(config())
-        .owns(scope.api::<Deployment>(&client), ours())
-        .owns(scope.api::<StatefulSet>(&client), ours())
-        .owns(scope.api::<Secret>(&client), ours())
-        .owns(scope.api::<ConfigMap>(&client), ours())
-        .owns(scope.api::<Service>(&client), ours())
-        .watches(scope.api::<Pod>(&client), ours(), |pod| of_label(&pod))
-        .watches(scope.api::<StorageShard>(&client), watcher::Config::default(), |shard| {
-            Some(ObjectRef::new(&shard.spec.cluster_ref.name).within(&shard.namespace()?))
-        })
-        .watches(scope.api::<Gateway>(&client), watcher::Config::default(), |gateway| {
-            Some(ObjectRef::new(&gateway.spec.cluster_ref.name).within(&gateway.namespace()?))
-        })
-        .reconcile_on(wakes(woken))
-        .graceful_shutdown_on(context.shutdown.clone().cancelled_owned());
-    context.figures.follow(controller.store(), |cluster| cluster.status.as_ref().map(|s| &s.conditions));
-    let gone = gone(context.clone(), scope, controller.store());
-    let passes = controller.run(
-        |cluster, context| timed("ChatCluster", chatcluster::reconcile(cluster, context)),
+async fn run_clusters(
+    context: Arc<Context>,
+    scope: Scope,
+    mirror: Mirror<ChatCluster>,
+    woken: mpsc::Receiver<ObjectRef<ChatCluster>>,
+) {
+    context.figures.follow(mirror.0.clone(), |cluster| cluster.status.as_ref().map(|s| &s.conditions));
+    let gone = gone(context.clone(), scope, mirror.0.clone());
+    let passes = controller(&context, mirror).reconcile_on(wakes(woken)).run(
+        |cluster, context| turn("ChatCluster", cluster, context, chatcluster::reconcile),
         |cluster, error, context| chatcluster::failed(&cluster, error, &context),
         context.clone(),
     );
@@ -177,33 +140,23 @@ async fn gone(context: Arc<Context>, scope: Scope, store: Store<ChatCluster>) {
     }
 }
 
-async fn run_shards(context: Arc<Context>, scope: Scope, woken: mpsc::Receiver<ObjectRef<StorageShard>>) {
-    let client = context.client.clone();
-    let controller = Controller::new(scope.api::<StorageShard>(&client), watcher::Config::default());
-    let store = controller.store();
-    context.figures.follow(controller.store(), |shard| shard.status.as_ref().map(|s| &s.conditions));
-    let passes = controller
-        .with_config(config())
-        .owns(scope.api::<StatefulSet>(&client), ours())
-        .owns(scope.api::<Service>(&client), ours())
-        .watches(scope.api::<ChatCluster>(&client), watcher::Config::default(), move |cluster| {
-            referring(&store, &cluster, |shard| &shard.spec.cluster_ref.name)
-        })
-        .reconcile_on(wakes(woken))
-        .graceful_shutdown_on(context.shutdown.clone().cancelled_owned())
-        .run(
-            |shard, context| timed("StorageShard", storageshard::reconcile(shard, context)),
-            |shard, error, context| storageshard::failed(&shard, error, &context),
-            context.clone(),
-        );
+async fn run_shards(
+    context: Arc<Context>,
+    mirror: Mirror<StorageShard>,
+    woken: mpsc::Receiver<ObjectRef<StorageShard>>,
+) {
+    context.figures.follow(mirror.0.clone(), |shard| shard.status.as_ref().map(|s| &s.conditions));
+    let passes = controller(&context, mirror).reconcile_on(wakes(woken)).run(
+        |shard, context| turn("StorageShard", shard, context, storageshard::reconcile),
+        |shard, error, context| storageshard::failed(&shard, error, &context),
+        context.clone(),
+    );
     drive("StorageShard", passes).await;
 }
 
-async fn run_rebalances(context: Arc<Context>, scope: Scope) {
-    let client = context.client.clone();
-    let controller = Controller::new(scope.api::<ShardRebalance>(&client), watcher::Config::default());
-    context.figures.follow(controller.store(), |rebalance| rebalance.status.as_ref().map(|s| &s.conditions));
-    let passes = controller.with_config(config()).graceful_shutdown_on(context.shutdown.clone().cancelled_owned()).run(
+async fn run_rebalances(context: Arc<Context>, mirror: Mirror<ShardRebalance>) {
+    let passes = controller(&context, mirror).run(
+        // A round of batches lasts as long as it must, and there are few: no turns.
         |object, context| timed("ShardRebalance", rebalance::controller::reconcile(object, context)),
         |object, error, context| rebalance::controller::failed(&object, error, &context),
         context.clone(),
@@ -211,41 +164,30 @@ async fn run_rebalances(context: Arc<Context>, scope: Scope) {
     drive("ShardRebalance", passes).await;
 }
 
-async fn run_gateways(context: Arc<Context>, scope: Scope, woken: mpsc::Receiver<ObjectRef<Gateway>>) {
-    let client = context.client.clone();
-    let controller = Controller::new(scope.api::<Gateway>(&client), watcher::Config::default());
-    let store = controller.store();
-    context.figures.follow(controller.store(), |gateway| gateway.status.as_ref().map(|s| &s.conditions));
-    let passes = controller
-        .with_config(config())
-        .owns(scope.api::<Deployment>(&client), ours())
-        .owns(scope.api::<ConfigMap>(&client), ours())
-        .owns(scope.api::<Service>(&client), ours())
-        .watches(scope.api::<ChatCluster>(&client), watcher::Config::default(), move |cluster| {
-            referring(&store, &cluster, |gateway| &gateway.spec.cluster_ref.name)
-        })
-        .reconcile_on(wakes(woken))
-        .graceful_shutdown_on(context.shutdown.clone().cancelled_owned())
-        .run(
-            |gateway, context| timed("Gateway", gateway::reconcile(gateway, context)),
-            |gateway, error, context| gateway::failed(&gateway, error, &context),
-            context.clone(),
-        );
+async fn run_gateways(context: Arc<Context>, mirror: Mirror<Gateway>, woken: mpsc::Receiver<ObjectRef<Gateway>>) {
+    context.figures.follow(mirror.0.clone(), |rebalance| rebalance.status.as_ref().map(|s| &s.conditions));
+    let passes = controller(&context, mirror).reconcile_on(wakes(woken)).run(
+        |gateway, context| turn("Gateway", gateway, context, gateway::reconcile),
+        |gateway, error, context| gateway::failed(&gateway, error, &context),
+        context.clone(),
+    );
     drive("Gateway", passes).await;
 }
 
-/// The known objects that name this ChatCluster.
-fn referring<K>(store: &Store<K>, cluster: &ChatCluster, of: impl Fn(&K) -> &String) -> Vec<ObjectRef<K>>
+/// A pass when it is its turn.
+async fn turn<K, F>(
+    kind: &'static str,
+    object: Arc<K>,
+    context: Arc<Context>,
+    pass: impl FnOnce(Arc<K>, Arc<Context>) -> F,
+) -> Result<Action, PassError>
 where
-    K: Resource<DynamicType = ()> + Clone + 'static,
+    K: ResourceExt<DynamicType = ()>,
+    F: Future<Output = Result<Action, PassError>>,
 {
-    let (namespace, name) = (cluster.namespace(), cluster.name_any());
-    store
-        .state()
-        .iter()
-        .filter(|object| object.namespace() == namespace && *of(object) == name)
-        .map(|object| ObjectRef::from_obj(object.as_ref()))
-        .collect()
+    let (key, shared) = (key(object.as_ref()), context.clone());
+    let pass = timed(kind, pass(object, context));
+    shared.lanes.run(&key, &shared.shutdown, pass).await.unwrap_or_else(|| Ok(Action::await_change()))
 }
 
 /// Measures a pass.

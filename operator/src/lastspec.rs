@@ -5,13 +5,13 @@
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use kith_crds::{ChatCluster, ChatClusterSpec, conditions::Finding, names};
-use kube::{Api, Client, Resource, ResourceExt, api::ObjectMeta};
+use kube::{Resource, ResourceExt, api::ObjectMeta};
 
 use crate::{
-    apply::ApplyError,
     build::meta,
     chatcluster::PassError,
     plan::{Plan, Release},
+    stores::Stores,
 };
 
 /// The key of the ConfigMap.
@@ -47,14 +47,13 @@ pub fn restore(cluster: &ChatCluster, kept: Option<&ConfigMap>, release: &Releas
 }
 
 /// The plan for what belongs to a part of the ChatCluster: of its present spec, or of the kept one while that cannot be used.
-pub async fn usable_plan(client: &Client, cluster: &ChatCluster, release: &Release) -> Result<Plan, PassError> {
+pub async fn usable_plan(stores: &Stores, cluster: &ChatCluster, release: &Release) -> Result<Plan, PassError> {
     let finding = match Plan::resolve(cluster, release) {
         Ok(plan) => return Ok(plan),
         Err(finding) => finding,
     };
     let name = meta::last_spec_config_map(&cluster.name_any());
-    let api: Api<ConfigMap> = Api::namespaced(client.clone(), &cluster.namespace().unwrap_or_default());
-    let kept = api.get_opt(&name).await.map_err(|e| ApplyError::kube::<ConfigMap>(&name, e))?;
+    let kept = stores.get::<ConfigMap>(&cluster.namespace().unwrap_or_default(), &name).await?;
     restore(cluster, kept.as_ref(), release).ok_or_else(|| finding.into())
 }
 

@@ -96,9 +96,11 @@ pub async fn grow(
     for name in too_small(claims, set, volume) {
         tracing::info!(claim = name, size = %volume.size, "raising a volume");
         let patch = serde_json::json!({"spec": {"resources": {"requests": {"storage": volume.size.0}}}});
-        api.patch(name, &PatchParams::default(), &Patch::Merge(&patch))
+        let standing = api
+            .patch(name, &PatchParams::default(), &Patch::Merge(&patch))
             .await
             .map_err(|e| ApplyError::kube::<PersistentVolumeClaim>(name, e))?;
+        applier.stores.wrote(&standing);
     }
     Ok(())
 }

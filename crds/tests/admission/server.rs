@@ -127,7 +127,7 @@ impl ApiServer {
                 "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
                 format!("--service-account-key-file={}", at("service-account.key")),
                 format!("--service-account-signing-key-file={}", at("service-account.key")),
-                "--service-cluster-ip-range=10.0.0.0/24".to_owned(),
+                "--service-cluster-ip-range=10.0.0.0/16".to_owned(),
                 "--authorization-mode=RBAC".to_owned(),
                 format!("--token-auth-file={}", at("tokens.csv")),
             ],

@@ -156,7 +156,7 @@ mod tests {
     fn brokers_call_every_certificate_by_the_name_that_rights_are_given_to() {
         let plan = plan();
         for each in Component::ALL {
-            assert_eq!(principal_of(&certificate_request(&plan, each)), component(each));
+            assert_eq!(principal_of(&certificate_request(&plan, each, &[])), component(each));
         }
         assert_eq!(principal_of(&line_request(&plan, DEFAULT_LINE)), line(DEFAULT_LINE));
         // As certificates of the line were before.

@@ -121,6 +121,9 @@ async fn tell(context: &Context, plan: &Plan, pod: &str, in_sync: bool, now: Tim
     // Conditions are merged by type: those of the kubelet stay.
     let patch = json!({"status": {"conditions": [condition]}});
     let told = api.patch_status(pod, &PatchParams::default(), &Patch::Strategic(&patch)).await;
+    if let Ok(standing) = &told {
+        context.stores.wrote(standing);
+    }
     upkeep::deleted(told.map(drop)).map_err(|e| ApplyError::kube::<Pod>(pod, e))
 }
 
@@ -128,6 +131,10 @@ async fn tell(context: &Context, plan: &Plan, pod: &str, in_sync: bool, now: Tim
 async fn forget_request(context: &Context, plan: &Plan) -> Result<(), ApplyError> {
     let api: Api<ChatCluster> = Api::namespaced(context.client.clone(), &plan.namespace);
     let patch = json!({"metadata": {"annotations": {names::ANNOTATION_REPLACE_BROKER: null}}});
-    upkeep::deleted(api.patch(&plan.name, &PatchParams::default(), &Patch::Merge(&patch)).await.map(drop))
-        .map_err(|e| ApplyError::kube::<ChatCluster>(&plan.name, e))
+    let forgotten = api.patch(&plan.name, &PatchParams::default(), &Patch::Merge(&patch)).await;
+    if let Ok(standing) = &forgotten {
+        // Or it would hold again in the next pass.
+        context.stores.wrote(standing);
+    }
+    upkeep::deleted(forgotten.map(drop)).map_err(|e| ApplyError::kube::<ChatCluster>(&plan.name, e))
 }

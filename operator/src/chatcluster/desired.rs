@@ -6,7 +6,7 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::{ContainerState, Pod};
-use kith_crds::{StorageShard, names, storageshard::FailoverReason};
+use kith_crds::{ChatCluster, StorageShard, names, storageshard::FailoverReason};
 use kube::ResourceExt;
 
 use crate::{
@@ -21,6 +21,11 @@ use crate::{
 };
 
 use super::lowered;
+
+/// Whether the ChatCluster's status says that its slots were given out.
+pub(super) fn is_formed(cluster: &ChatCluster) -> bool {
+    cluster.status.as_ref().and_then(|s| s.storage.as_ref()?.partitions).is_some()
+}
 
 /// The whole data plane.
 pub(super) fn desired(

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use kith_crds::{names, shared::ReclaimPolicy};
 use kube::{
-    Api, Client, ResourceExt,
+    Api, ResourceExt,
     api::{ObjectMeta, Patch, PatchParams},
 };
 
@@ -17,6 +17,7 @@ use crate::{
     build::meta,
     diff,
     plan::Plan,
+    stores::Stores,
 };
 
 /// The Secrets that are copied: the prefix of their files in the copy, and their names.
@@ -83,18 +84,17 @@ fn copy(plan: &Plan, secrets: &[Secret]) -> Secret {
 }
 
 /// The copy that stands.
-pub(super) async fn find(client: &Client, plan: &Plan, live: &Live<Secret>) -> Result<Option<Secret>, ApplyError> {
+pub(super) async fn find(stores: &Stores, plan: &Plan, live: &Live<Secret>) -> Result<Option<Secret>, ApplyError> {
     let name = name(&plan.data_uid);
     if let Some(copy) = live.get(&name) {
         return Ok(Some(copy.clone()));
     }
-    let api: Api<Secret> = Api::namespaced(client.clone(), &plan.namespace);
-    api.get_opt(&name).await.map_err(|e| ApplyError::kube::<Secret>(&name, e))
+    stores.ask(&plan.namespace, &name).await
 }
 
 /// Writes the copy when it is another.
 pub(super) async fn keep(
-    client: &Client,
+    stores: &Stores,
     plan: &Plan,
     secrets: &[Secret],
     standing: Option<&Secret>,
@@ -118,9 +118,11 @@ pub(super) async fn keep(
             return Ok(());
         }
     }
-    let api: Api<Secret> = Api::namespaced(client.clone(), &plan.namespace);
+    let api: Api<Secret> = Api::namespaced(stores.client().clone(), &plan.namespace);
     let params = PatchParams::apply(names::FIELD_MANAGER).force();
-    api.patch(&name, &params, &Patch::Apply(&wanted)).await.map_err(|e| ApplyError::kube::<Secret>(&name, e))?;
+    let standing =
+        api.patch(&name, &params, &Patch::Apply(&wanted)).await.map_err(|e| ApplyError::kube::<Secret>(&name, e))?;
+    stores.wrote(&standing);
     Ok(())
 }
 

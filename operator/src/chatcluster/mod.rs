@@ -11,6 +11,7 @@ mod broker_care;
 mod brokers;
 mod copies;
 mod desired;
+mod early;
 mod eventlog;
 mod identity;
 mod layers;
@@ -31,6 +32,7 @@ pub use alarms::Alarms;
 pub use broker_care::BrokerCare;
 pub use copies::Departures;
 pub use desired::presence;
+pub use early::start as start_probers;
 pub use lowered::Shortage;
 pub use observe::{Observed, observe};
 pub use secrets::{Secrets, Situation, build as build_secrets, line_request, request as certificate_request};
@@ -60,7 +62,7 @@ use crate::{
     dataplane::pressure,
     eventlog::Trouble,
     figures::Object,
-    lastspec,
+    lanes, lastspec,
     panics::{self, Panicked},
     pki::Asked,
     plan::Plan,
@@ -89,6 +91,9 @@ pub enum PassError {
     /// A configuration could not be rendered.
     #[error("rendering the configuration: {0}")]
     Render(#[from] serde_json::Error),
+    /// The pass did not end in time.
+    #[error("the pass did not end within {} s and was given up; what it did stands, and the next one goes on", lanes::DEADLINE.as_secs())]
+    Late,
     /// The pass panicked.
     #[error(transparent)]
     Panicked(#[from] Panicked),
@@ -117,7 +122,9 @@ impl PassError {
             Self::Apply(ApplyError::NameTaken { .. } | ApplyError::Json { .. }) => reason::APPLY_FAILED,
             Self::Apply(ApplyError::Terminating { .. }) => reason::STARTING,
             Self::Apply(error) if error.response().is_some() => reason::APPLY_FAILED,
-            Self::Apply(_) | Self::Runtime(_) | Self::Render(_) | Self::Panicked(_) => reason::RECONCILE_FAILED,
+            Self::Apply(_) | Self::Runtime(_) | Self::Render(_) | Self::Late | Self::Panicked(_) => {
+                reason::RECONCILE_FAILED
+            }
         };
         Finding::fails(conditions::READY, word, self.to_string())
     }
@@ -134,6 +141,7 @@ impl PassError {
 
 /// One pass. The status is written also when the pass fails.
 pub async fn reconcile(cluster: Arc<ChatCluster>, context: Arc<Context>) -> Result<Action, PassError> {
+    let cluster = context.stores.newest(cluster);
     let (namespace, name) = (cluster.namespace().unwrap_or_default(), cluster.name_any());
     if cluster.metadata.deletion_timestamp.is_some() {
         // What was made goes with its owner; nothing is made any more and nothing promoted.
@@ -142,7 +150,8 @@ pub async fn reconcile(cluster: Arc<ChatCluster>, context: Arc<Context>) -> Resu
     }
     let mut facts = Facts::default();
     // Caught here, so that it reaches status.
-    let pass = panics::caught("ChatCluster", Box::pin(pass(&cluster, &context, &mut facts))).await;
+    let pass = lanes::in_time(Box::pin(pass(&cluster, &context, &mut facts)));
+    let pass = panics::caught("ChatCluster", pass).await;
     let result = pass.unwrap_or_else(|panicked| Err(panicked.into()));
     if let Some(error) = result.as_ref().err().or(facts.trouble.as_ref()) {
         if error.namespace_ends() {
@@ -152,7 +161,7 @@ pub async fn reconcile(cluster: Arc<ChatCluster>, context: Arc<Context>) -> Resu
         facts.failure = Some(error.finding());
     }
     let wanted = status(&cluster, &facts, Timestamp::now());
-    let written = apply::status(&context.client, cluster.as_ref(), cluster.status.as_ref(), &wanted).await;
+    let written = apply::status(&context.stores, cluster.as_ref(), cluster.status.as_ref(), &wanted).await;
     announce(&context, &cluster, &wanted).await;
     if let Some(figures) = measures::of(&facts) {
         context.figures.set(&Object::of(cluster.as_ref()), "pass", figures);
@@ -180,15 +189,19 @@ pub fn failed(cluster: &Arc<ChatCluster>, error: &PassError, context: &Arc<Conte
 async fn pass(cluster: &ChatCluster, context: &Arc<Context>, facts: &mut Facts) -> Result<Action, PassError> {
     // observe
     let (namespace, name) = (cluster.namespace().unwrap_or_default(), cluster.name_any());
-    let mut observed = observe(&context.client, &namespace, &name).await?;
+    let mut observed = observe(&context.stores, &namespace, &name).await?;
     facts.services.clone_from(&observed.services);
     facts.pods.clone_from(&observed.pods);
     facts.gateways = Some(observed.gateways.clone());
     // validate
     let (plan, usable) = usable_plan(cluster, context, &observed, facts).await?;
     facts.plan = Some(plan.clone());
-    let applier =
-        Applier { client: context.client.clone(), namespace: plan.namespace.clone(), owner: plan.owner.clone() };
+    let applier = Applier {
+        client: context.client.clone(),
+        stores: context.stores.clone(),
+        namespace: plan.namespace.clone(),
+        owner: plan.owner.clone(),
+    };
     let secrets = secrets_step(cluster, context, &plan, &observed, &applier).await;
     let secrets = facts.noted(secrets);
     let login = secrets.as_ref().map(|s| s.login.clone()).or_else(|| secrets::login(&plan.name, &observed.secrets));
@@ -253,9 +266,6 @@ async fn pass(cluster: &ChatCluster, context: &Arc<Context>, facts: &mut Facts) 
     if base.is_some() {
         let layers = layers::apply(&applier, &plan, &observed, facts).await;
         facts.noted(layers);
-    }
-    for gateway in observed.gateways.keys() {
-        context.wake.gateway(&plan.namespace, gateway);
     }
     if usable {
         let kept = keep(&applier, &plan, &observed).await;
@@ -329,8 +339,10 @@ async fn secrets_step(
     observed: &Observed,
     applier: &Applier,
 ) -> Result<Secrets, PassError> {
-    let copy = identity::find(&context.client, plan, &observed.secrets).await?;
-    let (known, put_back) = identity::put_back(plan, &observed.secrets, copy.as_ref());
+    let mut live = observed.secrets.clone();
+    secrets::ask_for_missing(&context.stores, plan, &mut live).await?;
+    let copy = identity::find(&context.stores, plan, &live).await?;
+    let (known, put_back) = identity::put_back(plan, &live, copy.as_ref());
     let runs = observed.pods.values().any(secrets::has_run);
     let word = cluster.annotations().get(names::ANNOTATION_ROTATE_AUTHORITY);
     let asked = word.and_then(|word| Asked::read(word));
@@ -339,8 +351,8 @@ async fn secrets_step(
     let mut secrets = build_secrets(plan, &known, &situation, Timestamp::now())?;
     let objects = std::mem::take(&mut secrets.objects);
     // First what must never be lost.
-    identity::keep(&context.client, plan, &objects, copy.as_ref()).await?;
-    applier.apply_all(objects, &observed.secrets).await?;
+    identity::keep(&context.stores, plan, &objects, copy.as_ref()).await?;
+    applier.apply_all(objects, &live).await?;
     for change in put_back.iter().chain(&secrets.changes) {
         context.event(cluster, false, "CertificatesChanged", change).await;
     }
@@ -362,9 +374,12 @@ async fn forget(context: &Context, cluster: &ChatCluster, annotation: &str) -> R
     let name = cluster.name_any();
     let api: Api<ChatCluster> = Api::namespaced(context.client.clone(), &cluster.namespace().unwrap_or_default());
     let patch = serde_json::json!({"metadata": {"annotations": {annotation: null}}});
-    api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch))
+    let standing = api
+        .patch(&name, &PatchParams::default(), &Patch::Merge(&patch))
         .await
         .map_err(|e| ApplyError::kube::<ChatCluster>(&name, e))?;
+    // Or the next pass would take it for asked once more.
+    context.stores.wrote(&standing);
     Ok(())
 }
 
@@ -377,7 +392,7 @@ async fn adopt(cluster: &ChatCluster, context: &Context, plan: &Plan) -> Result<
         let mut wanted = current.clone();
         wanted.version = Some(version.clone());
         wanted.images = Some(images.clone());
-        apply::status(&context.client, cluster, Some(&current), &wanted).await?;
+        apply::status(&context.stores, cluster, Some(&current), &wanted).await?;
         let note = format!("runs version {version} from now on");
         context.event(cluster, false, "VersionAdopted", &note).await;
     }

@@ -1,4 +1,4 @@
-//! The observe step: everything that belongs to a ChatCluster, as the API server has it.
+//! The observe step: everything that belongs to a ChatCluster, as it is known.
 
 use k8s_openapi::api::{
     apps::v1::{Deployment, StatefulSet},
@@ -6,12 +6,13 @@ use k8s_openapi::api::{
     networking::v1::NetworkPolicy,
     policy::v1::PodDisruptionBudget,
 };
-use kith_crds::{Gateway, StorageShard};
-use kube::{Api, Client, api::ListParams};
+use kith_crds::{Gateway, StorageShard, names};
+use kube::ResourceExt;
 
 use crate::{
-    apply::{ApplyError, Live, list, list_matching},
+    apply::{ApplyError, Live},
     build::meta,
+    stores::Stores,
 };
 
 /// What was observed.
@@ -44,28 +45,26 @@ pub struct Observed {
     pub rest: Option<ApplyError>,
 }
 
-/// Reads everything. Secrets whose loss would cost data or log everyone out are asked for once more when the cache does not have them.
-pub async fn observe(client: &Client, namespace: &str, cluster: &str) -> Result<Observed, ApplyError> {
-    let selector = meta::owned_selector(cluster);
-    let named = ListParams::default().fields(&format!("spec.clusterRef.name={cluster}")).match_any();
-    let s = selector.as_str();
-    let (mut secrets, config_maps, stateful_sets, pods, claims, shards) = tokio::try_join!(
-        list::<Secret>(client, namespace, s),
-        list::<ConfigMap>(client, namespace, s),
-        list::<StatefulSet>(client, namespace, s),
-        list::<Pod>(client, namespace, s),
-        list::<PersistentVolumeClaim>(client, namespace, s),
-        list_matching::<StorageShard>(client, namespace, &named),
+/// Reads everything. Secrets whose loss would cost data or log everyone out are asked for once more when nobody has told of them, and what a
+/// person orders on a shard, which may cost data, is read from the API server itself.
+pub async fn observe(stores: &Stores, namespace: &str, cluster: &str) -> Result<Observed, ApplyError> {
+    let (mut secrets, config_maps, stateful_sets, pods, claims, mut shards) = tokio::try_join!(
+        stores.of_cluster::<Secret>(namespace, cluster),
+        stores.of_cluster::<ConfigMap>(namespace, cluster),
+        stores.of_cluster::<StatefulSet>(namespace, cluster),
+        stores.of_cluster::<Pod>(namespace, cluster),
+        stores.of_cluster::<PersistentVolumeClaim>(namespace, cluster),
+        stores.of_cluster::<StorageShard>(namespace, cluster),
     )?;
     // One object among these that cannot be read keeps nobody from caring for the data.
     let rest = async {
         tokio::try_join!(
-            list::<Service>(client, namespace, s),
-            list::<ServiceAccount>(client, namespace, s),
-            list::<Deployment>(client, namespace, s),
-            list::<PodDisruptionBudget>(client, namespace, s),
-            list::<NetworkPolicy>(client, namespace, s),
-            list_matching::<Gateway>(client, namespace, &named),
+            stores.of_cluster::<Service>(namespace, cluster),
+            stores.of_cluster::<ServiceAccount>(namespace, cluster),
+            stores.of_cluster::<Deployment>(namespace, cluster),
+            stores.of_cluster::<PodDisruptionBudget>(namespace, cluster),
+            stores.of_cluster::<NetworkPolicy>(namespace, cluster),
+            stores.of_cluster::<Gateway>(namespace, cluster),
         )
     };
     let (rest, trouble) = match rest.await {
@@ -73,14 +72,14 @@ pub async fn observe(client: &Client, namespace: &str, cluster: &str) -> Result<
         Err(error) => (Default::default(), Some(error)),
     };
     let (services, accounts, deployments, budgets, policies, gateways) = rest;
-    let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
     for name in [meta::ca_secret(cluster), meta::engine_users_secret(cluster), meta::token_keys_secret(cluster)] {
         if !secrets.contains_key(&name)
-            && let Some(secret) = api.get_opt(&name).await.map_err(|e| ApplyError::kube::<Secret>(&name, e))?
+            && let Some(secret) = stores.ask(namespace, &name).await?
         {
             secrets.insert(name, secret);
         }
     }
+    confirm_orders(stores, namespace, &mut shards).await?;
     Ok(Observed {
         secrets,
         config_maps,
@@ -96,4 +95,18 @@ pub async fn observe(client: &Client, namespace: &str, cluster: &str) -> Result<
         gateways,
         rest: trouble,
     })
+}
+
+/// Orders of a person that may cost data: obeyed only as the API server itself has them.
+async fn confirm_orders(stores: &Stores, namespace: &str, shards: &mut Live<StorageShard>) -> Result<(), ApplyError> {
+    let orders = [names::ANNOTATION_FORCE_PROMOTE, names::ANNOTATION_REPLACE_MEMBER];
+    let ordered = |shard: &&StorageShard| orders.iter().any(|order| shard.annotations().contains_key(*order));
+    let asked: Vec<String> = shards.values().filter(ordered).map(ResourceExt::name_any).collect();
+    for name in asked {
+        match stores.ask(namespace, &name).await? {
+            Some(shard) => shards.insert(name, shard),
+            None => shards.remove(&name),
+        };
+    }
+    Ok(())
 }

@@ -13,11 +13,12 @@ use kube::api::ObjectMeta;
 
 use super::identity;
 use crate::{
-    apply::Live,
+    apply::{ApplyError, Live},
     build::meta::{self, Component},
     pki::{Asked, Authorities, Authority, EngineUsers, Leaf, LeafRequest, PkiError, Renewal, TokenKeys},
     plan::{KafkaPlan, Plan},
     runtime::Login,
+    stores::Stores,
 };
 
 /// All Secrets of a ChatCluster, and what of them the operator itself uses.
@@ -95,6 +96,21 @@ pub fn build(plan: &Plan, live: &Live<Secret>, situation: &Situation<'_>, now: T
     }
     let login = Login { ca_pem: trusted, leaf, password };
     Ok(Secrets { objects, login, kafka_certificate, answered, changes })
+}
+
+/// Puts in what is there although nobody told of it yet: only what the API server itself does not have is made anew.
+pub(super) async fn ask_for_missing(stores: &Stores, plan: &Plan, live: &mut Live<Secret>) -> Result<(), ApplyError> {
+    let external = matches!(plan.event_log.kafka, KafkaPlan::External(_));
+    let components = Component::ALL.into_iter().filter(|c| !(external && *c == Component::Kafka));
+    let leaves = components.map(|component| meta::tls_secret(&plan.name, component));
+    for name in leaves.chain([meta::business_client_secret(&plan.name)]) {
+        if !live.contains_key(&name)
+            && let Some(secret) = stores.ask(&plan.namespace, &name).await?
+        {
+            live.insert(name, secret);
+        }
+    }
+    Ok(())
 }
 
 /// Whether a pod holds what was in the Secrets: one that still waits for them does not.

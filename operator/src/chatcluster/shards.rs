@@ -90,7 +90,7 @@ pub(super) async fn carry_out(applier: &Applier, steps: Steps, live: &Live<Stora
         tracing::info!(shard = %name, namespace = %applier.namespace, "making a shard");
         let params = PostParams { field_manager: Some(names::FIELD_MANAGER.to_owned()), ..PostParams::default() };
         match api.create(&params, &shard).await {
-            Ok(_) => {}
+            Ok(made) => applier.stores.wrote(&made),
             // The cache was behind, or an earlier ChatCluster's shard is still going away: the next pass sees which.
             Err(kube::Error::Api(status)) if status.is_already_exists() => {
                 return Err(ApplyError::Terminating { kind: "StorageShard".to_owned(), name });
@@ -101,10 +101,16 @@ pub(super) async fn carry_out(applier: &Applier, steps: Steps, live: &Live<Stora
     for (name, draining) in steps.draining {
         let patch = Patch::Merge(json!({"spec": {"draining": draining}}));
         let params = PatchParams { field_manager: Some(names::FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-        api.patch(&name, &params, &patch).await.map_err(|e| ApplyError::kube::<StorageShard>(&name, e))?;
+        let standing =
+            api.patch(&name, &params, &patch).await.map_err(|e| ApplyError::kube::<StorageShard>(&name, e))?;
+        applier.stores.wrote(&standing);
     }
     if let Some(shard) = steps.delete.and_then(|name| live.get(&name)) {
-        applier.delete(shard).await?;
+        // It may be wanted again by now.
+        let now = applier.stores.ask::<StorageShard>(&applier.namespace, &shard.name_any()).await?;
+        if now.is_some_and(|now| now.uid() == shard.uid() && now.spec.draining) {
+            applier.delete(shard).await?;
+        }
     }
     Ok(())
 }

@@ -64,7 +64,7 @@ pub(super) async fn step(
     facts: &mut Facts,
 ) -> Result<Arc<Runtime>, PassError> {
     let before = context.clusters.get(&plan.namespace, &plan.name).and_then(|r| r.snapshot());
-    let formed = cluster.status.as_ref().and_then(|s| s.storage.as_ref()?.partitions).is_some();
+    let formed = desired::is_formed(cluster);
     let library = facts.noted(library::of_version(&plan.version));
     let library_name = library.as_ref().map(|library| library.name.clone());
     let desired =

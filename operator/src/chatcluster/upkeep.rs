@@ -177,9 +177,17 @@ pub(super) async fn delete_claim(
     name: &str,
 ) -> Result<(), ApplyError> {
     let Some(claim) = observed.claims.get(name) else { return Ok(()) };
+    // The decision rests on where its volume lies.
+    let now = context.stores.ask::<PersistentVolumeClaim>(namespace, name).await?;
+    let volume = |claim: &PersistentVolumeClaim| claim.spec.as_ref().and_then(|s| s.volume_name.clone());
+    if now.is_none_or(|now| now.uid() != claim.uid() || volume(&now) != volume(claim)) {
+        return Ok(());
+    }
     let api: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), namespace);
     deleted(api.delete(name, &exactly(claim, None)).await.map(drop))
-        .map_err(|e| ApplyError::kube::<PersistentVolumeClaim>(name, e))
+        .map_err(|e| ApplyError::kube::<PersistentVolumeClaim>(name, e))?;
+    context.stores.deleted(claim);
+    Ok(())
 }
 
 /// Deletes the pod that was observed.
@@ -191,9 +199,15 @@ pub(super) async fn delete_pod(
     grace_s: Option<u32>,
 ) -> Result<(), ApplyError> {
     let Some(pod) = observed.pods.get(name) else { return Ok(()) };
+    let now = context.stores.ask::<Pod>(namespace, name).await?;
+    if now.is_none_or(|now| now.uid() != pod.uid()) {
+        return Ok(());
+    }
     let api: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
     tracing::info!(pod = name, namespace, "deleting a pod");
-    deleted(api.delete(name, &exactly(pod, grace_s)).await.map(drop)).map_err(|e| ApplyError::kube::<Pod>(name, e))
+    deleted(api.delete(name, &exactly(pod, grace_s)).await.map(drop)).map_err(|e| ApplyError::kube::<Pod>(name, e))?;
+    context.stores.deleted(pod);
+    Ok(())
 }
 
 /// This object and no later one of its name.
@@ -217,6 +231,7 @@ pub(super) fn deleted(result: Result<(), kube::Error>) -> Result<(), kube::Error
 async fn forget_request(pass: &Pass<'_>, shard: &str) -> Result<(), ApplyError> {
     let api: Api<StorageShard> = Api::namespaced(pass.context.client.clone(), &pass.plan.namespace);
     let patch = json!({"metadata": {"annotations": {names::ANNOTATION_REPLACE_MEMBER: null}}});
-    deleted(api.patch(shard, &PatchParams::default(), &Patch::Merge(&patch)).await.map(drop))
+    let patched = api.patch(shard, &PatchParams::default(), &Patch::Merge(&patch)).await;
+    deleted(patched.map(|standing| pass.context.stores.wrote(&standing)))
         .map_err(|e| ApplyError::kube::<StorageShard>(shard, e))
 }

@@ -26,13 +26,13 @@ use kube::{Api, Resource, ResourceExt, runtime::controller::Action};
 
 use self::build::HTTPRoute;
 use crate::{
-    apply::{self, Applier, ApplyError, Live, Object, list},
-    build::{meta, services},
+    apply::{self, Applier, ApplyError, Live, Object},
+    build::services,
     certificates,
     chatcluster::PassError,
     clash,
     context::{Context, key},
-    lastspec, refusal,
+    lanes, lastspec, refusal,
     workload::{rollout, trouble},
 };
 
@@ -41,13 +41,13 @@ const WAITING: Duration = Duration::from_secs(5);
 
 /// One pass. The status is written also when the pass fails.
 pub async fn reconcile(gateway: Arc<Gateway>, context: Arc<Context>) -> Result<Action, PassError> {
+    let gateway = context.stores.newest(gateway);
     if gateway.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }
     let namespace = gateway.namespace().unwrap_or_default();
     let cluster_name = &gateway.spec.cluster_ref.name;
-    let api: Api<ChatCluster> = Api::namespaced(context.client.clone(), &namespace);
-    let cluster = api.get_opt(cluster_name).await.map_err(|e| ApplyError::kube::<ChatCluster>(cluster_name, e))?;
+    let cluster = context.stores.get::<ChatCluster>(&namespace, cluster_name).await?;
     let mut facts = Facts::default();
     let result = match &cluster {
         None => {
@@ -68,7 +68,7 @@ pub async fn reconcile(gateway: Arc<Gateway>, context: Arc<Context>) -> Result<A
             ));
             Ok(Action::requeue(WAITING))
         }
-        Some(cluster) => Box::pin(pass(&gateway, cluster, &context, &mut facts)).await,
+        Some(cluster) => lanes::in_time(Box::pin(pass(&gateway, cluster, &context, &mut facts))).await,
     };
     if let Err(error) = &result {
         if error.namespace_ends() {
@@ -77,7 +77,7 @@ pub async fn reconcile(gateway: Arc<Gateway>, context: Arc<Context>) -> Result<A
         facts.failure = Some(error.finding());
     }
     let wanted = status(&gateway, &facts, Timestamp::now());
-    let written = apply::status(&context.client, gateway.as_ref(), gateway.status.as_ref(), &wanted).await;
+    let written = apply::status(&context.stores, gateway.as_ref(), gateway.status.as_ref(), &wanted).await;
     if matches!(written, Ok(true)) {
         // The ChatCluster's AccessReady and endpoints follow.
         context.wake.cluster(&namespace, cluster_name);
@@ -125,24 +125,23 @@ async fn pass(
         facts.waiting = true;
         return Ok(Action::requeue(WAITING));
     };
-    let plan = lastspec::usable_plan(&context.client, cluster, &context.release).await?;
+    let plan = lastspec::usable_plan(&context.stores, cluster, &context.release).await?;
     clash::refuse_gateway(&context.client, gateway).await?;
     // Not whether something serves there: pods of before do so all through a rollout.
     let open = status.rolled_out == Some(services::below_access(&plan)?);
     let name = gateway.name_any();
     let objects = build::objects(&plan, gateway)?;
     // observe
-    let (client, namespace) = (&context.client, plan.namespace.as_str());
-    let selector = format!("{},{}={name}", meta::owned_selector(&plan.name), names::LABEL_GATEWAY);
-    let s = selector.as_str();
+    let (stores, namespace, cluster_name) = (&context.stores, plan.namespace.as_str(), plan.name.as_str());
+    let own = (names::LABEL_GATEWAY, name.as_str());
     let (maps, deployments, services, budgets, autoscalers, ingresses, pods) = tokio::try_join!(
-        list::<ConfigMap>(client, namespace, s),
-        list::<Deployment>(client, namespace, s),
-        list::<Service>(client, namespace, s),
-        list::<PodDisruptionBudget>(client, namespace, s),
-        list::<HorizontalPodAutoscaler>(client, namespace, s),
-        list::<Ingress>(client, namespace, s),
-        list::<Pod>(client, namespace, s),
+        stores.part::<ConfigMap>(namespace, cluster_name, own),
+        stores.part::<Deployment>(namespace, cluster_name, own),
+        stores.part::<Service>(namespace, cluster_name, own),
+        stores.part::<PodDisruptionBudget>(namespace, cluster_name, own),
+        stores.part::<HorizontalPodAutoscaler>(namespace, cluster_name, own),
+        stores.part::<Ingress>(namespace, cluster_name, own),
+        stores.part::<Pod>(namespace, cluster_name, own),
     )?;
     let owner = gateway.controller_owner_ref(&()).ok_or_else(|| {
         Finding::fails(
@@ -151,7 +150,8 @@ async fn pass(
             "the object has no uid; it did not come from an API server",
         )
     })?;
-    let applier = Applier { client: client.clone(), namespace: plan.namespace.clone(), owner };
+    let applier =
+        Applier { client: context.client.clone(), stores: stores.clone(), namespace: plan.namespace.clone(), owner };
     // apply
     let mut keep = Vec::new();
     let mut scaled = Vec::new();
@@ -189,7 +189,7 @@ async fn pass(
     applier.prune(&scaled, &autoscalers).await?;
     entries(&applier, objects.ingress, &ingresses, objects.route, &format!("{}-{name}", plan.name)).await?;
     facts.pods = pods;
-    facts.certificates = certificates::given(client, namespace, &given_secrets(gateway)).await;
+    facts.certificates = certificates::given(&context.client, namespace, &given_secrets(gateway)).await;
     facts.waiting = facts.listeners.iter().any(|(_, _, waiting)| *waiting);
     Ok(Action::requeue(if facts.waiting { WAITING } else { QUIET }))
 }

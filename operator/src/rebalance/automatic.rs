@@ -4,11 +4,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kith_crds::{ChatCluster, ShardRebalance, ShardRebalanceSpec, names, shardrebalance::RebalancePhase};
 use kube::{
     Api, Resource, ResourceExt,
-    api::{DeleteParams, ListParams, PostParams},
+    api::{DeleteParams, PostParams},
 };
 
 use super::{planner, states::World};
-use crate::{apply::ApplyError, context::Context};
+use crate::{apply::ApplyError, context::Context, stores::Kind};
 
 /// Off by more than this many per cent of the number of partitions: worth a move that nobody asked for.
 const BOUND: f64 = 0.05;
@@ -82,18 +82,18 @@ pub fn wish(cluster: &str, world: &World, existing: &[(String, RebalancePhase)])
     }
 }
 
-/// Carries out the wish, once per pass over the ChatCluster. Reads nothing but the ShardRebalances of its namespace, and only writes
-/// when the wish changed.
+/// Carries out the wish, once per pass over the ChatCluster. Only writes when the wish changed, and decides that on what the API server
+/// itself has.
 pub async fn ensure(context: &Context, cluster: &ChatCluster, world: &World) -> Result<(), ApplyError> {
     let (namespace, cluster_name) = (cluster.namespace().unwrap_or_default(), cluster.name_any());
+    let known = context.stores.of_cluster::<ShardRebalance>(&namespace, &cluster_name).await?;
+    if wish(&cluster_name, world, &phases(known.values())) == Wish::Nothing {
+        return Ok(());
+    }
     let api: Api<ShardRebalance> = Api::namespaced(context.client.clone(), &namespace);
-    let selector =
-        format!("{}={cluster_name},{}={}", names::LABEL_INSTANCE, names::LABEL_MANAGED_BY, names::FIELD_MANAGER);
     let failed = |e| ApplyError::kube::<ShardRebalance>(&cluster_name, e);
-    let existing = api.list(&ListParams::default().labels(&selector)).await.map_err(failed)?;
-    let existing: Vec<(String, RebalancePhase)> =
-        existing.items.iter().map(|r| (r.name_any(), r.status.as_ref().map(|s| s.phase).unwrap_or_default())).collect();
-    match wish(&cluster_name, world, &existing) {
+    let existing = api.list(&ShardRebalance::of_cluster(&cluster_name)).await.map_err(failed)?;
+    match wish(&cluster_name, world, &phases(existing.iter())) {
         Wish::Nothing => Ok(()),
         Wish::Make(name) => {
             let owner = cluster.controller_owner_ref(&());
@@ -105,7 +105,8 @@ pub async fn ensure(context: &Context, cluster: &ChatCluster, world: &World) -> 
                 )
                 .await
             {
-                Ok(_) => {
+                Ok(made) => {
+                    context.stores.wrote(&made);
                     context
                         .event(
                             cluster,
@@ -123,7 +124,7 @@ pub async fn ensure(context: &Context, cluster: &ChatCluster, world: &World) -> 
         Wish::Remove(list) => {
             for name in list {
                 match api.delete(&name, &DeleteParams::default()).await {
-                    Ok(_) => {}
+                    Ok(_) => existing.iter().filter(|r| r.name_any() == name).for_each(|r| context.stores.deleted(r)),
                     Err(kube::Error::Api(status)) if status.is_not_found() => {}
                     Err(error) => return Err(failed(error)),
                 }
@@ -131,6 +132,11 @@ pub async fn ensure(context: &Context, cluster: &ChatCluster, world: &World) -> 
             Ok(())
         }
     }
+}
+
+/// Names and phases.
+fn phases<'a>(rebalances: impl Iterator<Item = &'a ShardRebalance>) -> Vec<(String, RebalancePhase)> {
+    rebalances.map(|r| (r.name_any(), r.status.as_ref().map(|s| s.phase).unwrap_or_default())).collect()
 }
 
 fn object(cluster: &str, name: &str, owner: Option<OwnerReference>) -> ShardRebalance {

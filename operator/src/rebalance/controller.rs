@@ -38,6 +38,7 @@ const REST: Duration = Duration::from_millis(150);
 
 /// One pass: at most one round of batches.
 pub async fn reconcile(rebalance: Arc<ShardRebalance>, context: Arc<Context>) -> Result<Action, PassError> {
+    let rebalance = context.stores.newest(rebalance);
     if rebalance.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }
@@ -136,7 +137,7 @@ async fn write(
     before: &ShardRebalanceStatus,
     after: &ShardRebalanceStatus,
 ) -> Result<(), ApplyError> {
-    apply::status(&context.client, rebalance, Some(before), after).await?;
+    apply::status(&context.stores, rebalance, Some(before), after).await?;
     if before.phase != after.phase {
         let warning = after.phase == RebalancePhase::NotReady;
         let note = after.message.as_deref().unwrap_or_default();

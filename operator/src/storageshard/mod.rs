@@ -29,12 +29,12 @@ use kube::{
 };
 
 use crate::{
-    apply::{self, Applier, ApplyError, Live, list},
+    apply::{self, Applier, ApplyError, Live},
     build::{meta, valkey},
     chatcluster::PassError,
     context::{Context, key},
     dataplane::pressure,
-    lastspec,
+    lanes, lastspec,
     runtime::Snapshot,
     volumes,
 };
@@ -45,10 +45,10 @@ const DRAINING: Duration = Duration::from_secs(5);
 
 /// One pass. The status is written also when the pass fails.
 pub async fn reconcile(shard: Arc<StorageShard>, context: Arc<Context>) -> Result<Action, PassError> {
+    let shard = context.stores.newest(shard);
     let namespace = shard.namespace().unwrap_or_default();
     let cluster_name = &shard.spec.cluster_ref.name;
-    let api: Api<ChatCluster> = Api::namespaced(context.client.clone(), &namespace);
-    let cluster = api.get_opt(cluster_name).await.map_err(|e| ApplyError::kube::<ChatCluster>(cluster_name, e))?;
+    let cluster = context.stores.get::<ChatCluster>(&namespace, cluster_name).await?;
     let runtime = context.clusters.get(&namespace, cluster_name);
     let snapshot = runtime.as_ref().and_then(|r| r.snapshot());
     let mut facts = Facts { snapshot, prober: runtime.map(|r| r.prober()), ..Facts::default() };
@@ -68,7 +68,7 @@ pub async fn reconcile(shard: Arc<StorageShard>, context: Arc<Context>) -> Resul
         }
         // What is going away is not made again; the garbage collector takes this shard along.
         Some(cluster) if cluster.metadata.deletion_timestamp.is_some() => return Ok(Action::await_change()),
-        Some(cluster) => Box::pin(pass(&shard, cluster, &context, &mut facts)).await,
+        Some(cluster) => lanes::in_time(Box::pin(pass(&shard, cluster, &context, &mut facts))).await,
     };
     if let Err(error) = &result {
         if error.namespace_ends() {
@@ -77,7 +77,7 @@ pub async fn reconcile(shard: Arc<StorageShard>, context: Arc<Context>) -> Resul
         facts.failure = Some(error.finding());
     }
     let wanted = status(&shard, &facts, Timestamp::now());
-    let written = apply::status(&context.client, shard.as_ref(), shard.status.as_ref(), &wanted).await;
+    let written = apply::status(&context.stores, shard.as_ref(), shard.status.as_ref(), &wanted).await;
     announce(&context, &shard, &wanted).await;
     let action = result?;
     written?;
@@ -109,18 +109,18 @@ async fn pass(
         // The ChatCluster's first pass adopts the images; it wakes its shards.
         return Ok(Action::requeue(Duration::from_secs(2)));
     }
-    let plan = lastspec::usable_plan(&context.client, cluster, &context.release).await?;
+    let plan = lastspec::usable_plan(&context.stores, cluster, &context.release).await?;
     let name = shard.name_any();
     hold(shard, context).await?;
     // observe
-    let (client, namespace) = (&context.client, plan.namespace.as_str());
-    let selector = format!("{},{}={name}", meta::owned_selector(&plan.name), names::LABEL_SHARD);
+    let (stores, namespace, cluster_name) = (&context.stores, plan.namespace.as_str(), plan.name.as_str());
+    let own = (names::LABEL_SHARD, name.as_str());
     let (sets, services, budgets, claims, pods) = tokio::try_join!(
-        list::<StatefulSet>(client, namespace, &selector),
-        list::<Service>(client, namespace, &selector),
-        list::<PodDisruptionBudget>(client, namespace, &selector),
-        list::<PersistentVolumeClaim>(client, namespace, &selector),
-        list::<Pod>(client, namespace, &selector),
+        stores.part::<StatefulSet>(namespace, cluster_name, own),
+        stores.part::<Service>(namespace, cluster_name, own),
+        stores.part::<PodDisruptionBudget>(namespace, cluster_name, own),
+        stores.part::<PersistentVolumeClaim>(namespace, cluster_name, own),
+        stores.part::<Pod>(namespace, cluster_name, own),
     )?;
     facts.pods = Some(pods);
     facts.capacity = volumes::capacities(&claims);
@@ -141,12 +141,13 @@ async fn pass(
             "the object has no uid; it did not come from an API server",
         )
     })?;
-    let applier = Applier { client: client.clone(), namespace: plan.namespace.clone(), owner };
+    let applier =
+        Applier { client: context.client.clone(), stores: stores.clone(), namespace: plan.namespace.clone(), owner };
     applier.apply(objects.service, services.get(&set_name)).await?;
     applier.apply(objects.budget, budgets.get(&set_name)).await?;
     applier.apply(objects.stateful_set, live).await?;
     volumes::grow(&applier, &claims, &set_name, &plan.valkey.volume).await?;
-    facts.refused = context.refusals.look(client, namespace, live).await.remove(&set_name);
+    facts.refused = context.refusals.look(&context.client, namespace, live).await.remove(&set_name);
     Ok(Action::requeue(if shard.spec.draining { DRAINING } else { QUIET }))
 }
 
@@ -177,7 +178,10 @@ async fn set_finalizers(shard: &StorageShard, context: &Context, finalizers: &[S
         "metadata": {"finalizers": finalizers, "resourceVersion": shard.metadata.resource_version, "uid": shard.uid()}
     });
     match api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await {
-        Ok(_) => Ok(()),
+        Ok(standing) => {
+            context.stores.wrote(&standing);
+            Ok(())
+        }
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
         Err(error) => Err(ApplyError::kube::<StorageShard>(&name, error)),
     }
@@ -193,7 +197,10 @@ async fn take_wish_away(shard: &StorageShard, context: &Context, pod: &str) -> R
         PatchOperation::Remove(RemoveOperation { path }),
     ]);
     match api.patch(&name, &PatchParams::default(), &Patch::<()>::Json(patch)).await {
-        Ok(_) => Ok(()),
+        Ok(standing) => {
+            context.stores.wrote(&standing);
+            Ok(())
+        }
         Err(kube::Error::Api(status)) if status.is_not_found() || status.is_invalid() => Ok(()),
         Err(error) => Err(ApplyError::kube::<StorageShard>(&name, error)),
     }
@@ -217,7 +224,7 @@ async fn leave(
     }
     facts.deleting = true;
     let wanted = status(shard, &facts, Timestamp::now());
-    apply::status(&context.client, shard, shard.status.as_ref(), &wanted).await?;
+    apply::status(&context.stores, shard, shard.status.as_ref(), &wanted).await?;
     Ok(Action::requeue(DRAINING))
 }
 

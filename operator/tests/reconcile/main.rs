@@ -8,6 +8,9 @@ mod rules;
 #[allow(dead_code, reason = "the admission tests use more of it")]
 #[path = "../../../crds/tests/admission/server.rs"]
 mod server;
+
+#[path = "../support/crds.rs"]
+mod crds;
 mod world;
 
 use k8s_openapi::api::{
@@ -49,6 +52,7 @@ fn the_operator_writes_what_is_needed_and_says_what_is_wrong() {
         Box::pin(brokers::are_told_whether_they_have_caught_up(&world)).await;
         names_that_are_taken_are_refused_before_anything_is_made(&world).await;
         nothing_is_asked_for_without_a_right(&world);
+        Box::pin(with_watches_a_pass_asks_for_nothing(&server)).await;
     });
 }
 
@@ -346,4 +350,36 @@ async fn what_is_being_deleted_is_not_made_again(world: &World) {
     world.pass("empty", "demo").await;
     assert!(maps.get_opt("demo-storage-config").await.expect("an answer").is_none(), "made again");
     assert!(shards.get_opt("demo-0").await.expect("an answer").is_none(), "the finalizer is kept");
+}
+
+/// The same operator with watches: reads are free, one's own writes are seen at once, and what others do is seen as soon as it is told.
+async fn with_watches_a_pass_asks_for_nothing(server: &ApiServer) {
+    let world = World::watching(server, "0.1.0", "first").await;
+    world.create_cluster("watched", "demo", json!({})).await;
+    // Without waiting for any watch in between.
+    for _ in 0..4 {
+        world.pass("watched", "demo").await;
+    }
+    assert_eq!(world.names::<StatefulSet>("watched").await, ["demo-0-valkey", "demo-kafka"]);
+    world.caught_up("watched", "demo").await;
+    let cluster = world.cluster("watched", "demo").await;
+    let shards = [world.api::<StorageShard>("watched").get("demo-0").await.expect("the shard")];
+    let before = world.counts.snapshot();
+    for _ in 0..3 {
+        world.pass_over(&cluster, &shards).await;
+    }
+    let asked = |(verb, what): &&(&str, String)| *verb != "watch" && what != "leases";
+    let after = world.counts.snapshot();
+    let more: Vec<_> = after.iter().filter(|(k, n)| asked(k) && before.get(*k) != Some(*n)).collect();
+    assert!(more.is_empty(), "asked without a reason: {more:?}");
+    // The API server itself is asked before a key is made anew: this one is there, whatever a watch has told.
+    let secrets: Api<Secret> = world.api("watched");
+    let keys = secrets.get("demo-token-keys").await.expect("the keys").data;
+    let sets: Api<StatefulSet> = world.api("watched");
+    let patch = json!({"spec": {"replicas": 7}});
+    sets.patch("demo-0-valkey", &PatchParams::default(), &Patch::Merge(&patch)).await.expect("a patch");
+    world.caught_up("watched", "demo").await;
+    world.pass("watched", "demo").await;
+    assert_eq!(sets.get("demo-0-valkey").await.expect("the set").spec.expect("a spec").replicas, Some(3));
+    assert_eq!(secrets.get("demo-token-keys").await.expect("the keys").data, keys);
 }

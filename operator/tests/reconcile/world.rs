@@ -1,8 +1,19 @@
 //! The operator's context on a test API server.
 
-use std::{fmt::Debug, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fmt::Debug,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use k8s_openapi::{NamespaceResourceScope, api::core::v1::Namespace};
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::{
+        apps::v1::StatefulSet,
+        core::v1::{ConfigMap, Namespace, Secret, Service},
+    },
+};
 use kith_crds::{ChatCluster, StorageShard, chatcluster::Images, conditions};
 use kith_operator::{
     api_client::{self, RequestCounts},
@@ -11,6 +22,7 @@ use kith_operator::{
     lease::LeaseGuard,
     plan::Release,
     storageshard,
+    stores::{Kind, scopes},
 };
 use kube::{
     Api, Client, Config, Resource, ResourceExt,
@@ -52,8 +64,51 @@ impl World {
             dir.path().join("run"),
             CancellationToken::new(),
         );
-        install_crds(&client).await;
+        crate::crds::install(&client).await;
         Self { counts, client, context, _wakes: wakes, _dir: dir }
+    }
+
+    /// The same with watches, from which its passes read.
+    pub(crate) async fn watching(server: &ApiServer, version: &str, tag: &str) -> Self {
+        let world = Self::new(server, version, tag).await;
+        world.context.stores.watch(&scopes(Vec::new()), &CancellationToken::new());
+        assert!(world.context.stores.synced(Duration::from_secs(30)).await, "a watch has not told all objects");
+        world
+    }
+
+    /// Waits until the watch of a kind has told what stands now.
+    async fn told<K: Kind>(&self, namespace: &str, name: &str) {
+        let versions = |objects: Vec<K>| -> BTreeMap<String, Option<String>> {
+            objects.into_iter().map(|o| (o.name_any(), o.resource_version())).collect()
+        };
+        let end = Instant::now() + Duration::from_secs(30);
+        loop {
+            let stands = self.api::<K>(namespace).list(&K::of_cluster(name)).await.expect("a list").items;
+            let known = self.context.stores.known::<K>(namespace, name).expect("it is watched");
+            if versions(stands) == versions(known.into_values().collect()) {
+                return;
+            }
+            assert!(Instant::now() < end, "the watch of {} is behind", K::kind(&()));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Waits until the watches have told what stands now.
+    pub(crate) async fn caught_up(&self, namespace: &str, name: &str) {
+        self.told::<ChatCluster>(namespace, name).await;
+        self.told::<StorageShard>(namespace, name).await;
+        self.told::<ConfigMap>(namespace, name).await;
+        self.told::<Secret>(namespace, name).await;
+        self.told::<Service>(namespace, name).await;
+        self.told::<StatefulSet>(namespace, name).await;
+    }
+
+    /// Passes over objects that were read before: what is counted is what the passes ask for themselves.
+    pub(crate) async fn pass_over(&self, cluster: &ChatCluster, shards: &[StorageShard]) {
+        let _ = chatcluster::reconcile(Arc::new(cluster.clone()), self.context.clone()).await;
+        for shard in shards {
+            let _ = storageshard::reconcile(Arc::new(shard.clone()), self.context.clone()).await;
+        }
     }
 
     /// A typed client.
@@ -120,26 +175,5 @@ impl World {
     pub(crate) fn cared_for(&self, namespace: &str, name: &str) -> Option<(usize, usize)> {
         let wanted = self.context.clusters.get(namespace, name)?.wanted();
         Some((wanted.shards.len(), wanted.members().count()))
-    }
-}
-
-async fn install_crds(client: &Client) {
-    use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-    let api: Api<CustomResourceDefinition> = Api::all(client.clone());
-    for crd in kith_crds::generate::crds() {
-        api.patch(&crd.name_any(), &PatchParams::apply("test").force(), &Patch::Apply(&crd))
-            .await
-            .expect("a definition");
-    }
-    let end = std::time::Instant::now() + std::time::Duration::from_secs(30);
-    for crd in kith_crds::generate::crds() {
-        let established = |crd: &CustomResourceDefinition| {
-            let conditions = crd.status.as_ref().and_then(|s| s.conditions.clone()).unwrap_or_default();
-            conditions.iter().any(|c| c.type_ == "Established" && c.status == "True")
-        };
-        while !established(&api.get(&crd.name_any()).await.expect("the definition")) {
-            assert!(std::time::Instant::now() < end, "{} is not served", crd.name_any());
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        }
     }
 }

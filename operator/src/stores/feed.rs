@@ -1,0 +1,142 @@
+//! One watch: what it tells goes into a memory, and from there to whoever waits for changes.
+
+use std::{
+    pin::pin,
+    sync::{Arc, PoisonError, RwLock},
+    time::{Duration, Instant},
+};
+
+use futures::StreamExt;
+use kube::{
+    Api,
+    runtime::{
+        WatchStreamExt,
+        reflector::store::Writer,
+        watcher::{Event, watcher},
+    },
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::{kinds::Kind, memory::Memory};
+use crate::backoff;
+
+/// The API server ends a watch after so many seconds, and the next one goes on where it ended. A connection that died silently is noticed
+/// within this time, too.
+const WATCH_S: u32 = 60;
+/// A list must be whole within this time.
+const LIST_DEADLINE: Duration = Duration::from_secs(60);
+/// Pauses after failures.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// What one watch fills.
+pub(super) struct Feed<K: Kind> {
+    pub(super) api: Api<K>,
+    pub(super) memory: Arc<RwLock<Memory<K>>>,
+    /// The same for a controller, which finds its objects there.
+    pub(super) mirror: Option<Writer<K>>,
+    /// Told of every change, after it can be read.
+    pub(super) touch: Box<dyn Fn(&K) + Send + Sync>,
+    /// Whether it was ever whole.
+    pub(super) ready: watch::Sender<bool>,
+}
+
+impl<K: Kind> Feed<K> {
+    /// Watches until `end`. A watch that stays broken is begun anew with a list.
+    pub(super) async fn run(mut self, end: CancellationToken) {
+        let mut failures = 0_u32;
+        while !end.is_cancelled() {
+            self.broken(failures > 0);
+            let config = K::selection().timeout(WATCH_S);
+            let mut listing = true;
+            let mut events = pin!(watcher(self.api.clone(), config).modify(K::trim));
+            loop {
+                // Nothing to tell is no fault of a watch, but of a list it is.
+                let deadline = if listing { LIST_DEADLINE } else { Duration::MAX };
+                let Some(next) = end.run_until_cancelled(tokio::time::timeout(deadline, events.next())).await else {
+                    return;
+                };
+                match next {
+                    Ok(Some(Ok(event))) => {
+                        listing = matches!(event, Event::Init | Event::InitApply(_));
+                        if !listing {
+                            failures = 0;
+                        }
+                        self.take(event);
+                    }
+                    Ok(Some(Err(error))) => {
+                        failures = failures.saturating_add(1);
+                        if self.failed(failures, &error.to_string(), &end).await {
+                            break;
+                        }
+                    }
+                    Ok(None) => break,
+                    Err(_) => {
+                        failures = failures.saturating_add(1);
+                        self.memory.write().unwrap_or_else(PoisonError::into_inner).distrust();
+                        self.broken(true);
+                        self.failed(failures, "the list did not come to its end in time", &end).await;
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, event: Event<K>) {
+        if let Some(mirror) = self.mirror.as_mut() {
+            mirror.apply_watcher_event(&event);
+        }
+        let now = Instant::now();
+        let mut memory = self.memory.write().unwrap_or_else(PoisonError::into_inner);
+        match event {
+            Event::Init => memory.begin(),
+            Event::InitApply(object) => memory.add(Arc::new(object)),
+            Event::InitDone => {
+                memory.done(now);
+                let all = memory.all();
+                drop(memory);
+                self.broken(false);
+                self.ready.send_replace(true);
+                for object in &all {
+                    (self.touch)(object);
+                }
+            }
+            Event::Apply(object) => {
+                let object = Arc::new(object);
+                memory.changed(object.clone(), now);
+                drop(memory);
+                (self.touch)(&object);
+            }
+            Event::Delete(object) => {
+                memory.gone(&object, now);
+                drop(memory);
+                (self.touch)(&object);
+            }
+        }
+    }
+
+    /// Says so, waits, and answers whether the watch is to be begun anew.
+    async fn failed(&self, failures: u32, why: &str, end: &CancellationToken) -> bool {
+        let kind = K::kind(&());
+        metrics::counter!("kith_operator_watch_errors_total", "kind" => kind.to_string()).increment(1);
+        if failures.is_power_of_two() {
+            tracing::warn!(%kind, %why, failures, "a watch broke; it is taken up again");
+        }
+        let anew = self.memory.write().unwrap_or_else(PoisonError::into_inner).failed(Instant::now());
+        if anew {
+            self.broken(true);
+        }
+        let pause = backoff::delay(failures, FIRST_PAUSE, LONGEST_PAUSE);
+        end.run_until_cancelled(tokio::time::sleep(pause)).await;
+        anew
+    }
+
+    fn broken(&self, is: bool) {
+        let kind = K::kind(&()).to_string();
+        let namespace = self.api.namespace().unwrap_or_default().to_owned();
+        metrics::gauge!("kith_operator_watch_broken", "kind" => kind, "namespace" => namespace)
+            .set(f64::from(u8::from(is)));
+    }
+}

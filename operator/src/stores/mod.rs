@@ -1,0 +1,225 @@
+//! Where passes read Kubernetes objects: from one watch per kind and scope, or from lists where none runs or it is broken.
+//!
+//! Three rules make a watch that lags harmless. What is not known is not taken for absent: before a watch has told all objects, and while it
+//! is broken, lists are read instead. What this process wrote is read at once (`memory`). And what destroys something or makes a key anew
+//! asks the API server for that one object first (`ask`).
+
+mod feed;
+mod kinds;
+mod memory;
+mod scope;
+mod touched;
+
+pub use kinds::Kind;
+pub use scope::{Mirrors, Scope, scopes};
+pub use touched::Touched;
+
+use std::{
+    any::{Any, TypeId},
+    collections::HashMap,
+    sync::{Arc, OnceLock, PoisonError, RwLock},
+    time::{Duration, Instant},
+};
+
+use kube::{Api, Client, ResourceExt, api::ListParams};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::apply::{ApplyError, Live, Object};
+use memory::{Memory, version};
+
+/// Reads of all passes, and what they wrote.
+pub struct Stores {
+    client: Client,
+    watched: OnceLock<Vec<Watched>>,
+}
+
+/// The memories of one scope, by kind.
+struct Watched {
+    scope: Scope,
+    kinds: HashMap<TypeId, Box<dyn Any + Send + Sync>>,
+    ready: HashMap<TypeId, watch::Receiver<bool>>,
+}
+
+type Shelf<K> = Arc<RwLock<Memory<K>>>;
+
+impl Stores {
+    /// Reads lists until watches are started.
+    pub fn new(client: Client) -> Self {
+        Self { client, watched: OnceLock::new() }
+    }
+
+    /// The client, for what is not watched.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Starts one watch per kind for each scope; what the controllers of each need is answered. Once.
+    pub fn watch(self: &Arc<Self>, scopes: &[Scope], end: &CancellationToken) -> Vec<Mirrors> {
+        let (mut all, mut mirrors) = (Vec::new(), Vec::new());
+        for scope in scopes {
+            let (watched, mirror) = scope::start(self, scope, end);
+            all.push(watched);
+            mirrors.push(mirror);
+        }
+        if self.watched.set(all).is_err() {
+            tracing::error!("watches were started twice");
+        }
+        mirrors
+    }
+
+    /// Waits until every watch has told all objects, for at most `limit`: a kind that cannot be watched is read from lists, and holds up
+    /// nobody who does not need it. Answers whether all have.
+    pub async fn synced(&self, limit: Duration) -> bool {
+        let all = async {
+            for ready in self.watched.get().into_iter().flatten().flat_map(|watched| watched.ready.values()) {
+                told(ready).await;
+            }
+        };
+        tokio::time::timeout(limit, all).await.is_ok()
+    }
+
+    /// The same of one kind, without a limit.
+    pub async fn synced_of<K: Kind>(&self) {
+        let all = self.watched.get().into_iter().flatten();
+        for ready in all.filter_map(|watched| watched.ready.get(&TypeId::of::<K>())) {
+            told(ready).await;
+        }
+    }
+
+    fn shelf<K: Object>(&self, namespace: &str) -> Option<&Shelf<K>> {
+        let watched = self.watched.get()?.iter().find(|watched| watched.scope.covers(namespace))?;
+        watched.kinds.get(&TypeId::of::<K>())?.downcast_ref::<Shelf<K>>()
+    }
+
+    fn with<K: Object, T>(&self, namespace: &str, read: impl FnOnce(&Memory<K>) -> T) -> Option<T> {
+        let shelf = self.shelf::<K>(namespace)?;
+        let memory = shelf.read().unwrap_or_else(PoisonError::into_inner);
+        memory.is_usable().then(|| read(&memory))
+    }
+
+    fn change<K: Object>(&self, namespace: &str, change: impl FnOnce(&mut Memory<K>)) {
+        if let Some(shelf) = self.shelf::<K>(namespace) {
+            change(&mut shelf.write().unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+
+    /// The objects of a ChatCluster.
+    pub async fn of_cluster<K: Kind>(&self, namespace: &str, cluster: &str) -> Result<Live<K>, ApplyError> {
+        match self.known(namespace, cluster) {
+            Some(known) => Ok(known),
+            None => self.list(namespace, K::of_cluster(cluster)).await,
+        }
+    }
+
+    /// The objects of a ChatCluster that have this label.
+    pub async fn part<K: Kind>(
+        &self,
+        namespace: &str,
+        cluster: &str,
+        (label, value): (&str, &str),
+    ) -> Result<Live<K>, ApplyError> {
+        let has = |object: &K| object.labels().get(label).is_some_and(|v| v == value);
+        match self.with::<K, _>(namespace, |memory| memory.of_cluster(namespace, cluster, has)) {
+            Some(known) => Ok(known),
+            None => {
+                let mut all = self.list(namespace, K::of_cluster(cluster)).await?;
+                all.retain(|_, object| has(object));
+                Ok(all)
+            }
+        }
+    }
+
+    /// The objects of a ChatCluster, if a watch has told them all.
+    pub fn known<K: Kind>(&self, namespace: &str, cluster: &str) -> Option<Live<K>> {
+        self.with::<K, _>(namespace, |memory| memory.of_cluster(namespace, cluster, |_| true))
+    }
+
+    /// All objects of a kind, if watches have told them all.
+    pub fn all<K: Kind>(&self) -> Option<Vec<Arc<K>>> {
+        let mut found = Vec::new();
+        for watched in self.watched.get()? {
+            let shelf = watched.kinds.get(&TypeId::of::<K>())?.downcast_ref::<Shelf<K>>()?;
+            let memory = shelf.read().unwrap_or_else(PoisonError::into_inner);
+            if !memory.is_usable() {
+                return None;
+            }
+            found.extend(memory.all());
+        }
+        Some(found)
+    }
+
+    /// One object. What the watch does not hold is asked for: that nobody told of it is no proof that it is absent.
+    pub async fn get<K: Kind>(&self, namespace: &str, name: &str) -> Result<Option<K>, ApplyError> {
+        match self.with::<K, _>(namespace, |memory| memory.get(namespace, name)).flatten() {
+            Some(object) => Ok(Some(Arc::unwrap_or_clone(object))),
+            None => self.ask(namespace, name).await,
+        }
+    }
+
+    /// One object, from the API server itself.
+    pub async fn ask<K: Kind>(&self, namespace: &str, name: &str) -> Result<Option<K>, ApplyError> {
+        let api: Api<K> = Api::namespaced(self.client.clone(), namespace);
+        let found = api.get_opt(name).await.map_err(|e| ApplyError::kube::<K>(name, e))?;
+        if let Some(object) = &found {
+            self.wrote(object);
+        }
+        Ok(found)
+    }
+
+    /// The newest version of an object that this process knows of.
+    pub fn newest<K: Kind>(&self, given: Arc<K>) -> Arc<K> {
+        let (namespace, name) = (given.namespace().unwrap_or_default(), given.name_any());
+        let known = self.with::<K, _>(&namespace, |memory| memory.get(&namespace, &name)).flatten();
+        let newer = |known: &Arc<K>| {
+            known.meta().uid == given.meta().uid
+                && version(known.as_ref()).unwrap_or(0) >= version(given.as_ref()).unwrap_or(0)
+        };
+        known.filter(newer).unwrap_or(given)
+    }
+
+    async fn list<K: Kind>(&self, namespace: &str, params: ListParams) -> Result<Live<K>, ApplyError> {
+        let instead = self.shelf::<K>(namespace).is_some();
+        // Beside a watch a list must not be older than what that has told; without one the API server's cache is enough to decide on.
+        let params = if instead { params } else { params.match_any() };
+        let api: Api<K> = Api::namespaced(self.client.clone(), namespace);
+        let list = api.list(&params).await.map_err(|e| ApplyError::kube::<K>("*", e))?;
+        if instead {
+            metrics::counter!("kith_operator_lists_total", "kind" => K::kind(&()).to_string()).increment(1);
+            let highest = list.items.iter().filter_map(version).max().unwrap_or(0);
+            self.change::<K>(namespace, |memory| memory.listed(highest));
+        }
+        Ok(list.items.into_iter().map(|object| (object.name_any(), object)).collect())
+    }
+
+    /// Remembers what the API server answered to a write.
+    pub fn wrote<K: Object>(&self, object: &K) {
+        let namespace = object.namespace().unwrap_or_default();
+        self.change::<K>(&namespace, |memory| memory.wrote(object.clone(), Instant::now()));
+    }
+
+    /// Remembers that exactly this object was deleted.
+    pub fn deleted<K: Object>(&self, object: &K) {
+        let namespace = object.namespace().unwrap_or_default();
+        self.change::<K>(&namespace, |memory| memory.deleted(object, Instant::now()));
+    }
+
+    /// Whether this version of an object was found to be what is wanted, by the hash of that.
+    pub fn is_current<K: Object>(&self, live: &K, wanted: u64) -> bool {
+        let namespace = live.namespace().unwrap_or_default();
+        self.with::<K, _>(&namespace, |memory| memory.is_current(live, wanted)).unwrap_or(false)
+    }
+
+    /// Remembers it.
+    pub fn found_current<K: Object>(&self, live: &K, wanted: u64) {
+        let namespace = live.namespace().unwrap_or_default();
+        self.change::<K>(&namespace, |memory| memory.found_current(live, wanted));
+    }
+}
+
+/// Waits until a watch was whole once, or has ended: that is told by whoever ended it.
+async fn told(ready: &watch::Receiver<bool>) {
+    if ready.clone().wait_for(|ready| *ready).await.is_err() {
+        tracing::debug!("a watch has ended");
+    }
+}

@@ -1,0 +1,265 @@
+//! What one operator costs that looks after many ChatClusters: the real binary against a real API server, with imitated pods and engines.
+//!
+//! Not a part of the check: `make bench-operator`. `KITH_BENCH_CLUSTERS` sets another number of ChatClusters.
+
+#[allow(dead_code, reason = "the admission tests use more of it")]
+#[path = "../../../crds/tests/admission/server.rs"]
+mod server;
+
+#[path = "../support/crds.rs"]
+mod crds;
+mod engine;
+mod platform;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use kube::{Client, Config};
+use platform::Platform;
+use server::ApiServer;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+const SHARDS: usize = 3;
+const MEMBERS: usize = 3;
+const MEASURED: Duration = Duration::from_secs(60);
+/// Nothing is written for so long: settled.
+const CALM: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(1_800);
+const MIB: f64 = 1_048_576.0;
+
+#[test]
+#[ignore = "takes many minutes: make bench-operator"]
+fn bench_300_clusters() {
+    let clusters = std::env::var("KITH_BENCH_CLUSTERS").ok().and_then(|n| n.parse().ok()).unwrap_or(300);
+    raise_file_limit();
+    let server = ApiServer::start();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    runtime.block_on(bench(&server, clusters));
+}
+
+/// Each engine has a listener and a connection.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).expect("a higher limit of open files");
+}
+
+async fn bench(server: &ApiServer, clusters: usize) {
+    kith_kit::tls::install_provider();
+    let mut config = Config::new(server.url().parse().expect("a URL"));
+    config.accept_invalid_certs = true;
+    config.auth_info.token = Some("admin".to_owned().into());
+    let client = Client::try_from(config).expect("a client");
+    crds::install(&client).await;
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut platform = Platform::new(client, clusters, SHARDS, MEMBERS, dir.path());
+    platform.create().await;
+    let operator = Operator::start(server, dir.path(), "first");
+    let took = settle(&operator, &mut platform).await;
+    println!("{clusters} ChatClusters settled after {} s", took.as_secs());
+    let cost = measure(&operator).await;
+    cost.print(clusters * SHARDS);
+    drop(operator);
+    let (led, failover) = succession(&Operator::start(server, dir.path(), "second"), clusters).await;
+    println!(
+        "change of leader: lease taken {} ms after the start, failover for all {} ms later",
+        led.as_millis(),
+        failover.as_millis()
+    );
+    assert_eq!(cost.writes(), 0, "a settled platform is written to: {:?}", cost.requests);
+}
+
+/// Waits until all storage is ready and nothing is written any more.
+async fn settle(operator: &Operator, platform: &mut Platform<'_>) -> Duration {
+    let begun = Instant::now();
+    let (mut writes, mut since) = (0, Instant::now());
+    loop {
+        assert!(begun.elapsed() < LIMIT, "not settled: {} of {} are ready", platform.ready().await, platform.clusters);
+        let running = platform.tend().await;
+        let now = operator.metrics().await.iter().filter(|(name, _)| is_write(name)).map(|(_, n)| *n as u64).sum();
+        if writes != now {
+            (writes, since) = (now, Instant::now());
+        }
+        let calm = since.elapsed() >= CALM && running == platform.clusters;
+        if calm && platform.ready().await == platform.clusters {
+            return begun.elapsed();
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// From the start of an operator to its lease, and from there until all probers run.
+async fn succession(operator: &Operator, clusters: usize) -> (Duration, Duration) {
+    let begun = Instant::now();
+    let mut led = None;
+    loop {
+        assert!(begun.elapsed() < Duration::from_secs(120), "no failover after a change of leader");
+        let metrics = operator.try_metrics().await.unwrap_or_default();
+        let value = |name: &str| metrics.get(name).copied().unwrap_or(0.0);
+        if led.is_none() && value("kith_operator_leader") > 0.0 {
+            led = Some(begun.elapsed());
+        }
+        if let Some(led) = led
+            && value("kith_operator_probers_started") >= clusters as f64
+        {
+            return (led, begun.elapsed().saturating_sub(led));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// What was used in the time measured.
+struct Cost {
+    cpu: f64,
+    rss: f64,
+    peak: f64,
+    /// By verb and resource.
+    requests: BTreeMap<String, f64>,
+}
+
+async fn measure(operator: &Operator) -> Cost {
+    let (before, cpu, begun) = (operator.metrics().await, operator.cpu_seconds(), Instant::now());
+    tokio::time::sleep(MEASURED).await;
+    let used = (operator.cpu_seconds() - cpu) / begun.elapsed().as_secs_f64();
+    let requests = operator.metrics().await.into_iter().filter(|(name, _)| name.starts_with(REQUESTS));
+    let requests = requests.map(|(name, value)| {
+        let more = value - before.get(&name).copied().unwrap_or(0.0);
+        (name, more)
+    });
+    Cost {
+        cpu: used,
+        rss: operator.memory("VmRSS:"),
+        peak: operator.memory("VmHWM:"),
+        requests: requests.filter(|(_, more)| *more > 0.0).collect(),
+    }
+}
+
+const REQUESTS: &str = "kith_operator_api_requests_total";
+
+/// Leases are written all the time.
+fn is_write(metric: &str) -> bool {
+    let reads = ["verb=\"get\"", "verb=\"list\"", "verb=\"watch\"", "resource=\"leases\""];
+    metric.starts_with(REQUESTS) && !reads.iter().any(|read| metric.contains(read))
+}
+
+impl Cost {
+    fn writes(&self) -> u64 {
+        self.requests.iter().filter(|(name, _)| is_write(name)).map(|(_, n)| *n as u64).sum()
+    }
+
+    fn print(&self, primaries: usize) {
+        let each = |whole: f64| whole / primaries as f64;
+        let requests: f64 = self.requests.values().sum();
+        let seconds = MEASURED.as_secs_f64();
+        println!("settled, over {seconds} s            total    per primary ({primaries})    bound");
+        println!("CPU, % of a core         {:>12.1} {:>18.4}       20", self.cpu * 100.0, each(self.cpu * 100.0));
+        println!("memory, MiB (now)        {:>12.1} {:>18.3}      250", self.rss / MIB, each(self.rss / MIB));
+        println!("memory, MiB (peak)       {:>12.1} {:>18.3}", self.peak / MIB, each(self.peak / MIB));
+        println!("API requests per s       {:>12.2} {:>18.5}", requests / seconds, each(requests / seconds));
+        println!("writes                   {:>12} {:>18}        0", self.writes(), "");
+        for (name, more) in &self.requests {
+            println!("  {} {more}", name.trim_start_matches(REQUESTS));
+        }
+    }
+}
+
+/// The operator's process.
+struct Operator {
+    child: Child,
+    admin: u16,
+    ticks: f64,
+}
+
+impl Operator {
+    fn start(server: &ApiServer, dir: &Path, name: &str) -> Self {
+        let kubeconfig = server.file(
+            "operator.kubeconfig",
+            &format!(
+                "apiVersion: v1\nkind: Config\ncurrent-context: a\n\
+                 clusters: [{{name: a, cluster: {{server: \"{}\", insecure-skip-tls-verify: true}}}}]\n\
+                 users: [{{name: a, user: {{token: admin}}}}]\n\
+                 contexts: [{{name: a, context: {{cluster: a, user: a}}}}]\n",
+                server.url()
+            ),
+        );
+        let admin = kith_kit::testing::free_port();
+        let log = fs::File::create(dir.join(format!("{name}.log"))).expect("a log");
+        let child = Command::new(env!("CARGO_BIN_EXE_kith-operator"))
+            .env("KUBECONFIG", kubeconfig)
+            .envs([
+                ("KITH_IMAGE", "kith:bench"),
+                ("KITH_VALKEY_IMAGE", "valkey:bench"),
+                ("KITH_KAFKA_IMAGE", "kafka:bench"),
+            ])
+            .envs([("POD_NAME", name), ("POD_NAMESPACE", "default")])
+            .env("KITH_ADMIN", format!("127.0.0.1:{admin}"))
+            .env("KITH_RUN_DIR", dir.join(name))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a log"))
+            .stderr(log)
+            .spawn()
+            .expect("the operator starts");
+        let ticks = Command::new("getconf").arg("CLK_TCK").output().expect("getconf");
+        let ticks = String::from_utf8_lossy(&ticks.stdout).trim().parse().expect("a number");
+        Self { child, admin, ticks }
+    }
+
+    /// User and system time so far.
+    fn cpu_seconds(&self) -> f64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("the operator runs");
+        let fields: Vec<&str> = stat.rsplit(')').next().expect("fields").split_whitespace().collect();
+        // The 14th and 15th of all; the first two are cut off.
+        let ticks: f64 = fields[11..13].iter().map(|n| n.parse::<f64>().expect("a number")).sum();
+        ticks / self.ticks
+    }
+
+    /// A line of its status, bytes.
+    fn memory(&self, line: &str) -> f64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("the operator runs");
+        let found = status.lines().find_map(|l| l.strip_prefix(line)).expect("the line");
+        found.trim().trim_end_matches(" kB").trim().parse::<f64>().expect("a number") * 1024.0
+    }
+
+    /// All metrics; waits until it answers.
+    async fn metrics(&self) -> BTreeMap<String, f64> {
+        let end = Instant::now() + Duration::from_secs(60);
+        loop {
+            if let Some(metrics) = self.try_metrics().await {
+                return metrics;
+            }
+            assert!(Instant::now() < end, "the operator does not answer");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    async fn try_metrics(&self) -> Option<BTreeMap<String, f64>> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.admin)).await.ok()?;
+        stream.write_all(b"GET /metrics HTTP/1.0\r\nHost: operator\r\n\r\n").await.ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.ok()?;
+        let lines = text.lines().filter(|line| line.starts_with("kith_"));
+        Some(
+            lines
+                .filter_map(|line| line.rsplit_once(' '))
+                .filter_map(|(n, v)| Some((n.to_owned(), v.parse().ok()?)))
+                .collect(),
+        )
+    }
+}
+
+impl Drop for Operator {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
