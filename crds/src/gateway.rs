@@ -50,6 +50,10 @@ use crate::shared::{
     "self.api.enabled || self.websocket.enabled",
     "at least one of api and websocket must be enabled"
 ))]
+#[x_kube(validation = (
+    "!has(self.tls) || !(has(self.exposure.ingress) || has(self.exposure.httpRoute))",
+    "tls cannot go with exposure.ingress or exposure.httpRoute, which pass plain HTTP on to the pods: let them end TLS, or use type LoadBalancer or NodePort without them"
+))]
 pub struct GatewaySpec {
     /// The ChatCluster whose clients connect here, in the same namespace. Fixed at creation.
     #[x_kube(validation = ("self == oldSelf", "clusterRef is fixed at creation: create another Gateway"))]
@@ -71,8 +75,8 @@ pub struct GatewaySpec {
     #[serde(default)]
     pub exposure: GatewayExposure,
 
-    /// Serves HTTPS and WSS by the pods themselves. Omitted: plain HTTP and WebSocket, for use behind an Ingress, an
-    /// HTTPRoute or a load balancer that ends TLS.
+    /// Serves HTTPS and WSS by the pods themselves, on the same ports. Omitted: plain HTTP and WebSocket, for use behind an
+    /// Ingress, an HTTPRoute or a load balancer that ends TLS. Not together with an Ingress or an HTTPRoute.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<GatewayTls>,
 }
@@ -338,11 +342,13 @@ pub struct RouteParent {
     pub section_name: Option<String>,
 }
 
-/// TLS by the pods themselves.
+/// TLS by the pods themselves: TLS 1.2 and 1.3, without client certificates.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct GatewayTls {
-    /// Secret of type kubernetes.io/tls, in the same namespace. A renewed certificate is taken up without a restart.
+    /// Secret of type kubernetes.io/tls, in the same namespace: `tls.crt` with the chain, `tls.key`. A renewed certificate is
+    /// shown to new connections within about two minutes, without a restart and without ending the others. Without the
+    /// Secret no pod is made or changed; those that run go on with the certificate that they have.
     pub secret_ref: LocalRef,
 }
 

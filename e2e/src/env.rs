@@ -35,10 +35,12 @@ pub enum EnvError {
 pub struct Env {
     /// The kubeconfig of the local cluster.
     pub kubeconfig: PathBuf,
-    /// `http://host:port` of the API.
+    /// `http://host:port` of the API, or `https`.
     pub api: String,
-    /// `ws://host:port/v1/connect` of the WebSocket.
+    /// `ws://host:port/v1/connect` of the WebSocket, or `wss`.
     pub ws: String,
+    /// The authorities that clients trust (PEM), for `https` and `wss`.
+    pub ca: Option<PathBuf>,
     /// `host:port` of ImBusiness.
     pub business: String,
     /// The CA that ImBusiness's certificate is verified against.
@@ -76,6 +78,7 @@ impl Env {
             kubeconfig: get("KUBECONFIG")?.into(),
             api: get("KITH_API")?.trim_end_matches('/').to_owned(),
             ws: get("KITH_WS")?,
+            ca: map.get("KITH_CA").map(PathBuf::from),
             business: get("KITH_BUSINESS")?,
             business_ca: get("KITH_BUSINESS_CA")?.into(),
             business_cert: get("KITH_BUSINESS_CERT")?.into(),

@@ -7,7 +7,7 @@ use kith_kit::config::Tls;
 
 use crate::{
     business::{Business, BusinessError},
-    client::{Api, ClientError, Device, DeviceOptions, connection::OpenError},
+    client::{Api, ClientError, Device, DeviceOptions, Trust, connection::OpenError},
     env::{Env, EnvError},
     kafka::Reader,
 };
@@ -32,9 +32,9 @@ pub enum TargetError {
 /// Where a platform is.
 #[derive(Clone)]
 pub struct Target {
-    /// `http://host:port`
+    /// `http://host:port`, or `https`.
     pub api: String,
-    /// `ws://host:port/v1/connect`
+    /// `ws://host:port/v1/connect`, or `wss`.
     pub ws: String,
     /// A connected business line.
     pub business: Business,
@@ -73,7 +73,16 @@ impl Target {
         let business = Business::connect(&env).await?;
         let certificate = Tls { ca: env.business_ca, cert: env.business_cert, key: env.business_key };
         let kafka = Reader { bootstrap: env.kafka, certificate: Some(certificate) };
-        Ok(Self::new(&env.api, &env.ws, business, kafka, &env.cluster)?)
+        let target = Self::new(&env.api, &env.ws, business, kafka, &env.cluster)?;
+        Ok(match &env.ca {
+            Some(file) => target.trusting(Trust::in_file(file)?)?,
+            None => target,
+        })
+    }
+
+    /// The same platform, whose certificates are trusted where its addresses are `https` and `wss`.
+    pub fn trusting(self, trust: Trust) -> Result<Self, ClientError> {
+        Ok(Self { http: Api::trusting(&self.api, "", trust)?, ..self })
     }
 
     /// A user of that very id, on a device of a platform; made when absent.

@@ -17,6 +17,8 @@ mod chaos_pods;
 mod chaos_run;
 #[path = "cluster/event_log_access.rs"]
 mod event_log_access;
+#[path = "cluster/gateway_tls.rs"]
+mod gateway_tls;
 #[path = "cluster/hostile.rs"]
 mod hostile;
 #[path = "cluster/hostile_clients.rs"]

@@ -8,10 +8,10 @@ use kith_crds::{
     ChatCluster, Gateway,
     conditions::{self, Finding, reason},
 };
-use kube::{Client, Resource, ResourceExt, api::ListParams};
+use kube::{Api, Client, Resource, ResourceExt, api::ListParams};
 
 use crate::{
-    apply::{ApplyError, Live, list_matching},
+    apply::{ApplyError, Live, Object},
     build::meta::{self, Component},
     chatcluster::PassError,
 };
@@ -136,8 +136,13 @@ pub async fn refuse_gateway(client: &Client, gateway: &Gateway) -> Result<(), Pa
 
 /// From the API server's cache: what it does not know yet, the step that writes refuses.
 async fn all(client: &Client, namespace: &str) -> Result<(Live<ChatCluster>, Live<Gateway>), ApplyError> {
-    let params = ListParams::default().match_any();
-    tokio::try_join!(list_matching(client, namespace, &params), list_matching(client, namespace, &params))
+    tokio::try_join!(list(client, namespace), list(client, namespace))
+}
+
+async fn list<K: Object>(client: &Client, namespace: &str) -> Result<Live<K>, ApplyError> {
+    let api: Api<K> = Api::namespaced(client.clone(), namespace);
+    let found = api.list(&ListParams::default().match_any()).await.map_err(|e| ApplyError::kube::<K>("*", e))?;
+    Ok(found.items.into_iter().map(|object| (object.name_any(), object)).collect())
 }
 
 #[cfg(test)]

@@ -142,10 +142,14 @@ fn every_limit_of_a_gateway_reaches_its_pods() {
     let limits = "api: {allowedOrigins: ['https://a'], idleTimeout: 80s, limits: {requestsPerSecondPerUser: 7, burstPerUser: 8, requestsInFlightPerPod: 9}}, \
          websocket: {allowedOrigins: ['https://b'], heartbeat: 11s, drain: {deadline: 21s, connectionsPerSecond: 22}, \
          limits: {connectionsPerPod: 12, connectionsPerUser: 13, framesPerSecond: 14, framesQueued: 17}}, \
-         limits: {sentBytesPerMinutePerUser: 1Mi}";
+         limits: {sentBytesPerMinutePerUser: 1Mi}, tls: {secretRef: {name: web}}";
     let (set, _) = gateway_settings(limits);
     // Each listener's pods read their own settings, and are not replaced for the other's.
-    let common = kith_kit::config::Gateway { sent_bytes_per_minute: 1 << 20, ..Default::default() };
+    let tls = kith_kit::config::CertFiles {
+        cert: "/etc/kith/client-tls/tls.crt".into(),
+        key: "/etc/kith/client-tls/tls.key".into(),
+    };
+    let common = kith_kit::config::Gateway { sent_bytes_per_minute: 1 << 20, tls: Some(tls), ..Default::default() };
     let api = kith_kit::config::Gateway {
         requests_per_second: 7,
         burst: 8,
@@ -182,5 +186,70 @@ fn switching_autoscaling_on_leaves_as_many_pods_as_stand() {
         gateway::build::keep_scale(listener, live.as_ref());
         let replicas = listener.deployment.spec.as_ref().and_then(|spec| spec.replicas);
         assert_eq!(replicas, Some(wanted), "{standing:?}");
+    }
+}
+
+#[test]
+fn pods_of_a_gateway_with_tls_find_its_certificate_and_its_services_say_so() {
+    let manifest = include_str!("../../examples/production.yaml");
+    let plan = rendered::plan(&read(manifest, "ChatCluster").expect("a ChatCluster"));
+    let gateway: Gateway = read(manifest, "Gateway").expect("a Gateway");
+    assert_eq!(gateway::build::refusal(&gateway), None);
+    let objects = gateway::build::objects(&plan, &gateway).expect("JSON");
+    let names = ["https", "wss"];
+    assert_eq!(objects.listeners.len(), names.len());
+    for (listener, name) in objects.listeners.iter().zip(names) {
+        assert!(gateway::build::ends_tls(&listener.deployment) && gateway::build::is_secure(&listener.service));
+        let pod = serde_json::to_value(&listener.deployment).expect("JSON")["spec"]["template"]["spec"].clone();
+        let volume = pod["volumes"].as_array().expect("volumes").iter().find(|v| v["name"] == "client-tls");
+        let wanted = serde_json::json!({"name": "client-tls", "secret": {"secretName": "chat-example-com-tls", "defaultMode": 0o440,
+            "items": [{"key": "tls.crt", "path": "tls.crt"}, {"key": "tls.key", "path": "tls.key"}]}});
+        assert_eq!(volume, Some(&wanted));
+        let container = &pod["containers"][0];
+        let mount = container["volumeMounts"].as_array().expect("mounts").iter().find(|m| m["name"] == "client-tls");
+        assert_eq!(
+            mount,
+            Some(&serde_json::json!({"name": "client-tls", "mountPath": "/etc/kith/client-tls", "readOnly": true}))
+        );
+        assert_eq!(container["ports"][0]["name"], name);
+        for probe in ["livenessProbe", "readinessProbe", "startupProbe"] {
+            assert_eq!(
+                container[probe]["httpGet"]["port"], "admin",
+                "probes stay in plain HTTP at a port of their own"
+            );
+        }
+        let service = serde_json::to_value(&listener.service).expect("JSON");
+        assert_eq!(
+            (&service["spec"]["ports"][0]["name"], &service["spec"]["ports"][0]["targetPort"]),
+            (&name.into(), &name.into())
+        );
+    }
+    let (plain, objects) = gateway_settings("api: {}");
+    assert!(plain.iter().all(|settings| settings.tls.is_none()));
+    let texts = objects.listeners.iter().filter_map(|listener| listener.config_map.data.as_ref());
+    for data in texts {
+        assert!(!data["config.json"].contains("client-tls"), "an older service knows no such field");
+    }
+    assert!(
+        objects
+            .listeners
+            .iter()
+            .all(|l| !gateway::build::ends_tls(&l.deployment) && !gateway::build::is_secure(&l.service))
+    );
+}
+
+#[test]
+fn tls_in_the_pods_does_not_go_with_a_proxy_that_speaks_plain_http_to_them() {
+    for (spec, refused) in [
+        ("tls: {secretRef: {name: web}}, exposure: {ingress: {host: a.example.com}}", true),
+        ("tls: {secretRef: {name: web}}, exposure: {httpRoute: {parentRefs: [{name: web}]}}", true),
+        ("tls: {secretRef: {name: web}}, exposure: {type: NodePort}", false),
+        ("exposure: {ingress: {host: a.example.com}}", false),
+    ] {
+        let manifest = format!(
+            "apiVersion: kith.dev/v1alpha1\nkind: Gateway\nmetadata: {{name: edge}}\nspec: {{clusterRef: {{name: chat}}, {spec}}}\n"
+        );
+        let gateway: Gateway = read(&manifest, "Gateway").expect("a Gateway");
+        assert_eq!(gateway::build::refusal(&gateway).is_some(), refused, "{spec}");
     }
 }

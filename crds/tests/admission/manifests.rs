@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::Failures;
 use crate::api::{Api, manifest};
 
-const GOOD: [(&str, &str, &str); 16] = [
+const GOOD: &[(&str, &str, &str)] = &[
     ("ChatCluster", "demo", "{}"),
     ("ChatCluster", "demo", "{version: 0.1.0-rc.1, clusterName: chat-eu}"),
     ("ChatCluster", "demo", "{eventLog: {}}"),
@@ -35,6 +35,7 @@ const GOOD: [(&str, &str, &str); 16] = [
     ("StorageShard", "demo-7", "{clusterRef: {name: demo}, index: 7, weight: 0, draining: true}"),
     ("Gateway", "edge", "{clusterRef: {name: demo}}"),
     ("Gateway", "edge", "{clusterRef: {name: demo}, limits: {sentBytesPerMinutePerUser: 1Gi}}"),
+    ("Gateway", "edge", "{clusterRef: {name: demo}, exposure: {type: LoadBalancer}, tls: {secretRef: {name: web}}}"),
     ("Gateway", "edge", "{clusterRef: {name: demo}, api: {enabled: false}, websocket: {autoscaling: {maxReplicas: 9}}}"),
     (
         "Gateway",
@@ -188,6 +189,18 @@ const BAD: &[(&str, &str, &str, &[&str])] = &[
         "edge",
         "{clusterRef: {name: demo}, api: {enabled: false}, websocket: {enabled: false}}",
         &["at least one of api and websocket"],
+    ),
+    (
+        "Gateway",
+        "edge",
+        "{clusterRef: {name: demo}, tls: {secretRef: {name: web}}, exposure: {ingress: {host: a.example.com}}}",
+        &["tls cannot go with exposure.ingress or exposure.httpRoute"],
+    ),
+    (
+        "Gateway",
+        "edge",
+        "{clusterRef: {name: demo}, tls: {secretRef: {name: web}}, exposure: {httpRoute: {parentRefs: [{name: web}]}}}",
+        &["tls cannot go with exposure.ingress or exposure.httpRoute"],
     ),
     (
         "Gateway",

@@ -76,7 +76,9 @@ impl Fleet {
                 let (phases, text) = (phases.clone(), text.clone());
                 async move {
                     let user = target.user_on(&unique(&format!("u{n}")), "d1", "ios").await?;
-                    let connection = Connection::open(&target.ws, user.api.token(), TokenIn::Header, None).await?;
+                    let (api, place) = (&user.api, TokenIn::Header);
+                    let connection =
+                        Connection::open_trusting(api.trust(), &target.ws, api.token(), place, None).await?;
                     let (jobs, orders) = mpsc::channel(QUEUE);
                     let member = Task { phases, origin, text, me: user.id.clone(), acks: HashMap::new() };
                     let task = tokio::spawn(member.run(connection, orders));

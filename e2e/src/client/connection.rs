@@ -1,6 +1,6 @@
 //! One WebSocket: opened, authenticated, split into a reader and a writer, and why it ended.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures::{
     SinkExt, StreamExt,
@@ -8,7 +8,7 @@ use futures::{
 };
 use tokio::net::TcpStream;
 use tokio_tungstenite::{
-    MaybeTlsStream, WebSocketStream, client_async_with_config,
+    Connector, MaybeTlsStream, WebSocketStream, client_async_with_config,
     tungstenite::{
         self, Message as Raw, Utf8Bytes,
         client::IntoClientRequest,
@@ -21,6 +21,7 @@ use tokio_tungstenite::{
 use super::{
     error::ClientError,
     frame::{ClientFrame, Hello, SUBPROTOCOL, ServerFrame},
+    trust::Trust,
 };
 
 /// Opening a connection, the upgrade included.
@@ -111,7 +112,18 @@ impl Connection {
         token_in: TokenIn,
         auth: Option<&ClientFrame<'_>>,
     ) -> Result<Self, OpenError> {
-        let halves = dial(url, (token_in == TokenIn::Header).then_some(token)).await?;
+        Self::open_trusting(&Trust::nobody(), url, token, token_in, auth).await
+    }
+
+    /// The same for `wss://host:port`, too, where a certificate of those that are trusted must be shown.
+    pub async fn open_trusting(
+        trust: &Trust,
+        url: &str,
+        token: &str,
+        token_in: TokenIn,
+        auth: Option<&ClientFrame<'_>>,
+    ) -> Result<Self, OpenError> {
+        let halves = dial_trusting(trust, url, (token_in == TokenIn::Header).then_some(token)).await?;
         Self::greet(halves, token, token_in, auth).await
     }
 
@@ -125,7 +137,7 @@ impl Connection {
     ) -> Result<Self, OpenError> {
         let request = upgrade(url, (token_in == TokenIn::Header).then_some(token))?;
         let dialled = client_async_with_config(request, MaybeTlsStream::Plain(stream), Some(config()));
-        Self::greet(upgraded(dialled).await?, token, token_in, auth).await
+        Self::greet(upgraded(Box::pin(dialled)).await?, token, token_in, auth).await
     }
 
     async fn greet(
@@ -151,7 +163,20 @@ impl Connection {
 
 /// Opens the socket without authenticating, for tests of what then happens.
 pub async fn dial(url: &str, token: Option<&str>) -> Result<(Reader, Writer), OpenError> {
-    upgraded(tokio_tungstenite::connect_async_with_config(upgrade(url, token)?, Some(config()), true)).await
+    dial_trusting(&Trust::nobody(), url, token).await
+}
+
+async fn dial_trusting(trust: &Trust, url: &str, token: Option<&str>) -> Result<(Reader, Writer), OpenError> {
+    let connector = if url.starts_with("wss:") {
+        // A WebSocket begins as HTTP/1.1.
+        Connector::Rustls(Arc::new(trust.tls(&["http/1.1"]).map_err(|e| OpenError::Contract(e.to_string()))?))
+    } else {
+        Connector::Plain
+    };
+    let request = upgrade(url, token)?;
+    let dialled = tokio_tungstenite::connect_async_tls_with_config(request, Some(config()), true, Some(connector));
+    // With all of TLS in it, it is too large to be a part of others.
+    upgraded(Box::pin(dialled)).await
 }
 
 fn upgrade(url: &str, token: Option<&str>) -> Result<Request, OpenError> {

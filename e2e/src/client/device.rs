@@ -77,7 +77,7 @@ pub struct Device {
 impl Device {
     /// Connects and waits for the hello. `api` carries the same token.
     pub async fn connect(ws: &str, api: Api, options: DeviceOptions) -> Result<Self, OpenError> {
-        let connection = Connection::open(ws, api.token(), options.token_in, None).await?;
+        let connection = Connection::open_trusting(api.trust(), ws, api.token(), options.token_in, None).await?;
         let (fill, fills) = mpsc::channel(QUEUE);
         let (commands, orders) = mpsc::channel(QUEUE);
         let shared =
@@ -249,7 +249,8 @@ async fn reconnect(shared: &Shared, hint: Option<u64>, resume: Option<&str>) -> 
     loop {
         let cursors = shared.inbox.lock().cursors().into_iter().map(|(id, seq)| (id, seq.to_string())).collect();
         let auth = ClientFrame::Auth { token: shared.api.token(), cursors: Some(cursors), resume_token: resume };
-        match Connection::open(&shared.ws, shared.api.token(), TokenIn::Frame, Some(&auth)).await {
+        let api = &shared.api;
+        match Connection::open_trusting(api.trust(), &shared.ws, api.token(), TokenIn::Frame, Some(&auth)).await {
             Ok(connection) => return Some(connection),
             Err(error) => {
                 let closed = Closed { code: close_code(&error), reason: error.to_string() };

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::{
     error::ClientError,
     model::{Conversation, Conversations, Draft, History, Message, Position, Problem, Read, Sent, Sync},
+    trust::Trust,
 };
 use crate::wait::jittered;
 
@@ -69,17 +70,25 @@ pub struct Api {
     base: String,
     token: String,
     http: reqwest::Client,
+    trust: Trust,
 }
 
 impl Api {
     /// For `base` (`http://host:port`) with a token.
     pub fn new(base: &str, token: impl Into<String>) -> Result<Self, ClientError> {
-        Ok(Self { base: base.trim_end_matches('/').to_owned(), token: token.into(), http: client(None)? })
+        Self::trusting(base, token, Trust::nobody())
+    }
+
+    /// For `base` (`https://host:port`, too) with a token.
+    pub fn trusting(base: &str, token: impl Into<String>, trust: Trust) -> Result<Self, ClientError> {
+        let http = client(None, &trust)?;
+        Ok(Self { base: base.trim_end_matches('/').to_owned(), token: token.into(), http, trust })
     }
 
     /// For `base` without a token, with connections of their own that come from an address of this machine.
     pub fn from_address(base: &str, from: IpAddr) -> Result<Self, ClientError> {
-        Ok(Self { base: base.trim_end_matches('/').to_owned(), token: String::new(), http: client(Some(from))? })
+        let (trust, base) = (Trust::nobody(), base.trim_end_matches('/').to_owned());
+        Ok(Self { base, token: String::new(), http: client(Some(from), &trust)?, trust })
     }
 
     /// The same connections for another user.
@@ -91,6 +100,11 @@ impl Api {
     /// The token that calls carry.
     pub fn token(&self) -> &str {
         &self.token
+    }
+
+    /// Whose certificates it trusts.
+    pub fn trust(&self) -> &Trust {
+        &self.trust
     }
 
     /// Any request, with the token unless it is empty.
@@ -218,8 +232,9 @@ impl Api {
     }
 }
 
-fn client(from: Option<IpAddr>) -> Result<reqwest::Client, ClientError> {
+fn client(from: Option<IpAddr>, trust: &Trust) -> Result<reqwest::Client, ClientError> {
     reqwest::Client::builder()
+        .tls_backend_preconfigured(trust.tls(&["h2", "http/1.1"])?)
         .local_address(from)
         .timeout(DEADLINE)
         // A lost first packet is sent again after one second, and after three.

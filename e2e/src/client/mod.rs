@@ -7,6 +7,7 @@ pub mod frame;
 pub mod http;
 mod inbox;
 pub mod model;
+pub mod trust;
 
 pub use connection::{Closed, Connection};
 pub use device::{Device, DeviceOptions};
@@ -15,3 +16,4 @@ pub use frame::{ClientFrame, ServerFrame};
 pub use http::Api;
 pub use inbox::Inbox;
 pub use model::{Draft, Message, Position, Sent};
+pub use trust::Trust;

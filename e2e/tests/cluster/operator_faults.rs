@@ -16,7 +16,7 @@ use kith_e2e::{
 };
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 
@@ -310,7 +310,7 @@ async fn autoscaling_switched_on_takes_no_pod_away() -> Proof {
     let (_guard, cluster, target) = alone().await?;
     let gateways = cluster.api::<Gateway>();
     let name =
-        gateways.list(&Default::default()).await?.items.first().map(ResourceExt::name_any).ok_or("no Gateway")?;
+        gateways.list(&ListParams::default()).await?.items.first().map(ResourceExt::name_any).ok_or("no Gateway")?;
     let deployment = format!("{}-{name}-api", cluster.name);
     let replicas = |wanted: i32| {
         move |d: &Deployment| {

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kith_crds::{Gateway as GatewayObject, chatcluster::ExternalEventLog, conditions::Finding};
 use kith_kit::config::{
-    Auth, Cluster, Config, Durability, Gateway, Kafka, KafkaSasl, KafkaTls, Limits, Service, Services, TLS_DIR, Tls,
-    Valkey,
+    Auth, CertFiles, Cluster, Config, Durability, Gateway, Kafka, KafkaSasl, KafkaTls, Limits, Service, Services,
+    TLS_DIR, Tls, Valkey,
 };
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -27,6 +27,10 @@ pub const VALKEY_PASSWORD: &str = "/etc/kith/valkey/password";
 pub const KAFKA_CA_DIR: &str = "/etc/kith/kafka-ca";
 /// The client certificate towards external brokers.
 pub const KAFKA_CLIENT_DIR: &str = "/etc/kith/kafka-client";
+/// The certificate that clients of a Gateway are shown.
+pub const CLIENT_TLS_DIR: &str = "/etc/kith/client-tls";
+/// Its files, which are the keys of its Secret: the certificate with its chain, and its key.
+pub const TLS_FILES: [&str; 2] = ["tls.crt", "tls.key"];
 /// The login at external brokers.
 pub const KAFKA_SASL_DIR: &str = "/etc/kith/kafka-sasl";
 
@@ -125,7 +129,11 @@ pub fn gateway_config(plan: &Plan, gateway: &GatewayObject, component: Component
     let field = "spec.limits.sentBytesPerMinutePerUser";
     let sent_bytes = most.to_bytes().map_err(|error| invalid(format!("{field}: {error}")))?;
     let sent_bytes = u32::try_from(sent_bytes).map_err(|_| invalid(format!("{field}: {} is too much", most.0)))?;
-    let common = Gateway { sent_bytes_per_minute: sent_bytes, ..Gateway::default() };
+    let tls = gateway.spec.tls.as_ref().map(|_| {
+        let [cert, key] = TLS_FILES.map(|file| PathBuf::from(CLIENT_TLS_DIR).join(file));
+        CertFiles { cert, key }
+    });
+    let common = Gateway { sent_bytes_per_minute: sent_bytes, tls, ..Gateway::default() };
     let settings = if component == Component::Api {
         let api = &gateway.spec.api;
         Gateway {

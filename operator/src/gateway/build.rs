@@ -40,6 +40,11 @@ use crate::{
 pub const API_PORT: i32 = 8_080;
 /// Long connections.
 pub const WEBSOCKET_PORT: i32 = 8_081;
+/// The ports' names without TLS and with it, by which clients and people tell what is spoken there.
+const API_NAMES: [&str; 2] = ["http", "https"];
+const WEBSOCKET_NAMES: [&str; 2] = ["ws", "wss"];
+/// The volume with the certificate for clients.
+const TLS_VOLUME: &str = "client-tls";
 /// The path of the WebSocket.
 const CONNECT_PATH: &str = "/v1/connect";
 /// A stopping API pod finishes its requests.
@@ -114,11 +119,12 @@ pub fn objects(plan: &Plan, gateway: &Gateway) -> Result<Objects, PassError> {
 fn enabled(plan: &Plan, gateway: &Gateway) -> Vec<Common> {
     let (api, websocket) = (&gateway.spec.api, &gateway.spec.websocket);
     let ports = gateway.spec.exposure.node_ports.clone().unwrap_or_default();
+    let name = |[plain, secure]: [&'static str; 2]| if gateway.spec.tls.is_some() { secure } else { plain };
     let mut list = Vec::new();
     if api.enabled {
         list.push(Common {
             component: Component::Api,
-            port: ("http", API_PORT),
+            port: (name(API_NAMES), API_PORT),
             replicas: api.replicas,
             autoscaling: api.autoscaling.clone(),
             settings: pod_settings(&plan.spec, &api.pod, ApiListener::default_resources),
@@ -130,7 +136,7 @@ fn enabled(plan: &Plan, gateway: &Gateway) -> Vec<Common> {
         let drain = websocket.drain.deadline.to_std().map_or(120, |d| i64::try_from(d.as_secs()).unwrap_or(3_600));
         list.push(Common {
             component: Component::Gateway,
-            port: ("ws", WEBSOCKET_PORT),
+            port: (name(WEBSOCKET_NAMES), WEBSOCKET_PORT),
             replicas: websocket.replicas,
             autoscaling: websocket.autoscaling.clone(),
             settings: pod_settings(&plan.spec, &websocket.pod, WebsocketListener::default_resources),
@@ -152,6 +158,12 @@ fn listener(plan: &Plan, gateway: &Gateway, common: Common) -> Result<Listener, 
     let config = settings::gateway_config(plan, gateway, component)?;
     let (config_map, hash) = settings::config_map(meta::config_map(&name), labels.clone(), &config)?;
     let keys = pod::secret_volume("keys", meta::token_keys_secret(&plan.name), &["jwks.json"]);
+    let mut mounts = vec![(keys, pod::mount("keys", settings::KEYS_DIR))];
+    if let Some(tls) = &gateway.spec.tls {
+        // Kubernetes renews the files of the pods that run when the Secret changes.
+        let volume = pod::secret_volume(TLS_VOLUME, tls.secret_ref.name.clone(), &settings::TLS_FILES);
+        mounts.push((volume, pod::mount(TLS_VOLUME, settings::CLIENT_TLS_DIR)));
+    }
     let deployment = services::deployment(
         plan,
         Spec {
@@ -162,7 +174,7 @@ fn listener(plan: &Plan, gateway: &Gateway, common: Common) -> Result<Listener, 
             settings: &common.settings,
             port: common.port,
             config_hash: &hash,
-            mounts: vec![(keys, pod::mount("keys", settings::KEYS_DIR))],
+            mounts,
             grace_s: common.grace_s,
         },
     );
@@ -184,6 +196,29 @@ fn listener(plan: &Plan, gateway: &Gateway, common: Common) -> Result<Listener, 
         budget: service::disruption_budget(name.clone(), labels.clone(), selector, 1, true),
         autoscaler: common.autoscaling.map(|scaling| autoscaler(name, labels, &scaling)),
     })
+}
+
+/// Whether the pods of a Deployment end TLS themselves.
+pub fn ends_tls(deployment: &Deployment) -> bool {
+    let pod = deployment.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
+    pod.is_some_and(|pod| pod.volumes.iter().flatten().any(|volume| volume.name == TLS_VOLUME))
+}
+
+/// Whether what stands behind a Service ends TLS itself, as its port's name says.
+pub fn is_secure(service: &Service) -> bool {
+    let ports = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
+    let mut names = ports.filter_map(|port| port.name.as_deref());
+    names.any(|name| [API_NAMES[1], WEBSOCKET_NAMES[1]].contains(&name))
+}
+
+/// Why the spec cannot be carried out, whatever else stands in the Kubernetes cluster. The API server refuses it, too, unless its definition
+/// of a Gateway is an older one.
+pub fn refusal(gateway: &Gateway) -> Option<&'static str> {
+    let exposure = &gateway.spec.exposure;
+    let proxied = exposure.ingress.is_some() || exposure.http_route.is_some();
+    (gateway.spec.tls.is_some() && proxied).then_some(
+        "spec.tls cannot go with exposure.ingress or exposure.httpRoute, which pass plain HTTP on to the pods: remove spec.tls and let them end TLS, or use exposure.type LoadBalancer or NodePort without them",
+    )
 }
 
 /// Where an autoscaler says how many pods there are and has not said so yet, the Deployment keeps as many as stand, within its bounds: applied

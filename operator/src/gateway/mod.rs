@@ -1,6 +1,7 @@
 //! The Gateway controller: the access layer that clients reach, which starts and changes when all below it is of the same plan's templates.
 
 pub mod build;
+mod certificate;
 mod status;
 
 pub use status::{Facts, status};
@@ -24,7 +25,7 @@ use kith_crds::{
 };
 use kube::{Api, Resource, ResourceExt, runtime::controller::Action};
 
-use self::build::HTTPRoute;
+use self::build::{HTTPRoute, Listener, Objects};
 use crate::{
     apply::{self, Applier, ApplyError, Live, Object},
     build::services,
@@ -98,12 +99,20 @@ pub fn failed(gateway: &Arc<Gateway>, error: &PassError, context: &Arc<Context>)
 }
 
 async fn announce(context: &Context, gateway: &Gateway, status: &kith_crds::GatewayStatus) {
-    let before = gateway.status.as_ref().and_then(|s| conditions::get(&s.conditions, conditions::READY));
-    let Some(now) = conditions::get(&status.conditions, conditions::READY) else { return };
-    if before.is_none_or(|b| b.status != now.status || b.reason != now.reason) {
+    let changed = |kind: &str| {
+        let before = gateway.status.as_ref().and_then(|s| conditions::get(&s.conditions, kind));
+        let now = conditions::get(&status.conditions, kind)?;
+        before.is_none_or(|b| b.status != now.status || b.reason != now.reason).then_some(now)
+    };
+    if let Some(now) = changed(conditions::READY) {
         let quiet = [reason::STARTING, reason::WAITING_FOR_LAYER_BELOW, reason::ROLLING_OUT];
         let warning = now.status != "True" && !quiet.contains(&now.reason.as_str());
         context.event(gateway, warning, &now.reason, &now.message).await;
+    } else if let Some(now) = changed(conditions::PROGRESSING)
+        && [reason::SECRET_NOT_FOUND, reason::SECRET_INVALID].contains(&now.reason.as_str())
+    {
+        // Clients can connect all the same, so nothing but this says it.
+        context.event(gateway, true, &now.reason, &now.message).await;
     }
 }
 
@@ -113,13 +122,8 @@ async fn pass(
     context: &Context,
     facts: &mut Facts,
 ) -> Result<Action, PassError> {
-    if gateway.spec.tls.is_some() {
-        return Err(Finding::fails(
-            conditions::READY,
-            reason::INVALID_SPEC,
-            "spec.tls: the pods of this version do not end TLS themselves; remove it and use exposure.ingress, exposure.httpRoute or a load balancer that ends TLS",
-        )
-        .into());
+    if let Some(why) = build::refusal(gateway) {
+        return Err(Finding::fails(conditions::READY, reason::INVALID_SPEC, why).into());
     }
     let Some(status) = cluster.status.as_ref().filter(|s| s.images.is_some()) else {
         facts.waiting = true;
@@ -133,6 +137,7 @@ async fn pass(
     let objects = build::objects(&plan, gateway)?;
     // observe
     let (stores, namespace, cluster_name) = (&context.stores, plan.namespace.as_str(), plan.name.as_str());
+    facts.secret = certificate::look(&context.client, namespace, gateway).await?;
     let own = (names::LABEL_GATEWAY, name.as_str());
     let (maps, deployments, services, budgets, autoscalers, ingresses, pods) = tokio::try_join!(
         stores.part::<ConfigMap>(namespace, cluster_name, own),
@@ -152,46 +157,88 @@ async fn pass(
     })?;
     let applier =
         Applier { client: context.client.clone(), stores: stores.clone(), namespace: plan.namespace.clone(), owner };
+    let standing = Standing { maps, deployments, services, budgets, autoscalers };
     // apply
+    let (ingress, route) = (objects.ingress.clone(), objects.route.clone());
+    Box::pin(listeners(&applier, objects, &standing, open, facts)).await?;
+    for (component, _, _) in &facts.listeners {
+        facts.trouble = facts.trouble.take().or_else(|| trouble(&pods, component.name(), Some(&name)));
+    }
+    let mut refused = standing.deployments.values().filter_map(refusal::of_deployment);
+    facts.trouble = facts.trouble.take().or_else(|| refused.next());
+    entries(&applier, ingress, &ingresses, route, &format!("{}-{name}", plan.name)).await?;
+    facts.pods = pods;
+    facts.certificates = certificates::given(&context.client, namespace, &given_secrets(gateway)).await;
+    facts.waiting = facts.listeners.iter().any(|(_, _, waiting)| *waiting);
+    Ok(Action::requeue(if facts.waiting || facts.secret.is_some() { WAITING } else { QUIET }))
+}
+
+/// What stands of a Gateway's listeners.
+struct Standing {
+    maps: Live<ConfigMap>,
+    deployments: Live<Deployment>,
+    services: Live<Service>,
+    budgets: Live<PodDisruptionBudget>,
+    autoscalers: Live<HorizontalPodAutoscaler>,
+}
+
+impl Standing {
+    /// Whether the pods that stand speak something else than those that are wanted: plain HTTP instead of TLS, or the other way round.
+    fn speaks_otherwise(&self, listener: &Listener) -> bool {
+        let live = self.deployments.get(&listener.deployment.name_any());
+        live.is_some_and(|live| build::ends_tls(live) != build::ends_tls(&listener.deployment))
+    }
+}
+
+/// The listeners and their configuration: made, changed or removed. Pods change when the layer below serves (`open`) and their certificate
+/// can be used; until then what runs goes on, with the configuration and the Service that fit what it speaks.
+async fn listeners(
+    applier: &Applier,
+    mut objects: Objects,
+    standing: &Standing,
+    open: bool,
+    facts: &mut Facts,
+) -> Result<(), ApplyError> {
+    let usable = facts.secret.is_none();
+    for listener in &mut objects.listeners {
+        build::keep_scale(listener, standing.deployments.get(&listener.deployment.name_any()));
+    }
     let mut keep = Vec::new();
     let mut scaled = Vec::new();
-    for mut listener in objects.listeners {
+    for listener in objects.listeners {
         let name = listener.deployment.name_any();
-        build::keep_scale(&mut listener, deployments.get(&name));
-        let service = applier.apply(listener.service, services.get(&name)).await?;
+        let (service, live) = (standing.services.get(&name), standing.deployments.get(&name));
+        let current = live.is_some_and(|live| applier.is_current(&listener.deployment, live));
+        let fits = (open && usable) || !standing.speaks_otherwise(&listener);
+        let service = match service {
+            Some(service) if !fits => service.clone(),
+            service => applier.apply(listener.service, service).await?,
+        };
         facts.services.insert(name.clone(), service);
-        applier.apply(listener.budget, budgets.get(&name)).await?;
-        let live = deployments.get(&name);
-        let goes = open || live.is_some_and(|l| applier.is_current(&listener.deployment, l));
-        let map = maps.get(&listener.config_map.name_any());
+        applier.apply(listener.budget, standing.budgets.get(&name)).await?;
+        let goes = (open || current) && usable;
+        let map = standing.maps.get(&listener.config_map.name_any());
         // A container that starts again while the change waits reads what it read before.
         if goes || map.is_none() {
             applier.apply(listener.config_map, map).await?;
         }
         if goes {
-            let standing = applier.apply(listener.deployment, live).await?;
-            facts.listeners.push((listener.component, Some(rollout(&standing)), false));
+            let deployment = applier.apply(listener.deployment, live).await?;
+            facts.listeners.push((listener.component, Some(rollout(&deployment)), false));
         } else {
-            facts.listeners.push((listener.component, live.map(rollout), true));
+            facts.held |= !usable && !current;
+            facts.listeners.push((listener.component, live.map(rollout), !open && !current));
         }
         if let Some(autoscaler) = listener.autoscaler {
             scaled.push(name.clone());
-            applier.apply(autoscaler, autoscalers.get(&name)).await?;
+            applier.apply(autoscaler, standing.autoscalers.get(&name)).await?;
         }
-        facts.trouble =
-            facts.trouble.take().or_else(|| trouble(&pods, listener.component.name(), Some(&gateway.name_any())));
-        facts.trouble = facts.trouble.take().or_else(|| live.and_then(refusal::of_deployment));
         keep.push(name);
     }
-    applier.prune(&keep, &deployments).await?;
-    applier.prune(&keep, &services).await?;
-    applier.prune(&keep, &budgets).await?;
-    applier.prune(&scaled, &autoscalers).await?;
-    entries(&applier, objects.ingress, &ingresses, objects.route, &format!("{}-{name}", plan.name)).await?;
-    facts.pods = pods;
-    facts.certificates = certificates::given(&context.client, namespace, &given_secrets(gateway)).await;
-    facts.waiting = facts.listeners.iter().any(|(_, _, waiting)| *waiting);
-    Ok(Action::requeue(if facts.waiting { WAITING } else { QUIET }))
+    applier.prune(&keep, &standing.deployments).await?;
+    applier.prune(&keep, &standing.services).await?;
+    applier.prune(&keep, &standing.budgets).await?;
+    applier.prune(&scaled, &standing.autoscalers).await
 }
 
 /// The Secrets with the certificates that clients are shown, as far as the spec names them.

@@ -3,6 +3,7 @@
 //! What needs pods is tested on the local cluster (`e2e`); here it is what the operator writes, what it does not write, and what it says.
 
 mod brokers;
+mod gateway;
 #[path = "../support/rules.rs"]
 mod rules;
 #[allow(dead_code, reason = "the admission tests use more of it")]
@@ -42,6 +43,7 @@ fn the_operator_writes_what_is_needed_and_says_what_is_wrong() {
         a_new_operator_restarts_nothing(&server, &world).await;
         somebody_elses_object_is_left_alone(&world).await;
         a_missing_secret_is_named(&world).await;
+        Box::pin(gateway::pods_wait_for_their_certificate_and_outlive_it(&world)).await;
         an_invalid_spec_is_said_and_touches_nothing(&world).await;
         what_the_api_server_refuses_is_told_in_words(&world).await;
         pods_that_cannot_be_made_are_told_as_such(&server).await;

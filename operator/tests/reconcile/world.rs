@@ -14,11 +14,12 @@ use k8s_openapi::{
         core::v1::{ConfigMap, Namespace, Secret, Service},
     },
 };
-use kith_crds::{ChatCluster, StorageShard, chatcluster::Images, conditions};
+use kith_crds::{ChatCluster, Gateway, GatewayStatus, StorageShard, chatcluster::Images, conditions};
 use kith_operator::{
     api_client::{self, RequestCounts},
     chatcluster,
     context::{Context, Wakes},
+    gateway,
     lease::LeaseGuard,
     plan::Release,
     storageshard,
@@ -149,6 +150,14 @@ impl World {
     /// The object as it stands.
     pub(crate) async fn cluster(&self, namespace: &str, name: &str) -> ChatCluster {
         self.api::<ChatCluster>(namespace).get(name).await.expect("the ChatCluster")
+    }
+
+    /// A pass over a Gateway; what it says afterwards.
+    pub(crate) async fn pass_gateway(&self, namespace: &str, name: &str) -> GatewayStatus {
+        let api: Api<Gateway> = self.api(namespace);
+        let gateway = api.get(name).await.expect("the Gateway");
+        let _ = gateway::reconcile(Arc::new(gateway), self.context.clone()).await;
+        api.get(name).await.expect("the Gateway").status.expect("a status")
     }
 
     /// Status, reason and message of a condition.

@@ -103,7 +103,7 @@ mod serving {
                 get(|State(admin): State<Admin>| async move { admin.metrics.render() + &(admin.more)() }),
             )
             .with_state(Admin { readiness, metrics, more: Arc::new(more) });
-        http::serve(listener, app, BOUNDS, shutdown).await;
+        http::serve(listener, None, app, BOUNDS, shutdown).await;
         Ok(())
     }
 

@@ -97,6 +97,16 @@ impl Tls {
     }
 }
 
+/// The certificate of a listener for clients (PEM files), re-read when it changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CertFiles {
+    /// The certificate with its chain.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+}
+
 /// How `storage` reaches Valkey.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -298,6 +308,9 @@ pub struct Gateway {
     /// Web pages that may open a WebSocket, besides those of its own host: origins, or `*`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub websocket_origins: Vec<String>,
+    /// The certificate with which the listeners end TLS themselves; absent: they speak plain HTTP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<CertFiles>,
 }
 
 impl Default for Gateway {
@@ -317,6 +330,7 @@ impl Default for Gateway {
             idle_ms: DEFAULT_IDLE_MS,
             api_origins: Vec::new(),
             websocket_origins: Vec::new(),
+            tls: None,
         }
     }
 }

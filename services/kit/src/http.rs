@@ -1,9 +1,12 @@
-//! HTTP servers: admitted connections that get on or end, graceful end; and errors as problem documents (RFC 9457).
+//! HTTP servers: admitted connections, in TLS or plain, that get on or end; graceful end; and errors as problem documents (RFC 9457).
 
 use std::{
     net::SocketAddr,
     pin::Pin,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -23,16 +26,21 @@ use hyper_util::{
 };
 use parking_lot::Mutex;
 use serde::Serialize;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::{ServiceExt, service_fn};
 
 use crate::{
     admission::{Admission, Seat, Seats},
     error::Error,
+    handshake::handshake,
     linger::Linger,
     pace::{Pace, UNKNOWN, Verdict},
     progress::Progress,
+    tls::ListenerTls,
 };
 
 /// HTTP/2 pings find clients that vanished.
@@ -59,12 +67,18 @@ pub struct Bounds {
     pub grace: Duration,
 }
 
-/// Serves `app` on `listener` until `shutdown`; then open connections finish their requests within the grace period. A handler finds the
-/// connection's [`Seat`] in the extensions of its request and says there whose it is, when it knows.
-pub async fn serve(listener: TcpListener, app: Router, bounds: Bounds, shutdown: CancellationToken) {
+/// Serves `app` on `listener`, in TLS where that is given, until `shutdown`; then open connections finish their requests within the grace
+/// period. A handler finds the connection's [`Seat`] in the extensions of its request and says there whose it is, when it knows.
+pub async fn serve(
+    listener: TcpListener,
+    tls: Option<ListenerTls>,
+    app: Router,
+    bounds: Bounds,
+    shutdown: CancellationToken,
+) {
     let admission = Admission::new(bounds.seats);
     let tracker = TaskTracker::new();
-    let builder = Arc::new(builder(bounds.idle));
+    let server = Arc::new(Server { tls, app, builder: builder(bounds.idle), shutdown: shutdown.clone() });
     loop {
         let accepted = async { Some((admission.place().await?, listener.accept().await)) };
         let Some(Some((place, accepted))) = shutdown.run_until_cancelled(accepted).await else { break };
@@ -80,15 +94,22 @@ pub async fn serve(listener: TcpListener, app: Router, bounds: Bounds, shutdown:
         if let Err(error) = socket.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY");
         }
-        let connection =
-            Connection { seat, address, pace: Arc::new(Mutex::new(Pace::new(bounds.idle, Instant::now()))) };
-        tracker.spawn(connection.serve(socket, app.clone(), builder.clone(), shutdown.clone()));
+        let pace = Arc::new(Mutex::new(Pace::new(bounds.idle, Instant::now())));
+        tracker.spawn(Connection { seat, address, pace, server: server.clone() }.run(socket));
     }
     drop(listener);
     tracker.close();
     if tokio::time::timeout(bounds.grace, tracker.wait()).await.is_err() {
         tracing::warn!("open requests did not end within the grace period");
     }
+}
+
+/// What all connections of a listener share.
+struct Server {
+    tls: Option<ListenerTls>,
+    app: Router,
+    builder: Builder<TokioExecutor>,
+    shutdown: CancellationToken,
 }
 
 fn builder(idle: Duration) -> Builder<TokioExecutor> {
@@ -112,17 +133,43 @@ struct Connection {
     seat: Arc<Seat>,
     address: SocketAddr,
     pace: Arc<Mutex<Pace>>,
+    server: Arc<Server>,
+}
+
+/// What the layer above TLS sees and says of the socket below it.
+struct Socket {
+    /// Once set, the socket is closed at once.
+    abrupt: Arc<AtomicBool>,
+    /// Whether a write waits for the peer now.
+    waits: Arc<AtomicBool>,
 }
 
 impl Connection {
-    async fn serve(
-        self,
-        socket: TcpStream,
-        app: Router,
-        builder: Arc<Builder<TokioExecutor>>,
-        shutdown: CancellationToken,
-    ) {
+    async fn run(self, socket: TcpStream) {
+        // The first byte and the end of a handshake have one deadline, which runs from here.
+        let until = tokio::time::Instant::now() + UNKNOWN;
+        let socket = Linger::new(socket, self.seat.clone());
+        let abrupt = socket.abrupt();
+        // A byte tells that somebody is there; the rest of the request has its time in `Pace`. What the peer takes is looked at below TLS,
+        // as it is without TLS: from above, a record that is taken slowly looks like one that is not taken.
+        let io = Progress::new(socket, 1, UNKNOWN);
+        let socket = Socket { abrupt, waits: io.waits() };
+        let Some(tls) = &self.server.tls else { return self.serve(io, socket).await };
+        let shaking = handshake(tls.get(), io, &socket.abrupt, until);
+        match self.server.shutdown.run_until_cancelled(shaking).await {
+            Some(Ok(stream)) => self.serve(stream, socket).await,
+            // Anybody can cause this as often as they like, so it is counted and not told.
+            Some(Err(error)) => tracing::debug!(address = %self.address, %error, "no TLS handshake"),
+            None => {}
+        }
+    }
+
+    async fn serve<S>(&self, io: S, socket: Socket)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let (pace, seat, address) = (self.pace.clone(), self.seat.clone(), self.address);
+        let app = self.server.app.clone();
         let service = service_fn(move |mut request: Request<hyper::body::Incoming>| {
             request.extensions_mut().insert(ConnectInfo::<SocketAddr>(address));
             request.extensions_mut().insert(seat.clone());
@@ -132,12 +179,8 @@ impl Connection {
                 response.map(|response| response.map(|body| at_work.answer(body)))
             }
         });
-        // A byte tells that somebody is there; the rest of the request has its time in `Pace`.
-        let socket = Linger::new(socket, self.seat.clone());
-        let abrupt = socket.abrupt();
-        let io = Progress::new(socket, 1, UNKNOWN);
-        let waits = io.waits();
-        let connection = builder.serve_connection_with_upgrades(TokioIo::new(io), TowerToHyperService::new(service));
+        let connection =
+            self.server.builder.serve_connection_with_upgrades(TokioIo::new(io), TowerToHyperService::new(service));
         tokio::pin!(connection);
         let mut leaving: Option<tokio::time::Instant> = None;
         let ended = loop {
@@ -145,11 +188,11 @@ impl Connection {
             let until = match (leaving, verdict) {
                 (_, Verdict::Stalled) => {
                     metrics::counter!("kith_connections_stalled_total").increment(1);
-                    abrupt.store(true, Ordering::Relaxed);
+                    socket.abrupt.store(true, Ordering::Relaxed);
                     return;
                 }
                 // What was answered is still on its way to a slow reader, and ends by itself when nothing is taken.
-                (_, Verdict::Idle) if waits.load(Ordering::Relaxed) => tokio::time::Instant::now() + GOODBYE,
+                (_, Verdict::Idle) if socket.waits.load(Ordering::Relaxed) => tokio::time::Instant::now() + GOODBYE,
                 (Some(end), _) => end,
                 (None, Verdict::Wait(until)) => until.into(),
                 (None, Verdict::Idle) => {
@@ -162,7 +205,7 @@ impl Connection {
             tokio::select! {
                 ended = connection.as_mut() => break ended,
                 // Open requests go on; how long is the server's grace period.
-                () = shutdown.cancelled(), if leaving.is_none() => {
+                () = self.server.shutdown.cancelled(), if leaving.is_none() => {
                     connection.as_mut().graceful_shutdown();
                     break connection.await;
                 }

@@ -33,6 +33,8 @@ pub mod error;
 #[cfg(feature = "grpc")]
 mod guard;
 #[cfg(feature = "grpc")]
+mod handshake;
+#[cfg(feature = "grpc")]
 pub mod http;
 #[cfg(feature = "kafka")]
 pub mod kafka;

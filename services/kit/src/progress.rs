@@ -157,4 +157,52 @@ mod tests {
         assert_eq!(server.write_all(&[0; 12]).await.unwrap_err().kind(), ErrorKind::TimedOut);
         assert!(waits.load(Ordering::Relaxed));
     }
+
+    /// TLS writes whole records, and a flush waits for all of them: what is taken of them counts, however slowly it is.
+    #[tokio::test]
+    async fn a_peer_that_takes_records_of_tls_slowly_is_not_given_up_and_one_that_takes_nothing_is() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let cert = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut server_config = rustls::ServerConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![cert.der().clone()], key.serialize_der().try_into().unwrap())
+            .unwrap();
+        server_config.max_fragment_size = Some(1 << 10);
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(cert.der().clone()).unwrap();
+        let client_config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let (client, server) = duplex(1 << 10);
+        let progress = Progress { stalled_after: SHORT, ..Progress::new(server, 1, SHORT) };
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(client_config));
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(server_config));
+        let connecting = connector.connect("localhost".try_into().unwrap(), client);
+        let (client, server) = tokio::join!(connecting, acceptor.accept(progress));
+        let (mut client, mut server) = (client.unwrap(), server.unwrap());
+        let reader = tokio::spawn(async move {
+            // A part of a record at a time: each is taken well within the bound, and what TLS holds at once is not.
+            let mut taken = vec![0; 1 << 10];
+            for _ in 0..96 {
+                tokio::time::sleep(SHORT / 32).await;
+                client.read_exact(&mut taken).await.unwrap();
+            }
+            client
+        });
+        let begun = Instant::now();
+        server.write_all(&vec![0; 96 << 10]).await.unwrap();
+        server.flush().await.unwrap();
+        assert!(begun.elapsed() > SHORT * 2, "slower in all than the bound, and getting on");
+        let _client = reader.await.unwrap();
+        let stalled = async {
+            server.write_all(&vec![0; 256 << 10]).await?;
+            server.flush().await
+        };
+        assert_eq!(stalled.await.unwrap_err().kind(), ErrorKind::TimedOut);
+    }
 }

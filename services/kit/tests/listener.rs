@@ -41,7 +41,7 @@ async fn server(unknown_per_address: usize) -> Server {
     let seats = Seats { all: 64, unknown_per_address, per_caller: 8 };
     let bounds = Bounds { seats, idle: Duration::from_secs(90), grace: Duration::from_secs(1) };
     let end = CancellationToken::new();
-    tokio::spawn(serve(listener, app, bounds, end.clone()));
+    tokio::spawn(serve(listener, None, app, bounds, end.clone()));
     Server { port, _end: end.drop_guard() }
 }
 

@@ -26,6 +26,7 @@ use kith_kit::{
     sessions::Sessions,
     shutdown::CancellationToken,
     storage::Storage,
+    tls::{self, TlsError},
 };
 use tokio::net::TcpListener;
 
@@ -38,6 +39,8 @@ const SEATS: Seats = Seats { all: 16_384, unknown_per_address: 512, per_caller: 
 const LAME_DUCK: Duration = Duration::from_millis(1_500);
 /// Open requests may take this long after that.
 const GRACE: Duration = Duration::from_secs(10);
+/// What is spoken in TLS, the best first.
+const PROTOCOLS: [&str; 2] = ["h2", "http/1.1"];
 
 /// Why the service did not start.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +51,9 @@ pub enum Error {
     /// The way to storage and sessions.
     #[error(transparent)]
     Route(#[from] RouteError),
+    /// The certificate that clients are shown.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
 }
 
 /// Serves the HTTP API on `listener` until `shutdown`.
@@ -59,6 +65,8 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
     readiness.expect("storage");
+    let files = config.gateway.as_ref().and_then(|gateway| gateway.tls.as_ref());
+    let tls = files.map(|files| tls::listener(files, &PROTOCOLS)).transpose()?;
     let verifier = Verifier::load(&config.auth.keys_dir, &config.cluster.name)?;
     // Upstream connections outlive the listener: open requests still need them.
     let ended = CancellationToken::new();
@@ -81,6 +89,6 @@ pub async fn run(
         stopping.cancel();
     });
     let idle = Duration::from_millis(config.gateway.unwrap_or_default().idle_ms.into());
-    http::serve(listener, router, http::Bounds { seats: SEATS, idle, grace: GRACE }, stop).await;
+    http::serve(listener, tls, router, http::Bounds { seats: SEATS, idle, grace: GRACE }, stop).await;
     Ok(())
 }

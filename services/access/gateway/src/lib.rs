@@ -30,6 +30,7 @@ use kith_kit::{
     sessions::Sessions,
     shutdown::CancellationToken,
     storage::Storage,
+    tls::{self, TlsError},
 };
 use kith_send::{Doorway, Limiter};
 use tokio::{net::TcpListener, time::Instant};
@@ -48,6 +49,8 @@ const IDLE: Duration = Duration::from_secs(10);
 const LAME_DUCK: Duration = Duration::from_millis(1_500);
 /// Requests that are not upgraded may take this long after that.
 const GRACE: Duration = Duration::from_secs(2);
+/// What is spoken in TLS: WebSockets begin as HTTP/1.1.
+const PROTOCOLS: [&str; 1] = ["http/1.1"];
 /// What the last close frames may take.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
@@ -60,6 +63,9 @@ pub enum Error {
     /// The way to storage and sessions.
     #[error(transparent)]
     Route(#[from] RouteError),
+    /// The certificate that clients are shown.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
 }
 
 /// Serves WebSockets on `listener` until `shutdown`, then drains.
@@ -72,6 +78,7 @@ pub async fn run(
 ) -> Result<(), Error> {
     readiness.expect("storage");
     let limits = config.gateway.clone().unwrap_or_default();
+    let tls = limits.tls.as_ref().map(|files| tls::listener(files, &PROTOCOLS)).transpose()?;
     let verifier = Verifier::load(&config.auth.keys_dir, &config.cluster.name)?;
     // Upstream connections outlive the listener: the drain still needs them.
     let ended = CancellationToken::new();
@@ -115,6 +122,7 @@ pub async fn run(
     let stop = CancellationToken::new();
     let serving = http::serve(
         listener,
+        tls,
         accept::router(gate.clone()),
         http::Bounds { seats, idle: IDLE, grace: GRACE },
         stop.clone(),
