@@ -8,7 +8,9 @@
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 unset KUBECONFIG KITH_KUBECONFIG
 export NODES="${NODES:-3}"
-export BROKERS="${BROKERS:-$NODES}" VOLUME_SIZE="${VOLUME_SIZE:-4G}"
+# Two brokers survive nothing, so there is one or there are three.
+if [ "$NODES" -ge 3 ]; then BROKERS="${BROKERS:-3}"; fi
+export BROKERS="${BROKERS:-1}" VOLUME_SIZE="${VOLUME_SIZE:-2G}"
 "$KITH_LOCAL/up.sh"
 export CARGO_TARGET_DIR="$KITH_CACHE/target"
 cd "$KITH_ROOT"

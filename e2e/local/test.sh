@@ -97,7 +97,10 @@ check up 420 "$KITH_LOCAL/up.sh"
 if "$KITH_LOCAL/env.sh" print >"$TEST_LOGS/env" 2>&1; then
   failed_before=$failed
   # One shared cluster: tests that take things down say so and run alone, the others share it.
-  check e2e 540 env E2E=1 bash -c '. "$0" && exec cargo test --profile tests -p kith-e2e --test cluster --locked --no-fail-fast -- --test-threads="${E2E_THREADS:-4}" ${NIGHTLY:+--include-ignored}' "$TEST_LOGS/env"
+  check e2e 540 env E2E=1 bash -c '. "$0" && exec cargo test --profile tests -p kith-e2e --test cluster --locked --no-fail-fast -- --test-threads="${E2E_THREADS:-4}"' "$TEST_LOGS/env"
+  if [ "${NIGHTLY:-}" = 1 ]; then
+    check e2e-nightly 2700 env E2E=1 bash -c '. "$0" && exec cargo test --profile tests -p kith-e2e --test cluster --locked --no-fail-fast -- --ignored --test-threads=1' "$TEST_LOGS/env"
+  fi
   if [ "$failed" -gt "$failed_before" ]; then (diagnosed); fi
   if [ "${NIGHTLY:-}" = 1 ]; then
     # Hours of it, each on a cluster of three nodes.

@@ -33,7 +33,7 @@ if [ -z "${KITH_KUBECONFIG:-}" ]; then parts=all; else parts="debian kube helm";
 if [ -z "${KITH_KUBECONFIG:-}" ]; then
   stage images-system images_system
   # A cluster of other pins, another size or older start scripts is another cluster.
-  cluster_key="$(cat "$KITH_LOCAL"/versions.sh "$KITH_LOCAL"/cluster/*.sh "$KITH_LOCAL"/manifests/* "$IMAGES"/{pause,coredns}.tag | sha256sum | cut -c1-16)-$NODES-${VOLUME_SIZE:-}"
+  cluster_key="$(cat "$KITH_LOCAL"/versions.sh "$KITH_LOCAL"/cluster/*.sh "$KITH_LOCAL"/manifests/* "$IMAGES"/{pause,coredns}.tag | sha256sum | cut -c1-16)-$NODES-${BROKERS:-1}-${VOLUME_SIZE:-}"
   if fresh "$CLUSTER/ready" "$cluster_key" && cluster_healthy >/dev/null 2>&1; then
     say "  ✓ cluster: already running"
   else

@@ -38,8 +38,9 @@ impl Reader {
     fn config(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", &self.bootstrap);
-        // Required by the client; nothing is ever committed under it. A line may use groups that begin with its name.
-        config.set("group.id", "line_default_e2e-replay");
+        // Required by the client; nothing is ever committed under it. Who may use which groups goes by their names.
+        let who = if self.certificate.is_some() { "line_default" } else { "anonymous" };
+        config.set("group.id", format!("{who}_e2e-replay"));
         if let Some(tls) = &self.certificate {
             config
                 .set("security.protocol", "ssl")

@@ -36,9 +36,10 @@ mod operator_views;
 #[path = "cluster/rebalance_scale.rs"]
 mod rebalance_scale;
 
-use std::time::Duration;
+use std::{panic::AssertUnwindSafe, time::Duration};
 
 use behaviour::Failure;
+use futures::FutureExt;
 use kith_e2e::{
     cluster::Cluster,
     env::Env,
@@ -88,6 +89,18 @@ pub async fn under_load(
         Ok(report)
     } else {
         Err(format!("promises were broken\n{report}").into())
+    }
+}
+
+/// A part of a test that what follows must come after: an assertion that fails in it is a failure like any other.
+pub async fn contained(part: impl Future<Output = behaviour::Proof>) -> behaviour::Proof {
+    match AssertUnwindSafe(part).catch_unwind().await {
+        Ok(proof) => proof,
+        Err(panic) => {
+            let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+            let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+            Err(text.unwrap_or_else(|| "a panic without a text".to_owned()).into())
+        }
     }
 }
 

@@ -191,7 +191,7 @@ mod tests {
 
         let root = || Certificate::last("Secret demo-ca", authority.as_bytes(), Renewed::Followed);
         assert_eq!(said(root(), 3_400).holds, Some(false));
-        assert!(said(root(), 3_500).message.contains("nobody trusts it after that"));
+        assert!(said(root(), 3_500).message.contains("kith.dev/rotate-authority=now"));
     }
 
     #[test]

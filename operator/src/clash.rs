@@ -32,7 +32,6 @@ struct Owner {
 fn of_cluster(cluster: &str) -> Vec<Named> {
     let name = |component| meta::component_name(cluster, component);
     let mut all = vec![
-        ("ConfigMap", meta::config_map(cluster)),
         ("ConfigMap", meta::valkey_config_map(cluster)),
         ("ConfigMap", meta::kafka_config_map(cluster)),
         ("ConfigMap", meta::last_spec_config_map(cluster)),
@@ -49,6 +48,7 @@ fn of_cluster(cluster: &str) -> Vec<Named> {
     }
     for component in [Component::Storage, Component::Tasks, Component::Sessions, Component::Business] {
         all.extend(["Deployment", "Service", "PodDisruptionBudget"].map(|kind| (kind, name(component))));
+        all.push(("ConfigMap", meta::config_map(&name(component))));
     }
     all.extend(["StatefulSet", "Service", "PodDisruptionBudget"].map(|kind| (kind, name(Component::Kafka))));
     all
@@ -57,11 +57,12 @@ fn of_cluster(cluster: &str) -> Vec<Named> {
 /// What is named after a Gateway and its ChatCluster.
 fn of_gateway(cluster: &str, gateway: &str) -> Vec<Named> {
     let both = format!("{cluster}-{gateway}");
-    let mut all = vec![("ConfigMap", meta::config_map(&both)), ("Ingress", both.clone()), ("HTTPRoute", both.clone())];
+    let mut all = vec![("Ingress", both.clone()), ("HTTPRoute", both.clone())];
     for component in [Component::Api, Component::Gateway] {
         let name = meta::component_name(&both, component);
         let kinds = ["Deployment", "Service", "PodDisruptionBudget", "HorizontalPodAutoscaler"];
         all.extend(kinds.map(|kind| (kind, name.clone())));
+        all.push(("ConfigMap", meta::config_map(&name)));
     }
     all
 }
@@ -179,34 +180,19 @@ mod tests {
         assert_eq!(gateway_clash(&old, &clusters, &gateways), None);
         let refused = gateway_clash(&young, &clusters, &gateways).expect("a refusal");
         assert_eq!(refused.reason, reason::INVALID_SPEC);
-        for words in ["Gateway c of ChatCluster a-b", "ConfigMap a-b-c-config", "Gateway b-c of ChatCluster a,"] {
+        for words in ["Gateway c of ChatCluster a-b", "Ingress a-b-c", "Gateway b-c of ChatCluster a,"] {
             assert!(refused.message.contains(words), "{}", refused.message);
         }
     }
 
     #[test]
-    fn a_chat_cluster_that_is_named_like_anothers_gateway_is_refused() {
+    fn names_that_contain_others_are_let_in_where_no_object_is_shared() {
         let (a, ab, edge) = (cluster("a", 1), cluster("a-b", 3), gateway("a", "b", 2));
         let (clusters, gateways) = (live(&[&a, &ab]), live(&[&edge]));
-        let refused = cluster_clash(&ab, &clusters, &gateways).expect("a refusal");
-        assert!(refused.message.contains("ConfigMap a-b-config as Gateway b of ChatCluster a"), "{}", refused.message);
-        // The other way round it is the Gateway.
-        let late = gateway("a", "b", 4);
-        assert_eq!(cluster_clash(&ab, &clusters, &live(&[&late])), None);
-        assert!(gateway_clash(&late, &clusters, &live(&[&late])).is_some());
-        // Of two ChatClusters too.
+        assert_eq!(cluster_clash(&ab, &clusters, &gateways), None);
+        assert_eq!(gateway_clash(&edge, &clusters, &gateways), None);
         let (brokers, all) = (cluster("a-kafka", 5), live(&[&a, &cluster("a-kafka", 5)]));
-        let refused = cluster_clash(&brokers, &all, &Live::new()).expect("a refusal");
-        assert!(refused.message.contains("ConfigMap a-kafka-config as ChatCluster a,"), "{}", refused.message);
-    }
-
-    #[test]
-    fn a_gateway_gives_way_to_its_own_chat_cluster_however_old_it_is() {
-        let (a, kafka) = (cluster("a", 9), gateway("a", "kafka", 1));
-        let (clusters, gateways) = (live(&[&a]), live(&[&kafka]));
-        assert_eq!(cluster_clash(&a, &clusters, &gateways), None);
-        let refused = gateway_clash(&kafka, &clusters, &gateways).expect("a refusal");
-        assert!(refused.message.contains("ConfigMap a-kafka-config"), "{}", refused.message);
+        assert_eq!(cluster_clash(&brokers, &all, &Live::new()), None);
     }
 
     #[test]

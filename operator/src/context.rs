@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use kith_crds::{ChatCluster, Gateway, StorageShard};
+use kith_crds::{ChatCluster, StorageShard};
 use kube::{
     Client, Resource, ResourceExt,
     runtime::{
@@ -53,7 +53,6 @@ pub struct Context {
 pub struct Wake {
     clusters: mpsc::Sender<ObjectRef<ChatCluster>>,
     shards: mpsc::Sender<ObjectRef<StorageShard>>,
-    gateways: mpsc::Sender<ObjectRef<Gateway>>,
 }
 
 /// The other ends, for the controllers.
@@ -62,17 +61,14 @@ pub struct Wakes {
     pub clusters: mpsc::Receiver<ObjectRef<ChatCluster>>,
     /// Of the StorageShard controller.
     pub shards: mpsc::Receiver<ObjectRef<StorageShard>>,
-    /// Of the Gateway controller.
-    pub gateways: mpsc::Receiver<ObjectRef<Gateway>>,
 }
 
 impl Wake {
     fn channels() -> (Self, Wakes) {
         let (clusters, clusters_rx) = mpsc::channel(WAKES);
         let (shards, shards_rx) = mpsc::channel(WAKES);
-        let (gateways, gateways_rx) = mpsc::channel(WAKES);
-        let wakes = Wakes { clusters: clusters_rx, shards: shards_rx, gateways: gateways_rx };
-        (Self { clusters, shards, gateways }, wakes)
+        let wakes = Wakes { clusters: clusters_rx, shards: shards_rx };
+        (Self { clusters, shards }, wakes)
     }
 
     /// A pass over this ChatCluster soon.
@@ -83,11 +79,6 @@ impl Wake {
     /// A pass over this StorageShard soon.
     pub fn shard(&self, namespace: &str, name: &str) {
         dropped(&self.shards.try_send(ObjectRef::new(name).within(namespace)));
-    }
-
-    /// A pass over this Gateway soon.
-    pub fn gateway(&self, namespace: &str, name: &str) {
-        dropped(&self.gateways.try_send(ObjectRef::new(name).within(namespace)));
     }
 }
 

@@ -46,15 +46,14 @@ pub async fn run(context: Arc<Context>, wakes: Wakes, namespaces: Vec<String>) -
         Some(true) => tracing::info!(took_ms = begun.elapsed().as_millis(), "all watches have told all objects"),
         Some(false) => tracing::error!("some watches have not told all objects: lists are read instead"),
     }
-    let (clusters, shards, gateways) =
-        (fan_out(wakes.clusters, &scopes), fan_out(wakes.shards, &scopes), fan_out(wakes.gateways, &scopes));
+    let (clusters, shards) = (fan_out(wakes.clusters, &scopes), fan_out(wakes.shards, &scopes));
     let mut running = JoinSet::new();
-    let wakes = clusters.into_iter().zip(shards).zip(gateways);
-    for ((scope, mirrors), ((clusters, shards), gateways)) in scopes.iter().zip(mirrors).zip(wakes) {
+    let wakes = clusters.into_iter().zip(shards);
+    for ((scope, mirrors), (clusters, shards)) in scopes.iter().zip(mirrors).zip(wakes) {
         running.spawn(run_rebalances(context.clone(), mirrors.rebalances));
         running.spawn(run_clusters(context.clone(), scope.clone(), mirrors.clusters, clusters));
         running.spawn(run_shards(context.clone(), mirrors.shards, shards));
-        running.spawn(run_gateways(context.clone(), mirrors.gateways, gateways));
+        running.spawn(run_gateways(context.clone(), mirrors.gateways));
     }
     while let Some(ended) = running.join_next().await {
         if let Err(error) = &ended {
@@ -155,6 +154,7 @@ async fn run_shards(
 }
 
 async fn run_rebalances(context: Arc<Context>, mirror: Mirror<ShardRebalance>) {
+    context.figures.follow(mirror.0.clone(), |rebalance| rebalance.status.as_ref().map(|s| &s.conditions));
     let passes = controller(&context, mirror).run(
         // A round of batches lasts as long as it must, and there are few: no turns.
         |object, context| timed("ShardRebalance", rebalance::controller::reconcile(object, context)),
@@ -164,9 +164,9 @@ async fn run_rebalances(context: Arc<Context>, mirror: Mirror<ShardRebalance>) {
     drive("ShardRebalance", passes).await;
 }
 
-async fn run_gateways(context: Arc<Context>, mirror: Mirror<Gateway>, woken: mpsc::Receiver<ObjectRef<Gateway>>) {
-    context.figures.follow(mirror.0.clone(), |rebalance| rebalance.status.as_ref().map(|s| &s.conditions));
-    let passes = controller(&context, mirror).reconcile_on(wakes(woken)).run(
+async fn run_gateways(context: Arc<Context>, mirror: Mirror<Gateway>) {
+    context.figures.follow(mirror.0.clone(), |gateway| gateway.status.as_ref().map(|s| &s.conditions));
+    let passes = controller(&context, mirror).run(
         |gateway, context| turn("Gateway", gateway, context, gateway::reconcile),
         |gateway, error, context| gateway::failed(&gateway, error, &context),
         context.clone(),

@@ -134,7 +134,7 @@ pub struct ManagedEventLog {
     pub heap_size: Option<Quantity>,
 
     /// A listener for consumers outside of the Kubernetes cluster. Omitted: none. A broker whose address outside is not known yet
-    /// serves inside all the same, and is restarted once when it is.
+    /// serves inside all the same. Each address that is given later restarts all brokers once, one after the other.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub external_access: Option<ExternalAccess>,
 

@@ -60,6 +60,9 @@ pub(crate) fn installs_and_passes_pod_security(server: &ApiServer, failures: &mu
     failures.expect("two replicas", deployment["spec"]["replicas"] == 2, &deployment["spec"]["replicas"]);
     let everything = documents(&template("kith-operator", &[], &[]));
     let job = everything.iter().find(|object| object["kind"] == "Job").expect("a Job for the end");
+    // Hooks are made when their time comes; here so that the pod of one can be judged.
+    let account = job["spec"]["template"]["spec"]["serviceAccountName"].as_str().expect("an account");
+    server.kubectl(&["create", "serviceaccount", account, "--namespace", NAMESPACE]).expect("a service account");
     for (name, owner) in [("operator", &deployment), ("uninstall", job)] {
         let mut pod = owner["spec"]["template"].clone();
         let security = &pod["spec"]["securityContext"];

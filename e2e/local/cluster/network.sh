@@ -43,8 +43,9 @@ network_down() {
   # One restore takes out the chains of kube-proxy, kubelet and the CNI plugins with every rule that uses them.
   for tool in iptables ip6tables; do
     rules="$("$tool-save" 2>/dev/null || true)"
-    if grep -qE '^:(KUBE|CNI)-' <<<"$rules"; then
-      grep -vE '^:(KUBE|CNI)-|^-A (KUBE|CNI)-| -[jg] (KUBE|CNI)-' <<<"$rules" | "$tool-restore"
+    # And what a fault that was killed has left (fault.sh cut).
+    if grep -qE '^:(KUBE|CNI)-|^-A .*-i kith-pod[0-9]+ .*-j DROP' <<<"$rules"; then
+      grep -vE '^:(KUBE|CNI)-|^-A (KUBE|CNI)-| -[jg] (KUBE|CNI)-|^-A .*-i kith-pod[0-9]+ .*-j DROP' <<<"$rules" | "$tool-restore"
     fi
   done
   if [ -f "$CLUSTER/sysctl.before" ]; then sysctl -q -p "$CLUSTER/sysctl.before" || true; fi

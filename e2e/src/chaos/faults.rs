@@ -20,7 +20,9 @@ use crate::{
 const WHOLE: Duration = Duration::from_secs(180);
 const POLL: Duration = Duration::from_millis(250);
 /// Starting or killing a node, or a fault that ends by itself.
-const SCRIPT: Duration = Duration::from_secs(90);
+const SCRIPT: Duration = Duration::from_secs(180);
+/// A script that is asked to end takes a while to put things right.
+const SLACK: Duration = Duration::from_secs(30);
 /// How long what hangs hangs, in seconds: longer than any deadline within the platform.
 const HANGS_S: u32 = 20;
 
@@ -193,11 +195,18 @@ pub async fn node(what: &str, number: u32) -> Result<(), ClusterError> {
     script("node.sh", &[what, &number.to_string()]).await
 }
 
+/// Writes the business line's certificate files anew: `Target::of_env` reads them, and an authority may have taken turns.
+pub async fn renew_client_files() -> Result<(), ClusterError> {
+    script("env.sh", &["print"]).await
+}
+
 /// A script of the local cluster; `fault.sh` ends when its fault is over.
+/// Whatever becomes of the caller, the script ends its fault itself: it is asked to before it is killed.
 async fn script(name: &str, arguments: &[&str]) -> Result<(), ClusterError> {
-    let mut command = Command::new(workspace().join("e2e/local").join(name));
-    command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
-    let output = tokio::time::timeout(SCRIPT, command.output())
+    let mut command = Command::new("timeout");
+    command.arg("--kill-after=20").arg(SCRIPT.as_secs().to_string());
+    command.arg(workspace().join("e2e/local").join(name)).args(arguments).stdin(Stdio::null());
+    let output = tokio::time::timeout(SCRIPT + SLACK, command.output())
         .await
         .map_err(|_| missing(&format!("{name} {arguments:?} did not end")))??;
     if output.status.success() {

@@ -20,7 +20,7 @@ use serde_json::json;
 use crate::{
     HEAL, alone,
     behaviour::{Failure, Proof},
-    under_load,
+    contained, under_load,
 };
 
 /// Three brokers start on a busy machine of two cores.
@@ -90,7 +90,7 @@ async fn three_brokers_start_by_default_lose_nothing_and_fill_a_lost_volume_anew
     assert!(output.success, "{}", output.stderr);
     let mut cluster = first.clone();
     (cluster.namespace, cluster.name) = (NAMESPACE.to_owned(), NAME.to_owned());
-    let proof = prove(&cluster).await;
+    let proof = contained(prove(&cluster)).await;
     let namespaces = Api::<Namespace>::all(first.client.clone());
     cluster.api::<ChatCluster>().delete(NAME, &DeleteParams::foreground()).await?;
     cluster.await_gone(&cluster.api::<ChatCluster>(), NAME, HEAL).await?;

@@ -14,7 +14,7 @@ use kube::{ResourceExt, api::ListParams};
 use rcgen::{CertificateParams, KeyPair};
 use serde_json::{Value, json};
 
-use crate::{HEAL, alone, behaviour::Proof};
+use crate::{HEAL, alone, behaviour::Proof, contained};
 
 const NAME: &str = "tls";
 const SECRET: &str = "tls-example-com";
@@ -76,10 +76,11 @@ async fn apply(cluster: &Cluster, object: &Value) -> Proof {
     if output.success { Ok(()) } else { Err(output.stderr.into()) }
 }
 
+#[ignore = "every night: a node takes a minute and a half to bring a renewed certificate"]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gateway_ends_tls_itself_and_shows_a_renewed_certificate_without_a_restart() -> Proof {
     let (_guard, cluster, plain) = alone().await?;
-    let outcome = ends_tls(&cluster, &plain).await;
+    let outcome = contained(ends_tls(&cluster, &plain)).await;
     let (gateway, secret) = (format!("gateways.kith.dev/{NAME}"), format!("secret/{SECRET}"));
     let output = cluster.kubectl(&["delete", &gateway, &secret, "--ignore-not-found"]).await?;
     assert!(output.success, "{}", output.stderr);

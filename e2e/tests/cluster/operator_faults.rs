@@ -8,9 +8,9 @@ use k8s_openapi::api::{
     apps::v1::Deployment,
     core::v1::{Namespace, Pod, Secret},
 };
-use kith_crds::{ChatCluster, Gateway, names};
+use kith_crds::{ChatCluster, Gateway, StorageShard, conditions, names};
 use kith_e2e::{
-    chaos::faults::{await_whole, freeze},
+    chaos::faults::{await_whole, freeze, renew_client_files},
     cluster::{Cluster, OPERATOR_NAMESPACE},
     wait::await_until,
 };
@@ -30,6 +30,8 @@ use crate::{
 const FROZEN_S: u32 = 20;
 /// A pod that does not run is given up after a minute, its successor takes another.
 const REPLACED: Duration = Duration::from_secs(240);
+/// Until a primary acknowledges with fewer replicas than were asked for.
+const LOWERED: Duration = Duration::from_secs(40);
 /// Until another certificate authority signs: see `pki::rollover`.
 const ROTATED: Duration = Duration::from_secs(420);
 
@@ -99,7 +101,7 @@ async fn a_version_that_nobody_has_and_a_new_operator_leave_failover_as_it_was()
 
 #[ignore = "every night"]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_operator_of_several_namespaces_cares_for_all_of_them() -> Proof {
+async fn failover_goes_on_under_an_operator_of_several_namespaces() -> Proof {
     let (_guard, cluster, target) = alone().await?;
     let shard = cluster.first_shard().await?;
     let namespaces = Api::<Namespace>::all(cluster.client.clone());
@@ -107,8 +109,11 @@ async fn an_operator_of_several_namespaces_cares_for_all_of_them() -> Proof {
     let namespace = serde_json::from_value(json!({"metadata": {"name": second}}))?;
     namespaces.create(&PostParams::default(), &namespace).await?;
     let outcome = under_load(&cluster, &target, "an operator of two namespaces", async |_| {
-        watch(&cluster, Some(&format!("{},{second}", cluster.namespace))).await?;
-        let outcome = fail_over(&cluster, &shard).await;
+        let outcome = async {
+            watch(&cluster, Some(&format!("{},{second}", cluster.namespace))).await?;
+            fail_over(&cluster, &shard).await
+        };
+        let outcome = outcome.await;
         watch(&cluster, None).await?;
         outcome
     })
@@ -205,10 +210,19 @@ async fn writes_go_on_without_replicas_where_that_is_accepted() -> Proof {
         let when = |word: &str| json!({"spec": {"storage": {"durability": {"whenDegraded": word}}}});
         changed(&cluster, &when("accept"), &when("refuse"), async || {
             let replicas = replicas_of(&cluster, &shard).await?;
-            let frozen = replicas.iter().map(|pod| freeze(&cluster, pod, "valkey-server", FROZEN_S).boxed());
+            let frozen = replicas.iter().map(|pod| freeze(&cluster, pod, "valkey-server", 3 * FROZEN_S).boxed());
             let frozen = futures::future::try_join_all(frozen);
-            // The replicas are missed after some seconds; until then writes wait.
-            let goes_on = load.progress(100, Duration::from_secs(u64::from(FROZEN_S) - 2));
+            let goes_on = async {
+                // Not before the replicas have been missing for a while: until then writes wait.
+                let lowered = |s: &StorageShard| {
+                    let found = s.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
+                    let degraded = conditions::get(found, conditions::DEGRADED);
+                    degraded.is_some_and(|c| c.reason == conditions::reason::ACKNOWLEDGEMENT_LOWERED)
+                };
+                cluster.await_object(&cluster.api(), &shard, "fewer to be waited for", LOWERED, lowered).await?;
+                load.progress(100, Duration::from_secs(10)).await?;
+                Ok::<_, Failure>(())
+            };
             let (frozen, goes_on) = tokio::join!(frozen, goes_on);
             goes_on?;
             frozen?;
@@ -236,6 +250,13 @@ async fn copies_are_taken_away_and_added_while_the_primary_dies() -> Proof {
             .await?;
             await_whole(&cluster).await?;
             fail_over(&cluster, &shard).await
+        })
+        .await?;
+        // The one that was deposed has to follow before the next may fall.
+        await_until("a copy in step", HEAL, || async {
+            let now = cluster.api::<StorageShard>().get(&shard).await.map_err(|e| e.to_string())?;
+            let ready = now.status.map_or(0, |s| s.ready_members);
+            if ready >= 2 { Ok(()) } else { Err(format!("{ready} in step")) }
         })
         .await?;
         fail_over(&cluster, &shard).await?;
@@ -298,6 +319,8 @@ async fn another_certificate_authority_takes_over_without_a_pause() -> Proof {
             cluster.delete_pod(&pod.name_any(), 30).await?;
         }
         load.progress(100, HEAL).await?;
+        // What is read back afterwards is read with what everybody trusts now.
+        renew_client_files().await?;
         Ok(())
     })
     .await?;
@@ -319,21 +342,28 @@ async fn autoscaling_switched_on_takes_no_pod_away() -> Proof {
         }
     };
     let before = gateways.get(&name).await?.spec.api.replicas;
-    under_load(&cluster, &target, "autoscaling switched on", async |load| {
+    let off = json!({"spec": {"api": {"autoscaling": null, "replicas": before}}});
+    let uids = async || {
+        let pods = cluster.pods("api").await?;
+        Ok::<_, Failure>(pods.iter().filter_map(ResourceExt::uid).collect::<std::collections::BTreeSet<_>>())
+    };
+    let switched = async |load: &kith_e2e::load::Load| -> Proof {
         patch::<Gateway>(&cluster, &name, &json!({"spec": {"api": {"replicas": 3}}})).await?;
         cluster.await_object(&cluster.api(), &deployment, "three pods", HEAL, replicas(3)).await?;
+        let stand = uids().await?;
         let scaling = json!({"spec": {"api": {"autoscaling": {"minReplicas": 3, "maxReplicas": 5}}}});
         patch::<Gateway>(&cluster, &name, &scaling).await?;
         let scaler = cluster.api::<k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler>();
         cluster.await_object(&scaler, &deployment, "an autoscaler", HEAL, |_| true).await?;
         load.progress(400, HEAL).await?;
-        let now: Deployment = cluster.api().get(&deployment).await?;
-        assert!(replicas(3)(&now), "{:?}", now.spec.and_then(|s| s.replicas));
-        let off = json!({"spec": {"api": {"autoscaling": null, "replicas": before}}});
+        if uids().await? == stand { Ok(()) } else { Err("pods came or went".into()) }
+    };
+    under_load(&cluster, &target, "autoscaling switched on", async |load| {
+        let outcome = switched(load).await;
         patch::<Gateway>(&cluster, &name, &off).await?;
         let before = i32::try_from(before)?;
         cluster.await_object(&cluster.api(), &deployment, "the pods of before", HEAL, replicas(before)).await?;
-        Ok(())
+        outcome
     })
     .await?;
     Ok(())

@@ -15,7 +15,7 @@ use kube::{
     api::{DeleteParams, ListParams},
 };
 
-use crate::{HEAL, alone, behaviour::Proof};
+use crate::{HEAL, alone, behaviour::Proof, contained};
 
 const GONE: Duration = Duration::from_secs(120);
 const RELEASE: &str = "kith-operator";
@@ -46,7 +46,7 @@ async fn chat_clusters_can_be_deleted_after_the_operator_and_their_volumes_stay(
     let file = folder.path().join("values.json");
     std::fs::write(&file, &values.stdout)?;
 
-    let outcome = without_an_operator(&cluster, &namespace).await;
+    let outcome = contained(without_an_operator(&cluster, &namespace)).await;
     // Whatever came of it, the other tests need an operator.
     let (chart, file) = (workspace().join("charts/kith-operator"), file.display().to_string());
     let chart = chart.display().to_string();

@@ -21,7 +21,10 @@ use super::{
     pod, service,
     valkey::{DATA, claim, retention},
 };
-use crate::plan::{ManagedPlan, Plan};
+use crate::{
+    certificates::{Certificate, Renewed},
+    plan::{ManagedPlan, Plan},
+};
 
 /// Services of the platform, by certificate.
 pub const INTERNAL_PORT: i32 = 9_093;
@@ -38,6 +41,16 @@ const START_S: i32 = 1_800;
 const NODE: &str = "HOST";
 
 const START: &str = include_str!("scripts/kafka-start.sh");
+
+/// Annotation of the brokers' template: a hash of the certificate and the authorities that they are started with.
+pub const ANNOTATION_CERTIFICATE: &str = "kith.dev/certificate-hash";
+/// Annotation of the brokers' template: when that certificate ends, Unix seconds.
+pub const ANNOTATION_CERTIFICATE_ENDS: &str = "kith.dev/certificate-ends";
+
+/// What [`ANNOTATION_CERTIFICATE`] says of a certificate.
+pub fn certificate_hash(certificate: &str) -> String {
+    format!("{:016x}", xxh3_64(certificate.as_bytes()))
+}
 
 /// Where consumers outside reach one broker.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -158,6 +171,17 @@ pub fn external_hosts(
     hosts
 }
 
+/// The hosts in the brokers' certificate by which they are dialled inside; the last is the one that every component has.
+pub fn inside_hosts(plan: &Plan) -> [String; 3] {
+    let name = meta::component_name(&plan.name, Component::Kafka);
+    let namespace = &plan.namespace;
+    [
+        format!("*.{name}.{namespace}.svc"),
+        format!("*.{name}.{namespace}.svc.cluster.local"),
+        meta::internal_name(&plan.cluster_name, Component::Kafka),
+    ]
+}
+
 /// The brokers' names in DNS.
 pub fn headless(plan: &Plan) -> Service {
     let name = meta::component_name(&plan.name, Component::Kafka);
@@ -265,12 +289,14 @@ pub fn stateful_set(
     }
     let annotations = [
         (names::ANNOTATION_CONFIG_HASH.to_owned(), format!("{:016x}", xxh3_64(hashed.as_bytes()))),
-        ("kith.dev/certificate-hash".to_owned(), format!("{:016x}", xxh3_64(certificate.as_bytes()))),
+        (ANNOTATION_CERTIFICATE.to_owned(), certificate_hash(certificate)),
     ];
+    let ends = Certificate::first("", certificate.as_bytes(), Renewed::ByOperator);
+    let ends = ends.map(|found| (ANNOTATION_CERTIFICATE_ENDS.to_owned(), found.ends_s.to_string()));
     let mut template = pod::template(pod::Parts {
         labels: labels.clone(),
         selector: selector.clone(),
-        annotations: annotations.into(),
+        annotations: annotations.into_iter().chain(ends).collect(),
         settings: &managed.pod,
         service_account: name.clone(),
         container: container(plan, managed),

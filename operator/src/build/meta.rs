@@ -105,6 +105,11 @@ pub fn tls_secret(cluster: &str, component: Component) -> String {
     format!("{cluster}-{}-tls", component.name())
 }
 
+/// The name that a component's certificate carries and its clients verify (`kith_kit::tls::server_name`).
+pub fn internal_name(cluster_name: &str, component: Component) -> String {
+    format!("{}.{cluster_name}.kith.internal", component.name())
+}
+
 /// Secret of the certificate authority.
 pub fn ca_secret(cluster: &str) -> String {
     format!("{cluster}-ca")

@@ -31,8 +31,8 @@ use crate::{
 /// What came of it.
 #[derive(Clone, Debug, Default)]
 pub struct BrokerCare {
-    /// Whether a broker was restarted or started anew just now, or one has not caught up.
-    pub unsettled: bool,
+    /// Whether a broker was restarted or started anew just now. What follows, pods and sight tell.
+    pub busy: bool,
     /// Whether a new template has not reached all brokers yet.
     pub rolling: bool,
     /// What could not be done yet, in words.
@@ -50,7 +50,8 @@ pub(super) async fn carry_out(
     let KafkaPlan::Managed(managed) = &plan.event_log.kafka else { return Ok(BrokerCare::default()) };
     let name = meta::component_name(&plan.name, Component::Kafka);
     let Some(set) = observed.stateful_sets.get(&name) else { return Ok(BrokerCare::default()) };
-    let asked = cluster.annotations().get(names::ANNOTATION_REPLACE_BROKER).map(|pod| pod.trim());
+    let asked = asked(context, cluster, plan).await?;
+    let asked = asked.as_deref().map(str::trim);
     let (no_volumes, no_nodes) = (BTreeMap::new(), Live::new());
     let scene = Scene {
         name: &name,
@@ -70,11 +71,17 @@ pub(super) async fn carry_out(
     for (pod, in_sync) in brokers::standing(&scene) {
         told = told.and(tell(context, plan, &pod, in_sync, scene.now).await);
     }
-    let (volumes, nodes) = whereabouts(context, observed, &scene).await?;
+    let (volumes, nodes) = match whereabouts(context, observed, &scene).await {
+        Ok(found) => found,
+        // Without them no volume is taken for lost.
+        Err(error) => {
+            told = told.and(Err(error));
+            (BTreeMap::new(), Live::new())
+        }
+    };
     let scene = Scene { volumes: &volumes, nodes: &nodes, ..scene };
     let (step, problems) = brokers::next(&scene);
-    let unsettled = step.is_some() || !brokers::are_settled(&scene);
-    let care = BrokerCare { unsettled, rolling: brokers::is_rolling(&scene), problems };
+    let care = BrokerCare { busy: step.is_some(), rolling: brokers::is_rolling(&scene), problems };
     match step {
         None => {}
         Some(Step::Restart { pod, why }) => {
@@ -82,19 +89,32 @@ pub(super) async fn carry_out(
             upkeep::delete_pod(context, &plan.namespace, observed, &pod, None).await?;
         }
         Some(Step::Replace { pod, why, asked }) => {
-            let note = format!("{pod} is made anew with an empty volume: {why}");
             tracing::warn!(%pod, %why, "a broker is made anew");
-            context.event(cluster, true, "MemberReplaced", &note).await;
+            // The claim first: it is held until its pod ends, so that nothing is lost when a step after this one fails.
+            if !upkeep::delete_claim(context, &plan.namespace, observed, &replace::claim_of(&pod)).await? {
+                return told.map(|()| care);
+            }
             if asked {
-                // First: a request that is still there would hold again.
+                // Before the pod goes: a request that is still there would hold again.
                 forget_request(context, plan).await?;
             }
-            upkeep::delete_claim(context, &plan.namespace, observed, &replace::claim_of(&pod)).await?;
             // Where nobody is left to stop the process there is nothing to wait for; one that a person gave up may still run.
             upkeep::delete_pod(context, &plan.namespace, observed, &pod, (!asked).then_some(0)).await?;
+            let note = format!("{pod} is made anew with an empty volume: {why}");
+            context.event(cluster, true, "MemberReplaced", &note).await;
         }
     }
     told.map(|()| care)
+}
+
+/// The pod that a person declared gone, from the API server itself: a watch may still tell of an order that was carried out or taken back.
+async fn asked(context: &Context, cluster: &ChatCluster, plan: &Plan) -> Result<Option<String>, ApplyError> {
+    let of = |cluster: &ChatCluster| cluster.annotations().get(names::ANNOTATION_REPLACE_BROKER).cloned();
+    if of(cluster).is_none() {
+        return Ok(None);
+    }
+    let now = context.stores.ask::<ChatCluster>(&plan.namespace, &plan.name).await?;
+    Ok(now.filter(|now| now.uid() == cluster.uid()).as_ref().and_then(of))
 }
 
 /// The volumes of brokers that are not seen, and the nodes that they may be bound to.
@@ -106,7 +126,8 @@ async fn whereabouts(
     let silent: Vec<String> = scene.silent().into_iter().map(|broker| scene.pod_name(broker)).collect();
     let pods: Vec<&str> = silent.iter().map(String::as_str).collect();
     let volumes = upkeep::volumes(context, observed, &pods).await?;
-    let nodes = if volumes.is_empty() { Live::new() } else { upkeep::nodes(context).await? };
+    let bound = volumes.values().any(|volume| !replace::hosts(volume).is_empty());
+    let nodes = if bound { upkeep::nodes(context).await? } else { Live::new() };
     Ok((volumes, nodes))
 }
 

@@ -28,7 +28,7 @@ use super::{
     desired, replace,
     tend::{self, STUCK_S},
 };
-use crate::{apply::Live, dataplane::types::Presence, eventlog::Sight};
+use crate::{apply::Live, build::kafka, dataplane::types::Presence, eventlog::Sight};
 
 /// A look that is older says nothing about now, seconds.
 const FRESH_S: i64 = 20;
@@ -128,6 +128,13 @@ fn listens_since(pod: &Pod) -> Option<i64> {
     ready.1
 }
 
+/// Whether the certificate that a broker was started with has ended.
+fn certificate_ended(pod: &Pod, now: Timestamp) -> bool {
+    let annotations = pod.metadata.annotations.as_ref();
+    let ends = annotations.and_then(|all| all.get(kafka::ANNOTATION_CERTIFICATE_ENDS)?.parse().ok());
+    ends.is_some_and(|ends: i64| ends <= now.as_second())
+}
+
 fn is_unready(pod: &Pod) -> bool {
     condition(pod, "Ready").is_none_or(|(holds, _)| !holds)
 }
@@ -164,6 +171,10 @@ fn stuck(scene: &Scene<'_>) -> Option<Step> {
         let Some(pod) = scene.pod(*broker).filter(|pod| pod.metadata.deletion_timestamp.is_none()) else {
             return false;
         };
+        // Nobody can log in at such a broker, the operator included: nothing that is seen of it could ever let it go.
+        if certificate_ended(pod, scene.now) {
+            return true;
+        }
         let idle = tend::idle_for(pod, scene.now);
         is_unready(pod) && ((waits(*broker) && idle >= STUCK_S) || (silent(*broker) && idle >= SILENT_S))
     })?;
@@ -204,7 +215,10 @@ fn replace(scene: &Scene<'_>) -> (Option<Step>, Vec<String>) {
         let asked = scene.asked == Some(pod.as_str());
         let listed = scene.fresh().is_some_and(|sight| sight.brokers.contains(&broker));
         let why = if asked { Some("a person declared it gone for good".to_owned()) } else { lost(scene, &pod) };
-        let Some(why) = why.filter(|_| asked || !listed) else { continue };
+        // A claim that is going goes when its pod ends: better now, while the others are seen to hold everything, than some day.
+        let claim = scene.claims.get(&replace::claim_of(&pod));
+        let going = claim.is_some_and(|claim| claim.metadata.deletion_timestamp.is_some());
+        let Some(why) = why.filter(|_| asked || going || !listed) else { continue };
         match kept_by_others(scene, broker, listed) {
             Ok(true) => return (Some(Step::Replace { pod, why, asked }), problems),
             // It is not said before there was time to see.
@@ -263,12 +277,6 @@ pub(super) fn standing(scene: &Scene<'_>) -> Vec<(String, bool)> {
 /// Whether a new template has not reached all brokers yet.
 pub(super) fn is_rolling(scene: &Scene<'_>) -> bool {
     (0..scene.brokers).any(|broker| scene.is_old(broker) == Some(true))
-}
-
-/// Whether every broker's pod says that it has caught up, and runs with the newest template.
-pub(super) fn are_settled(scene: &Scene<'_>) -> bool {
-    let in_sync = |pod: &Pod| condition(pod, names::CONDITION_IN_SYNC).is_some_and(|(holds, _)| holds);
-    !is_rolling(scene) && (0..scene.brokers).all(|broker| scene.pod(broker).is_some_and(in_sync))
 }
 
 #[cfg(test)]

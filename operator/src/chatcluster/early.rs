@@ -4,6 +4,8 @@
 //! their pods, and the spec that is in force.
 
 use std::{
+    collections::HashSet,
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -16,7 +18,7 @@ use super::{desired, secrets};
 use crate::{
     build::meta,
     context::Context,
-    lastspec, library,
+    lastspec, library, panics,
     plan::Plan,
     runtime::{Identity, RuntimeError},
 };
@@ -24,10 +26,13 @@ use crate::{
 /// The first looks at all engines are spread over so long: they connect and shake hands with each.
 const SPREAD: Duration = Duration::from_secs(1);
 
+/// Between two looks at what has been told so far.
+const LOOK: Duration = Duration::from_millis(250);
 /// How long the watches may take to tell what is needed; passes come without them.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Starts the probers of all ChatClusters that have run before. What cannot be started here is left to its pass.
+/// Starts the probers of all ChatClusters that have run before, as soon as what they need is known. What cannot be started here, because its
+/// namespace cannot be read or its spec not used, is left to its pass and holds up nobody else.
 pub async fn start(context: &Arc<Context>) {
     let begun = Instant::now();
     let stores = &context.stores;
@@ -40,28 +45,57 @@ pub async fn start(context: &Arc<Context>) {
             stores.synced_of::<ConfigMap>(),
         )
     };
-    let in_time = tokio::time::timeout(PATIENCE, known).await.is_ok();
-    let Some(clusters) = stores.all::<ChatCluster>().filter(|_| in_time) else {
-        tracing::error!("the ChatClusters and their pods are not known: failover begins with the passes");
-        return;
-    };
-    let pause = SPREAD / u32::try_from(clusters.len().max(1)).unwrap_or(u32::MAX);
+    let mut known = pin!(known);
+    let mut tried = HashSet::new();
     let mut started = 0_u32;
+    loop {
+        let all = tokio::time::timeout(LOOK, &mut known).await.is_ok();
+        started = started.saturating_add(some(context, &mut tried).await);
+        metrics::gauge!("kith_operator_probers_started").set(started);
+        if all || begun.elapsed() >= PATIENCE {
+            tracing::info!(started, of = tried.len(), all, took_ms = begun.elapsed().as_millis(), "failover is on");
+            return;
+        }
+    }
+}
+
+/// Starts those that are known by now and were not tried before; answers how many run.
+async fn some(context: &Arc<Context>, tried: &mut HashSet<String>) -> u32 {
+    let clusters = context.stores.all::<ChatCluster>();
+    let pause = SPREAD / u32::try_from(clusters.len().max(1)).unwrap_or(u32::MAX);
+    let (begun, mut started) = (Instant::now(), 0_u32);
     for cluster in &clusters {
-        match one(context, cluster) {
-            Ok(true) => {
+        let uid = cluster.uid().unwrap_or_default();
+        if tried.contains(&uid) || !is_known(context, cluster) {
+            continue;
+        }
+        tried.insert(uid);
+        // Caught here: it concerns one ChatCluster alone.
+        match panics::caught_here("ChatCluster", || one(context, cluster)) {
+            Ok(Ok(true)) => {
                 started = started.saturating_add(1);
-                metrics::gauge!("kith_operator_probers_started").set(started);
-                let due = begun + pause.saturating_mul(started);
-                tokio::time::sleep_until(due.into()).await;
+                tokio::time::sleep_until((begun + pause.saturating_mul(started)).into()).await;
             }
-            Ok(false) => {}
-            Err(error) => {
+            Ok(Ok(false)) => {}
+            Ok(Err(error)) => {
                 tracing::warn!(cluster = %cluster.name_any(), %error, "failover begins with the first pass");
+            }
+            Err(panicked) => {
+                tracing::error!(cluster = %cluster.name_any(), %panicked, "failover begins with the first pass");
             }
         }
     }
-    tracing::info!(started, of = clusters.len(), took_ms = begun.elapsed().as_millis(), "failover is on");
+    started
+}
+
+/// What is not known is not taken for absent: a pod that is not known would count as dead.
+fn is_known(context: &Context, cluster: &ChatCluster) -> bool {
+    let (namespace, name) = (cluster.namespace().unwrap_or_default(), cluster.name_any());
+    let stores = &context.stores;
+    stores.known::<ConfigMap>(&namespace, &name).is_some()
+        && stores.known::<Secret>(&namespace, &name).is_some()
+        && stores.known::<StorageShard>(&namespace, &name).is_some()
+        && stores.known::<Pod>(&namespace, &name).is_some()
 }
 
 /// Answers whether the prober runs.
@@ -72,7 +106,6 @@ fn one(context: &Context, cluster: &ChatCluster) -> Result<bool, RuntimeError> {
     if cluster.metadata.deletion_timestamp.is_some() || !adopted {
         return Ok(false);
     }
-    // What is not known is not taken for absent: a pod that is not known would count as dead.
     let (Some(maps), Some(all_secrets)) =
         (stores.known::<ConfigMap>(&namespace, &name), stores.known::<Secret>(&namespace, &name))
     else {

@@ -1,13 +1,13 @@
 //! The event log of a ChatCluster: the managed brokers' objects, or the login at somebody else's.
 
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::{Pod, Secret};
 use kith_crds::{
     chatcluster::{ExternalEventLog, ExternalTls},
     conditions::reason,
 };
 use kube::{Api, Client, ResourceExt};
 
-use super::{BrokerFacts, Observed, PassError};
+use super::{BrokerFacts, Observed, PassError, secrets};
 use crate::{
     apply::{Applier, ApplyError},
     build::{
@@ -72,7 +72,7 @@ pub(super) async fn apply(
     Ok(missing.map(|(index, _)| kafka::external_name(plan, index)).collect())
 }
 
-/// Whether every broker runs with what its StatefulSet says: a certificate that was made before has been taken up.
+/// Whether every broker runs with the certificate and the authorities that stand in the Secrets. What a pass does not know is not so.
 pub(super) fn settled(plan: &Plan, observed: &Observed) -> bool {
     if matches!(plan.event_log.kafka, KafkaPlan::External(_)) {
         return true;
@@ -80,6 +80,12 @@ pub(super) fn settled(plan: &Plan, observed: &Observed) -> bool {
     let Some(set) = observed.stateful_sets.get(&meta::component_name(&plan.name, Component::Kafka)) else {
         return false;
     };
+    let standing = secrets::standing_of_brokers(&plan.name, &observed.secrets);
+    let template = set.spec.as_ref().and_then(|s| s.template.metadata.as_ref()?.annotations.as_ref());
+    let started_with = template.and_then(|a| a.get(kafka::ANNOTATION_CERTIFICATE));
+    if observed.rest.is_some() || standing.map(|s| kafka::certificate_hash(&s)).as_ref() != started_with {
+        return false;
+    }
     let (wanted, status) = (set.spec.as_ref().and_then(|s| s.replicas), set.status.clone().unwrap_or_default());
     status.observed_generation == set.metadata.generation
         && wanted.is_some()
@@ -93,14 +99,34 @@ pub(super) fn brokers(plan: &Plan, observed: &Observed) -> Option<BrokerFacts> {
     let set = observed.stateful_sets.get(&meta::component_name(&plan.name, Component::Kafka))?;
     let ready = set.status.as_ref().and_then(|s| s.ready_replicas).unwrap_or(0);
     let ready = u32::try_from(ready).unwrap_or(0);
-    Some(BrokerFacts { ready, wanted: managed.spec.brokers, ..BrokerFacts::default() })
+    let name = meta::component_name(&plan.name, Component::Kafka);
+    let pods = (0..managed.spec.brokers).filter_map(|index| observed.pods.get(&format!("{name}-{index}")));
+    let listens = |pod: &&Pod| {
+        let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        conditions.into_iter().any(|c| c.type_ == "ContainersReady" && c.status == "True")
+    };
+    let serving = u32::try_from(pods.filter(listens).count()).unwrap_or(0);
+    Some(BrokerFacts { serving, ready, wanted: managed.spec.brokers, ..BrokerFacts::default() })
 }
 
-/// Every host by which brokers are dialled from outside, as far as this pass knows.
+/// Every host by which brokers are dialled from outside. While not all is known, those that the brokers' certificate has stay: each name that
+/// came or went would restart all brokers.
 pub(super) fn hosts(plan: &Plan, observed: &Observed) -> Vec<String> {
     let KafkaPlan::Managed(managed) = &plan.event_log.kafka else { return Vec::new() };
+    if managed.spec.external_access.is_none() {
+        return Vec::new();
+    }
     let kept = observed.config_maps.get(&meta::kafka_config_map(&plan.name));
-    kafka::external_hosts(plan, managed, &observed.services, kept)
+    let mut hosts = kafka::external_hosts(plan, managed, &observed.services, kept);
+    let told = kafka::external_addresses(plan, managed, &observed.services, None);
+    if observed.rest.is_some() || told.iter().any(Option::is_none) {
+        let inside = kafka::inside_hosts(plan);
+        let stands = secrets::names_of_brokers(&plan.name, &observed.secrets);
+        hosts.extend(stands.into_iter().filter(|host| !inside.contains(host)));
+        hosts.sort_unstable();
+        hosts.dedup();
+    }
+    hosts
 }
 
 /// What must be at the brokers and how to log in there; a missing or unusable Secret is said in words.

@@ -272,7 +272,7 @@ async fn pass(cluster: &ChatCluster, context: &Arc<Context>, facts: &mut Facts) 
         facts.noted(kept);
     }
     // What is missing of addresses comes with a change of a Service, which is watched.
-    let brokers_busy = facts.brokers.as_ref().is_some_and(|brokers| brokers.care.unsettled);
+    let brokers_busy = facts.brokers.as_ref().is_some_and(|brokers| brokers.care.busy);
     let busy = new_shards || brokers_busy || facts.storage.as_ref().is_some_and(|s| s.unfinished);
     Ok(Action::requeue(if busy { BUSY } else { QUIET }))
 }

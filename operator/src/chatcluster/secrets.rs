@@ -14,8 +14,11 @@ use kube::api::ObjectMeta;
 use super::identity;
 use crate::{
     apply::{ApplyError, Live},
-    build::meta::{self, Component},
-    pki::{Asked, Authorities, Authority, EngineUsers, Leaf, LeafRequest, PkiError, Renewal, TokenKeys},
+    build::{
+        kafka,
+        meta::{self, Component},
+    },
+    pki::{Asked, Authorities, Authority, EngineUsers, Leaf, LeafRequest, PkiError, Renewal, TokenKeys, hosts_of},
     plan::{KafkaPlan, Plan},
     runtime::Login,
     stores::Stores,
@@ -91,9 +94,7 @@ pub fn build(plan: &Plan, live: &Live<Secret>, situation: &Situation<'_>, now: T
     let leaf = operator.ok_or_else(|| broken("operator certificate", &PkiError::Clock))?;
     let password = users.password("operator").unwrap_or_default().to_owned();
     let Builder { objects, changes, trusted, answered, .. } = builder;
-    if trusted.trim_end() != authority.cert_pem.trim_end() {
-        kafka_certificate.push_str(&trusted);
-    }
+    let kafka_certificate = of_brokers(&kafka_certificate, &trusted, &authority.cert_pem);
     let login = Login { ca_pem: trusted, leaf, password };
     Ok(Secrets { objects, login, kafka_certificate, answered, changes })
 }
@@ -111,6 +112,25 @@ pub(super) async fn ask_for_missing(stores: &Stores, plan: &Plan, live: &mut Liv
         }
     }
     Ok(())
+}
+
+/// What brokers are started with: their certificate, and whom they trust where that is more than the authority that signs.
+fn of_brokers(certificate: &str, trusted: &str, authority: &str) -> String {
+    let more = if trusted.trim_end() == authority.trim_end() { "" } else { trusted };
+    format!("{certificate}{more}")
+}
+
+/// The same as the Secrets hold it now.
+pub(super) fn standing_of_brokers(cluster: &str, live: &Live<Secret>) -> Option<String> {
+    let own = live.get(&meta::tls_secret(cluster, Component::Kafka))?;
+    let authority = live.get(&meta::ca_secret(cluster))?;
+    Some(of_brokers(text(own, "tls.crt")?, text(own, "ca.crt")?, text(authority, "ca.crt")?))
+}
+
+/// The hosts in the brokers' certificate.
+pub(super) fn names_of_brokers(cluster: &str, live: &Live<Secret>) -> Vec<String> {
+    let own = live.get(&meta::tls_secret(cluster, Component::Kafka));
+    own.and_then(|secret| text(secret, "tls.crt")).map(hosts_of).unwrap_or_default()
 }
 
 /// Whether a pod holds what was in the Secrets: one that still waits for them does not.
@@ -301,7 +321,7 @@ pub fn line_request(plan: &Plan, line: &str) -> LeafRequest {
 pub fn request(plan: &Plan, component: Component, broker_hosts: &[String]) -> LeafRequest {
     let name = meta::component_name(&plan.name, component);
     let namespace = &plan.namespace;
-    let mut dns = vec![format!("{}.{}.kith.internal", component.name(), plan.cluster_name)];
+    let mut dns = vec![meta::internal_name(&plan.cluster_name, component)];
     let mut addresses = Vec::new();
     let mut add = |host: &str| match host.parse::<IpAddr>() {
         Ok(address) => addresses.push(address),
@@ -321,9 +341,8 @@ pub fn request(plan: &Plan, component: Component, broker_hosts: &[String]) -> Le
             plan.spec.services.business.exposure.extra_hosts.iter().for_each(|host| add(host));
         }
         Component::Kafka => {
-            add(&format!("*.{name}.{namespace}.svc"));
-            add(&format!("*.{name}.{namespace}.svc.cluster.local"));
-            for host in broker_hosts {
+            let [inside @ .., _] = kafka::inside_hosts(plan);
+            for host in inside.iter().chain(broker_hosts) {
                 add(host);
             }
         }

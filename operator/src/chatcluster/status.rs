@@ -98,6 +98,8 @@ impl Facts {
 /// Managed brokers as seen.
 #[derive(Clone, Debug, Default)]
 pub struct BrokerFacts {
+    /// Those whose containers serve, caught up or not.
+    pub serving: u32,
     /// Those that serve and have caught up.
     pub ready: u32,
     /// Those wanted.

@@ -130,7 +130,9 @@ async fn replace_members(pass: &Pass<'_>, upkeep: &mut Upkeep) -> Result<(), App
         let note = format!("{} is made anew with an empty volume: {}", step.pod, step.why);
         tracing::warn!(shard = %step.shard, pod = %step.pod, why = %step.why, "a member is made anew");
         pass.context.event(pass.cluster, true, "MemberReplaced", &note).await;
-        delete_claim(pass.context, &pass.plan.namespace, pass.observed, &step.claim).await?;
+        if !delete_claim(pass.context, &pass.plan.namespace, pass.observed, &step.claim).await? {
+            continue;
+        }
         // Where nobody is left to stop the process there is nothing to wait for; one that a person gave up may still run.
         let grace_s = (!step.asked).then_some(0);
         delete_pod(pass.context, &pass.plan.namespace, pass.observed, &step.pod, grace_s).await?;
@@ -169,25 +171,27 @@ pub(super) async fn nodes(context: &Context) -> Result<BTreeMap<String, Node>, A
     Ok(list.items.into_iter().map(|n| (n.name_any(), n)).collect())
 }
 
-/// Deletes the claim that was observed.
+/// Deletes the claim that was observed. False: it is another one by now, so that whatever was decided about it has to be decided anew.
 pub(super) async fn delete_claim(
     context: &Context,
     namespace: &str,
     observed: &Observed,
     name: &str,
-) -> Result<(), ApplyError> {
-    let Some(claim) = observed.claims.get(name) else { return Ok(()) };
+) -> Result<bool, ApplyError> {
+    let Some(claim) = observed.claims.get(name) else { return Ok(true) };
     // The decision rests on where its volume lies.
     let now = context.stores.ask::<PersistentVolumeClaim>(namespace, name).await?;
     let volume = |claim: &PersistentVolumeClaim| claim.spec.as_ref().and_then(|s| s.volume_name.clone());
-    if now.is_none_or(|now| now.uid() != claim.uid() || volume(&now) != volume(claim)) {
-        return Ok(());
+    match now {
+        None => return Ok(true),
+        Some(now) if now.uid() != claim.uid() || volume(&now) != volume(claim) => return Ok(false),
+        Some(_) => {}
     }
     let api: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), namespace);
     deleted(api.delete(name, &exactly(claim, None)).await.map(drop))
         .map_err(|e| ApplyError::kube::<PersistentVolumeClaim>(name, e))?;
     context.stores.deleted(claim);
-    Ok(())
+    Ok(true)
 }
 
 /// Deletes the pod that was observed.

@@ -204,6 +204,14 @@ pub fn ends_tls(deployment: &Deployment) -> bool {
     pod.is_some_and(|pod| pod.volumes.iter().flatten().any(|volume| volume.name == TLS_VOLUME))
 }
 
+/// Whether a pod of the newest template serves: one has been made, and none is missing.
+pub fn new_pods_serve(deployment: &Deployment) -> bool {
+    let Some(status) = &deployment.status else { return false };
+    status.observed_generation == deployment.metadata.generation
+        && status.updated_replicas.is_some_and(|pods| pods > 0)
+        && status.unavailable_replicas.unwrap_or(0) == 0
+}
+
 /// Whether what stands behind a Service ends TLS itself, as its port's name says.
 pub fn is_secure(service: &Service) -> bool {
     let ports = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());

@@ -182,12 +182,11 @@ struct Standing {
     autoscalers: Live<HorizontalPodAutoscaler>,
 }
 
-impl Standing {
-    /// Whether the pods that stand speak something else than those that are wanted: plain HTTP instead of TLS, or the other way round.
-    fn speaks_otherwise(&self, listener: &Listener) -> bool {
-        let live = self.deployments.get(&listener.deployment.name_any());
-        live.is_some_and(|live| build::ends_tls(live) != build::ends_tls(&listener.deployment))
-    }
+/// Whether a Service may lead to the pods that are wanted. One that led to plain HTTP and is to lead to TLS, or the other way round, finds no
+/// pod of before any more, since their port has another name: not before one of the new pods serves.
+fn may_lead_to(listener: &Listener, service: &Service, live: Option<&Deployment>) -> bool {
+    let (wanted, Some(live)) = (build::ends_tls(&listener.deployment), live) else { return true };
+    build::is_secure(service) == wanted || (build::ends_tls(live) == wanted && build::new_pods_serve(live))
 }
 
 /// The listeners and their configuration: made, changed or removed. Pods change when the layer below serves (`open`) and their certificate
@@ -209,9 +208,8 @@ async fn listeners(
         let name = listener.deployment.name_any();
         let (service, live) = (standing.services.get(&name), standing.deployments.get(&name));
         let current = live.is_some_and(|live| applier.is_current(&listener.deployment, live));
-        let fits = (open && usable) || !standing.speaks_otherwise(&listener);
         let service = match service {
-            Some(service) if !fits => service.clone(),
+            Some(service) if !may_lead_to(&listener, service, live) => service.clone(),
             service => applier.apply(listener.service, service).await?,
         };
         facts.services.insert(name.clone(), service);

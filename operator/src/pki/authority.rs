@@ -219,6 +219,22 @@ fn authority_key_id<'a>(cert: &'a X509Certificate<'_>) -> Option<&'a [u8]> {
     })
 }
 
+/// The DNS names and addresses in a certificate; none where it cannot be read.
+pub fn hosts_of(cert_pem: &str) -> Vec<String> {
+    let Ok(der) = der_of(cert_pem, "certificate") else { return Vec::new() };
+    let Ok((_, cert)) = X509Certificate::from_der(&der) else { return Vec::new() };
+    let Ok(Some(names)) = cert.subject_alternative_name() else { return Vec::new() };
+    let host = |name: &GeneralName<'_>| match name {
+        GeneralName::DNSName(dns) => Some((*dns).to_owned()),
+        GeneralName::IPAddress(bytes) => match bytes.len() {
+            4 => <[u8; 4]>::try_from(*bytes).ok().map(|b| IpAddr::from(b).to_string()),
+            _ => <[u8; 16]>::try_from(*bytes).ok().map(|b| IpAddr::from(b).to_string()),
+        },
+        _ => None,
+    };
+    names.value.general_names.iter().filter_map(host).collect()
+}
+
 /// Whether the certificate's names are exactly those of `request`.
 fn says(cert: &X509Certificate<'_>, request: &LeafRequest) -> bool {
     let Ok(Some(names)) = cert.subject_alternative_name() else { return false };

@@ -5,7 +5,7 @@ mod rollover;
 mod tokens;
 mod users;
 
-pub use authority::{Authority, LINES, Leaf, LeafRequest, Renewal};
+pub use authority::{Authority, LINES, Leaf, LeafRequest, Renewal, hosts_of};
 pub use rollover::{Asked, Authorities, Step};
 pub use tokens::{TokenKeys, public_set};
 pub use users::{EngineUsers, USERS};

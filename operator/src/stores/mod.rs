@@ -135,18 +135,18 @@ impl Stores {
         self.with::<K, _>(namespace, |memory| memory.of_cluster(namespace, cluster, |_| true))
     }
 
-    /// All objects of a kind, if watches have told them all.
-    pub fn all<K: Kind>(&self) -> Option<Vec<Arc<K>>> {
+    /// All objects of a kind in the namespaces whose watch has told them all.
+    pub fn all<K: Kind>(&self) -> Vec<Arc<K>> {
         let mut found = Vec::new();
-        for watched in self.watched.get()? {
-            let shelf = watched.kinds.get(&TypeId::of::<K>())?.downcast_ref::<Shelf<K>>()?;
+        for watched in self.watched.get().into_iter().flatten() {
+            let shelf = watched.kinds.get(&TypeId::of::<K>()).and_then(|shelf| shelf.downcast_ref::<Shelf<K>>());
+            let Some(shelf) = shelf else { continue };
             let memory = shelf.read().unwrap_or_else(PoisonError::into_inner);
-            if !memory.is_usable() {
-                return None;
+            if memory.is_usable() {
+                found.extend(memory.all());
             }
-            found.extend(memory.all());
         }
-        Some(found)
+        found
     }
 
     /// One object. What the watch does not hold is asked for: that nobody told of it is no proof that it is absent.

@@ -6,12 +6,9 @@ use k8s_openapi::{
         apps::v1::Deployment,
         core::v1::{ConfigMap, Secret, Service},
     },
-    jiff::Timestamp,
 };
-use kith_crds::{
-    ChatCluster, Gateway, GatewayStatus,
-    conditions::{self, Finding},
-};
+use kith_crds::{ChatCluster, Gateway, GatewayStatus, conditions};
+use kith_operator::{build::services, plan::Plan};
 use kube::{
     Api, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, PostParams},
@@ -37,13 +34,13 @@ fn said<'a>(status: &'a GatewayStatus, kind: &str) -> (&'a str, &'a str, &'a str
     (&condition.status, &condition.reason, &condition.message)
 }
 
-/// Says that the logic layer serves, since nothing runs here.
+/// Says that the layers below are rolled out, since nothing runs here.
 async fn serve_logic(world: &World, namespace: &str) {
     let clusters: Api<ChatCluster> = world.api(namespace);
-    let mut status = clusters.get("demo").await.expect("the ChatCluster").status.expect("a status");
-    let finding = Finding::holds(conditions::LOGIC_READY, "AllReady", "said by the test");
-    conditions::set(&mut status.conditions, finding, None, Timestamp::now());
-    let patch = json!({"status": {"conditions": status.conditions}});
+    let cluster = clusters.get("demo").await.expect("the ChatCluster");
+    let plan = Plan::resolve(&cluster, world.release()).expect("a valid spec");
+    let below = services::below_access(&plan).expect("JSON");
+    let patch = json!({"status": {"rolledOut": below}});
     clusters.patch_status("demo", &PatchParams::default(), &Patch::Merge(&patch)).await.expect("a patch");
 }
 
@@ -115,7 +112,7 @@ async fn a_switch_to_tls_waits_as_a_whole(world: &World, namespace: &str) {
     let versions = async || {
         let deployment = world.api::<Deployment>(namespace).get("demo-plain-api").await.expect("a Deployment");
         let service = world.api::<Service>(namespace).get("demo-plain-api").await.expect("a Service");
-        let map = world.api::<ConfigMap>(namespace).get("demo-plain-config").await.expect("a ConfigMap");
+        let map = world.api::<ConfigMap>(namespace).get("demo-plain-api-config").await.expect("a ConfigMap");
         [deployment.resource_version(), service.resource_version(), map.resource_version()]
     };
     let before = versions().await;
@@ -127,7 +124,14 @@ async fn a_switch_to_tls_waits_as_a_whole(world: &World, namespace: &str) {
     assert_eq!(versions().await, before);
     world.api::<Secret>(namespace).create(&PostParams::default(), &secret("later")).await.expect("a Secret");
     let status = world.pass_gateway(namespace, "plain").await;
+    assert!(status.addresses.and_then(|a| a.api).is_some_and(|a| a.starts_with("http://")), "who is there still");
+    let [pods, service, map] = versions().await;
+    assert!(pods != before[0] && service == before[1] && map != before[2], "clients follow when a new pod serves");
+    let deployments: Api<Deployment> = world.api(namespace);
+    let generation = deployments.get("demo-plain-api").await.expect("a Deployment").metadata.generation;
+    let served = json!({"status": {"observedGeneration": generation, "replicas": 3, "updatedReplicas": 1, "readyReplicas": 3, "availableReplicas": 3}});
+    deployments.patch_status("demo-plain-api", &PatchParams::default(), &Patch::Merge(&served)).await.expect("a patch");
+    let status = world.pass_gateway(namespace, "plain").await;
     assert!(status.addresses.and_then(|a| a.api).is_some_and(|a| a.starts_with("https://")));
-    let after = versions().await;
-    assert!(before.iter().zip(&after).all(|(before, after)| before != after), "all of it changes");
+    assert_ne!(versions().await[1], before[1], "the Service changes last");
 }

@@ -20,10 +20,10 @@ use k8s_openapi::api::{
     networking::v1::NetworkPolicy,
     policy::v1::PodDisruptionBudget,
 };
-use kith_crds::{ChatCluster, StorageShard, conditions, names};
+use kith_crds::{ChatCluster, Gateway, StorageShard, conditions, names};
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams},
+    api::{DeleteParams, Patch, PatchParams, PostParams},
 };
 use serde_json::json;
 use server::ApiServer;
@@ -59,15 +59,23 @@ fn the_operator_writes_what_is_needed_and_says_what_is_wrong() {
 }
 
 async fn names_that_are_taken_are_refused_before_anything_is_made(world: &World) {
-    world.create_cluster("names", "a", json!({})).await;
-    world.pass("names", "a").await;
-    world.create_cluster("names", "a-kafka", json!({})).await;
-    world.pass("names", "a-kafka").await;
-    let (status, word, message) = world.condition("names", "a-kafka", conditions::READY).await;
-    assert_eq!((status.as_str(), word.as_str()), ("False", "InvalidSpec"));
-    assert!(message.contains("the same ConfigMap a-kafka-config as ChatCluster a,"), "{message}");
-    let secrets = world.names::<Secret>("names").await;
-    assert!(!secrets.iter().any(|name| name == "a-kafka-ca"), "made all the same: {secrets:?}");
+    let gateways: Api<Gateway> = world.api("names");
+    for (cluster, gateway) in [("a", "b-c"), ("a-b", "c")] {
+        world.create_cluster("names", cluster, json!({})).await;
+        world.pass("names", cluster).await;
+        let object: Gateway = serde_json::from_value(json!({
+            "apiVersion": kith_crds::API_VERSION, "kind": "Gateway", "metadata": {"name": gateway},
+            "spec": {"clusterRef": {"name": cluster}}
+        }))
+        .expect("a Gateway");
+        gateways.create(&PostParams::default(), &object).await.expect("a Gateway");
+    }
+    let status = world.pass_gateway("names", "c").await;
+    let ready = conditions::get(&status.conditions, conditions::READY).expect("the condition");
+    assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "InvalidSpec"), "{}", ready.message);
+    assert!(ready.message.contains("as Gateway b-c of ChatCluster a,"), "{}", ready.message);
+    let services = world.names::<Service>("names").await;
+    assert!(!services.iter().any(|name| name.starts_with("a-b-c-")), "made all the same: {services:?}");
 }
 
 /// Whatever was asked of the API server, the chart grants; by resource and verb, since requests are counted by these.
@@ -77,8 +85,19 @@ fn nothing_is_asked_for_without_a_right(world: &World) {
         granted.namespaced.into_iter().chain(granted.cluster).map(|(_, resource, verb)| (resource, verb)).collect();
     // Definitions and namespaces are made by the test itself, and so are objects that a person would make.
     let of_the_test = ["customresourcedefinitions", "namespaces"];
-    let by_hand =
-        [("create", "chatclusters"), ("delete", "chatclusters"), ("get", "storageshards"), ("delete", "configmaps")];
+    let by_hand = [
+        ("create", "chatclusters"),
+        ("delete", "chatclusters"),
+        ("create", "gateways"),
+        ("get", "gateways"),
+        ("patch", "gateways"),
+        ("delete", "gateways"),
+        ("create", "pods"),
+        ("delete", "configmaps"),
+        ("delete", "secrets"),
+        ("patch", "deployments/status"),
+        ("patch", "services/status"),
+    ];
     let denied: Vec<_> = world
         .counts
         .snapshot()

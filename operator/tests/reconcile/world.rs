@@ -112,6 +112,11 @@ impl World {
         }
     }
 
+    /// What the operator brings.
+    pub(crate) fn release(&self) -> &Release {
+        &self.context.release
+    }
+
     /// A typed client.
     pub(crate) fn api<K>(&self, namespace: &str) -> Api<K>
     where

@@ -26,6 +26,8 @@ pub struct Budget(Arc<Inner>);
 struct Inner {
     all: Arc<Semaphore>,
     callers: Mutex<HashMap<String, Arc<Semaphore>>>,
+    /// What one caller may hold.
+    share: usize,
     refused: &'static str,
 }
 
@@ -43,12 +45,24 @@ pub struct Held {
 impl Budget {
     /// Of a process; `refused` is the name of the counter of refusals.
     pub fn new(refused: &'static str) -> Self {
-        Self(Arc::new(Inner { all: Arc::new(Semaphore::new(ALL / UNIT)), callers: Mutex::default(), refused }))
+        Self::with_share(refused, CALLER)
+    }
+
+    /// The same, of which one caller may hold `share` bytes: where a caller is a whole back end.
+    pub fn with_share(refused: &'static str, share: usize) -> Self {
+        let all = Arc::new(Semaphore::new(ALL / UNIT));
+        Self(Arc::new(Inner { all, callers: Mutex::default(), share: share.clamp(UNIT, ALL), refused }))
+    }
+
+    /// At least one, and never more than a caller has.
+    fn units(&self, bytes: usize) -> u32 {
+        bytes.div_ceil(UNIT).clamp(1, self.0.share / UNIT) as u32
     }
 
     /// Holds `bytes` for `caller`, as soon as there is room.
     pub async fn wait(&self, caller: &str, bytes: usize) -> Held {
-        let units = units(bytes);
+        let units = self.units(bytes);
+        let own = || Arc::new(Semaphore::new(self.0.share / UNIT));
         let own = self.0.callers.lock().entry(caller.to_owned()).or_insert_with(own).clone();
         // Made at once: whoever gives up waiting forgets the caller, too.
         let mut held = Held { own: None, all: None, caller: caller.to_owned(), budget: self.clone() };
@@ -74,7 +88,7 @@ impl Budget {
         // Who waits holds a clone of it.
         if callers
             .get(caller)
-            .is_some_and(|own| Arc::strong_count(own) == 1 && own.available_permits() == CALLER / UNIT)
+            .is_some_and(|own| Arc::strong_count(own) == 1 && own.available_permits() == self.0.share / UNIT)
         {
             callers.remove(caller);
         }
@@ -84,7 +98,7 @@ impl Budget {
 impl Held {
     /// Gives back what is held above `bytes`.
     pub fn shrink(&mut self, bytes: usize) {
-        let keep = units(bytes) as usize;
+        let keep = self.budget.units(bytes) as usize;
         for held in [&mut self.own, &mut self.all].into_iter().flatten() {
             drop(held.split(held.num_permits().saturating_sub(keep)));
         }
@@ -95,7 +109,7 @@ impl Held {
         let budget = self.budget.clone();
         let more = async {
             for held in [&mut self.own, &mut self.all].into_iter().flatten() {
-                let missing = units(bytes).saturating_sub(held.num_permits() as u32);
+                let missing = budget.units(bytes).saturating_sub(held.num_permits() as u32);
                 if let Ok(more) = held.semaphore().clone().acquire_many_owned(missing).await {
                     held.merge(more);
                 }
@@ -116,15 +130,6 @@ impl Drop for Held {
         drop((self.own.take(), self.all.take()));
         self.budget.forget(&self.caller);
     }
-}
-
-fn own() -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(CALLER / UNIT))
-}
-
-/// At least one, and never more than a caller has.
-fn units(bytes: usize) -> u32 {
-    bytes.div_ceil(UNIT).clamp(1, CALLER / UNIT) as u32
 }
 
 #[cfg(test)]

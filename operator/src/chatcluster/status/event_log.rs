@@ -83,8 +83,8 @@ pub(super) fn settings_differ(facts: &Facts) -> Option<(&'static str, String)> {
 fn too_few_brokers(facts: &Facts) -> Option<(&'static str, String)> {
     let brokers = facts.brokers.as_ref()?;
     let needed = facts.plan.as_ref()?.event_log.min_insync;
-    let sentence = || format!("{} of {} brokers serve, {needed} are needed", brokers.ready, brokers.wanted);
-    (brokers.ready < needed).then(|| (reason::PODS_NOT_READY, sentence()))
+    let sentence = || format!("{} of {} brokers serve, {needed} are needed", brokers.serving, brokers.wanted);
+    (brokers.serving < needed).then(|| (reason::PODS_NOT_READY, sentence()))
 }
 
 /// Brokers that consumers outside cannot reach yet, by what they wait for.

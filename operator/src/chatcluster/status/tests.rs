@@ -127,7 +127,7 @@ fn slots_owned_once_are_remembered_for_good() {
 fn a_load_balancer_without_an_address_is_named_and_holds_up_nothing_else() {
     let mut facts = facts(Vec::new());
     let missing = vec!["demo-kafka-external-1".to_owned()];
-    facts.brokers = Some(BrokerFacts { ready: 3, wanted: 3, missing, ..BrokerFacts::default() });
+    facts.brokers = Some(BrokerFacts { serving: 3, ready: 3, wanted: 3, missing, ..BrokerFacts::default() });
     let found = status(&cluster(), &facts, now());
     let (holds, word, message) = said(&found, conditions::EVENT_LOG_READY);
     assert_eq!((holds, word), ("False", reason::ADDRESS_PENDING));
@@ -140,7 +140,7 @@ fn a_load_balancer_without_an_address_is_named_and_holds_up_nothing_else() {
 fn a_broker_that_is_behind_degrades_and_too_few_stop_the_log() {
     let mut facts = facts(Vec::new());
     let mut with = |ready| {
-        facts.brokers = Some(BrokerFacts { ready, wanted: 3, ..BrokerFacts::default() });
+        facts.brokers = Some(BrokerFacts { serving: ready, ready, wanted: 3, ..BrokerFacts::default() });
         status(&cluster(), &facts, now())
     };
     let (one_away, two_away) = (with(2), with(1));

@@ -4,24 +4,30 @@ use std::{
     convert::Infallible,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use futures::future::BoxFuture;
 use http_body::{Frame, SizeHint};
 use kith_kit::{
     budget::{Budget, Held},
+    error::Error,
     server::{Identity, Peer},
     storage::PAGE_BYTES,
 };
 use tonic::{
-    Status,
+    Code, Status,
     body::Body,
     codegen::{Bytes, Service, http},
     server::NamedService,
 };
 
-/// Calls whose answers hold messages, or many items with texts in them.
-const PAGES: [&str; 3] = ["/ListMessages", "/ListConversations", "/GetUsers"];
+/// Calls whose answers hold messages.
+const PAGES: [&str; 2] = ["/ListMessages", "/ListConversations"];
+/// What one line may hold: sixteen pages that are asked for or not taken yet. It is a back end of many processes, and there are few lines.
+const LINE: usize = 16 * PAGE_BYTES;
+/// A page is made within this time, its request included: storage answers within five seconds or says that it cannot.
+const MADE: Duration = Duration::from_secs(15);
 
 /// A service whose pages are weighed.
 #[derive(Clone)]
@@ -33,7 +39,7 @@ pub(crate) struct Weighed<S> {
 impl<S> Weighed<S> {
     /// Weighs the pages of `inner`.
     pub(crate) fn new(inner: S) -> Self {
-        Self { inner, budget: Budget::new("kith_business_over_budget_total") }
+        Self { inner, budget: Budget::with_share("kith_business_over_budget_total", LINE) }
     }
 }
 
@@ -76,8 +82,14 @@ where
                 Ok(held) => held,
                 Err(error) => return Ok(Status::from(error).into_http()),
             };
-            let answer = inner.call(request).await?;
-            Ok(answer.map(|body| Body::new(Taken { body, held, bytes: 0 })))
+            let Ok(answer) = tokio::time::timeout(MADE, inner.call(request)).await else {
+                return Ok(Status::from(Error::new(
+                    Code::DeadlineExceeded,
+                    "the page was not asked for and made in time",
+                ))
+                .into_http());
+            };
+            Ok(answer?.map(|body| Body::new(Taken { body, held, bytes: 0 })))
         })
     }
 }
@@ -118,7 +130,6 @@ mod tests {
     use std::future::{Ready, ready};
 
     use http_body::Body as _;
-    use tonic::Code;
 
     use super::*;
 
