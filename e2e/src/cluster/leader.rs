@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::{coordination::v1::Lease, core::v1::Pod};
+use k8s_openapi::api::{apps::v1::Deployment, coordination::v1::Lease, core::v1::Pod};
 use kube::{Api, ResourceExt, api::ListParams};
 
 use super::{Cluster, ClusterError, OPERATOR_NAMESPACE, is_ready};
@@ -22,6 +22,21 @@ impl Cluster {
         let pods = self.operator_pods().await?;
         let leader = pods.iter().map(ResourceExt::name_any).find(|name| holder.contains(name.as_str()));
         leader.ok_or_else(|| ClusterError::Missing(format!("no operator pod holds the lease ({holder:?})")))
+    }
+
+    /// Waits until the operator's Deployment is wholly of its newest template and one of its pods leads.
+    pub async fn await_operator_rollout(&self, deadline: Duration) -> Result<String, ClusterError> {
+        let operators = Api::<Deployment>::namespaced(self.client.clone(), OPERATOR_NAMESPACE);
+        let rolled = |deployment: &Deployment| {
+            let status = deployment.status.clone().unwrap_or_default();
+            let wanted = deployment.spec.as_ref().and_then(|s| s.replicas);
+            status.observed_generation == deployment.metadata.generation
+                && status.updated_replicas == wanted
+                && status.ready_replicas == wanted
+                && status.replicas == wanted
+        };
+        self.await_object(&operators, "kith-operator", "the operator's rollout", deadline, rolled).await?;
+        self.await_operator(deadline).await
     }
 
     /// Waits until both replicas are ready and one of them leads.

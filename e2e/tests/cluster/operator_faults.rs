@@ -84,12 +84,7 @@ async fn a_version_that_nobody_has_and_a_new_operator_leave_failover_as_it_was()
         changed(&cluster, &change, &back, async || {
             kill_operators(&cluster).await?;
             cluster.await_operator(HEAL).await?;
-            let primary = cluster.primary_of(&shard).await?;
-            let frozen = freeze(&cluster, &primary, "valkey-server", FROZEN_S);
-            let replaced = cluster.await_another_primary(&shard, &primary, Duration::from_secs(FROZEN_S.into()));
-            let (frozen, replaced) = tokio::join!(frozen, replaced);
-            replaced?;
-            frozen?;
+            fail_over(&cluster, &shard).await?;
             load.all_serve(HEAL).await?;
             Ok(())
         })
@@ -132,16 +127,7 @@ async fn watch(cluster: &Cluster, namespaces: Option<&str>) -> Proof {
     };
     let patch = json!({"spec": {"template": {"spec": {"containers": [{"name": "operator", "env": env}]}}}});
     operators.patch("kith-operator", &PatchParams::default(), &Patch::Strategic(&patch)).await?;
-    let rolled = |deployment: &Deployment| {
-        let (status, wanted) =
-            (deployment.status.clone().unwrap_or_default(), deployment.spec.as_ref().and_then(|s| s.replicas));
-        status.observed_generation == deployment.metadata.generation
-            && status.updated_replicas == wanted
-            && status.ready_replicas == wanted
-            && status.replicas == wanted
-    };
-    cluster.await_object(&operators, "kith-operator", "the operator's rollout", HEAL, rolled).await?;
-    cluster.await_operator(HEAL).await?;
+    cluster.await_operator_rollout(HEAL).await?;
     Ok(())
 }
 

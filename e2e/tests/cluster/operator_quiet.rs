@@ -45,16 +45,7 @@ async fn a_new_operator_leaves_every_pod_untouched() -> Proof {
     let stamp = kith_e2e::target::unique("roll");
     let patch = json!({"spec": {"template": {"metadata": {"annotations": {"kith.dev/test": stamp}}}}});
     operators.patch("kith-operator", &PatchParams::default(), &Patch::Merge(&patch)).await?;
-    let rolled = |deployment: &Deployment| {
-        let status = deployment.status.clone().unwrap_or_default();
-        let wanted = deployment.spec.as_ref().and_then(|s| s.replicas);
-        status.observed_generation == deployment.metadata.generation
-            && status.updated_replicas == wanted
-            && status.ready_replicas == wanted
-            && status.replicas == wanted
-    };
-    cluster.await_object(&operators, "kith-operator", "the new operator", HEAL, rolled).await?;
-    cluster.await_operator(HEAL).await?;
+    cluster.await_operator_rollout(HEAL).await?;
     cluster.await_healthy(HEAL).await?;
     assert_eq!(before, cluster.pod_uids().await?, "a new operator restarts nothing");
     Ok(())

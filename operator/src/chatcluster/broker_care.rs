@@ -96,7 +96,7 @@ pub(super) async fn carry_out(
             }
             if asked {
                 // Before the pod goes: a request that is still there would hold again.
-                forget_request(context, plan).await?;
+                super::forget(context, cluster, names::ANNOTATION_REPLACE_BROKER).await?;
             }
             // Where nobody is left to stop the process there is nothing to wait for; one that a person gave up may still run.
             upkeep::delete_pod(context, &plan.namespace, observed, &pod, (!asked).then_some(0)).await?;
@@ -146,16 +146,4 @@ async fn tell(context: &Context, plan: &Plan, pod: &str, in_sync: bool, now: Tim
         context.stores.wrote(standing);
     }
     upkeep::deleted(told.map(drop)).map_err(|e| ApplyError::kube::<Pod>(pod, e))
-}
-
-/// A request to replace a broker holds once.
-async fn forget_request(context: &Context, plan: &Plan) -> Result<(), ApplyError> {
-    let api: Api<ChatCluster> = Api::namespaced(context.client.clone(), &plan.namespace);
-    let patch = json!({"metadata": {"annotations": {names::ANNOTATION_REPLACE_BROKER: null}}});
-    let forgotten = api.patch(&plan.name, &PatchParams::default(), &Patch::Merge(&patch)).await;
-    if let Ok(standing) = &forgotten {
-        // Or it would hold again in the next pass.
-        context.stores.wrote(standing);
-    }
-    upkeep::deleted(forgotten.map(drop)).map_err(|e| ApplyError::kube::<ChatCluster>(&plan.name, e))
 }

@@ -374,13 +374,10 @@ async fn forget(context: &Context, cluster: &ChatCluster, annotation: &str) -> R
     let name = cluster.name_any();
     let api: Api<ChatCluster> = Api::namespaced(context.client.clone(), &cluster.namespace().unwrap_or_default());
     let patch = serde_json::json!({"metadata": {"annotations": {annotation: null}}});
-    let standing = api
-        .patch(&name, &PatchParams::default(), &Patch::Merge(&patch))
-        .await
-        .map_err(|e| ApplyError::kube::<ChatCluster>(&name, e))?;
-    // Or the next pass would take it for asked once more.
-    context.stores.wrote(&standing);
-    Ok(())
+    let patched = api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await;
+    // Told to the stores, or the next pass would take it for asked once more.
+    upkeep::deleted(patched.map(|standing| context.stores.wrote(&standing)))
+        .map_err(|e| ApplyError::kube::<ChatCluster>(&name, e))
 }
 
 /// Writes down the version and images before anything is made with them, so that a later operator finds what was adopted even if this
