@@ -16,7 +16,7 @@ pub fn of_version(version: &str) -> Result<Library, Finding> {
         .find(|(versions, _)| versions.contains(&version))
         .ok_or_else(|| unknown(format!("this operator has no function library for version {version}")))?;
     let name = name(code).ok_or_else(|| unknown("the function library names itself nowhere".to_owned()))?;
-    Ok(Library { name: name.to_owned(), code: (*code).to_owned() })
+    Ok(Library { name: name.to_owned(), code: (*code).into() })
 }
 
 /// The name in the first line, `#!lua name=<name>`.

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    chatcluster::{Departures, Shortage},
+    chatcluster::{Departures, Shortage, Told},
     context::Wake,
     dataplane::{
         self, Gate, Links, Prober,
@@ -89,6 +89,7 @@ pub struct Runtime {
     desired: watch::Sender<Arc<Desired>>,
     prober: watch::Receiver<dataplane::Report>,
     snapshot: Mutex<Option<Arc<Snapshot>>>,
+    told: Mutex<BTreeMap<String, Told>>,
     /// Since when shards have too few replicas.
     pub shortage: Mutex<Shortage>,
     /// Pods that were taken away and still count.
@@ -128,6 +129,15 @@ impl Runtime {
     /// What the last pass saw.
     pub fn snapshot(&self) -> Option<Arc<Snapshot>> {
         self.snapshot.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Keeps what StorageShards are told; answers those for which it is news.
+    pub fn tell(&self, told: BTreeMap<String, Told>) -> Vec<String> {
+        let mut before = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let news = told.iter().filter(|(shard, told)| before.get(*shard) != Some(*told));
+        let news = news.map(|(shard, _)| shard.clone()).collect();
+        *before = told;
+        news
     }
 
     fn renew(&self, login: &Login) -> Result<(), RuntimeError> {
@@ -248,6 +258,7 @@ impl Clusters {
             desired: desired_tx,
             prober,
             snapshot: Mutex::default(),
+            told: Mutex::default(),
             shortage: Mutex::default(),
             departures: Mutex::default(),
             login: Mutex::new(login.clone()),

@@ -10,12 +10,12 @@ use std::{
 };
 
 use kith_operator::dataplane::{
-    Gate, bus,
+    Gate, bus, parse,
     switchover::switchover,
-    types::{Presence, Reason},
+    types::{Library, Presence, Reason},
 };
 use redis::Value;
-use support::fleet::{Fleet, eventually, links};
+use support::fleet::{COUNTER, Fleet, eventually, links};
 use tokio_util::sync::CancellationToken;
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -62,6 +62,115 @@ async fn a_killed_primary_is_replaced_within_five_seconds_and_rejoins() {
     println!("ready again {:?} after the old primary's start", fleet.ready(LIMIT).await);
     assert_eq!(fleet.primary("demo-0").await, Some(new));
     end.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_text_of_the_library_reaches_every_node_and_a_lost_one_is_put_back() {
+    let mut fleet = Fleet::start(1, 2);
+    fleet.ready(LIMIT).await;
+    fleet.desired.formed = true;
+    let pods: Vec<String> = fleet.nodes.iter().map(|n| n.pod.clone()).collect();
+    let text = format!("{COUNTER}-- another text\n");
+    let has = async |fleet: &Fleet, pod: &str| {
+        let listed = fleet.command(pod, &["FUNCTION", "LIST", "LIBRARYNAME", "kith1", "WITHCODE"]).await;
+        let libraries = parse::function_list(&listed.expect("an answer")).expect("well-formed");
+        libraries.iter().any(|(_, code)| code.as_ref() == Some(&text))
+    };
+    fleet.desired.library = Some(Library { name: "kith1".to_owned(), code: text.clone().into() });
+    assert!(fleet.pass().await.actions > 0);
+    fleet.ready(LIMIT).await;
+    for pod in &pods {
+        assert!(has(&fleet, pod).await, "{pod}");
+    }
+    assert_eq!(fleet.pass().await.actions, 0);
+    let primary = fleet.primary("demo-0").await.expect("a primary");
+    fleet.command(&primary, &["FUNCTION", "DELETE", "kith1"]).await.expect("deleted");
+    fleet.ready(LIMIT).await;
+    assert!(has(&fleet, &primary).await);
+    // A node that was started anew may hold anything.
+    let acks = fleet.desired.ack_replicas;
+    let replica = pods.iter().find(|p| **p != primary).expect("a replica");
+    fleet.node(replica).kill();
+    fleet.node(replica).start(acks);
+    fleet.ready(LIMIT).await;
+    assert!(has(&fleet, replica).await);
+}
+
+/// What a primary that answers nothing may take to be replaced: looks wait a second for it, and its replicas may have heard it a second later.
+const FROZEN: Duration = Duration::from_millis(4_500);
+
+/// Waits until probes are light: whatever happens next is found by one of them.
+async fn settled() {
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_that_answers_nothing_is_replaced_as_soon_as_it_is_dead() {
+    let mut fleet = Fleet::start(1, 2);
+    fleet.ready(LIMIT).await;
+    fleet.desired.formed = true;
+    let (_publish, mut report, end) = fleet.probe(fleet.links.clone(), Gate::default());
+    let old = fleet.primary("demo-0").await.expect("a primary");
+    settled().await;
+    let begun = Instant::now();
+    fleet.node(&old).process.as_ref().expect("it runs").pause().expect("paused");
+    let replaced = report.wait_for(|r| !r.failovers.is_empty());
+    tokio::time::timeout(LIMIT, replaced).await.expect("in time").expect("the prober runs");
+    let took = begun.elapsed();
+    println!("replaced {took:?} after it froze");
+    // Its replicas hear it for as long as they have not missed it for two whole seconds.
+    assert!((Duration::from_millis(1_400)..FROZEN).contains(&took), "{took:?}");
+    end.cancel();
+    fleet.node(&old).kill();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_that_somebody_else_made_is_the_one_that_is_watched() {
+    let mut fleet = Fleet::start(1, 2);
+    fleet.ready(LIMIT).await;
+    fleet.desired.formed = true;
+    let (_publish, mut report, end) = fleet.probe(fleet.links.clone(), Gate::default());
+    let old = fleet.primary("demo-0").await.expect("a primary");
+    let heir = fleet.nodes.iter().map(|n| n.pod.clone()).find(|p| *p != old).expect("a replica");
+    settled().await;
+    fleet.command(&heir, &["CLUSTER", "FAILOVER", "FORCE"]).await.expect("it takes over");
+    eventually("the old one to step down", LIMIT, async || fleet.primary("demo-0").await.as_ref() == Some(&heir)).await;
+    // What a probe finds is found within two of them.
+    report.wait_for(|r| r.changes > 0).await.expect("the prober runs");
+    settled().await;
+    fleet.node(&heir).kill();
+    let begun = Instant::now();
+    let replaced = report.wait_for(|r| !r.failovers.is_empty());
+    tokio::time::timeout(LIMIT, replaced).await.expect("in time").expect("the prober runs");
+    println!("replaced {:?} after its end", begun.elapsed());
+    assert!(begun.elapsed() < FROZEN, "an ended process is dead at once: {:?}", begun.elapsed());
+    end.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_that_came_back_empty_between_two_probes_is_seen_by_the_next() {
+    // With its name, and as another node at the same address.
+    for lost in ["appendonlydir", ""] {
+        let mut fleet = Fleet::start(1, 2);
+        fleet.ready(LIMIT).await;
+        fleet.desired.formed = true;
+        let (_publish, mut report, end) = fleet.probe(fleet.links.clone(), Gate::default());
+        let old = fleet.primary("demo-0").await.expect("a primary");
+        settled().await;
+        assert_eq!(report.borrow().changes, 0);
+        let acks = fleet.desired.ack_replicas;
+        let node = fleet.node(&old);
+        node.kill();
+        std::fs::remove_dir_all(node.dir.join(lost)).expect("its data are lost");
+        std::fs::create_dir_all(&node.dir).expect("a folder");
+        let begun = Instant::now();
+        node.start(acks);
+        let seen = report.wait_for(|r| r.changes > 0);
+        tokio::time::timeout(LIMIT, seen).await.expect("in time").expect("the prober runs");
+        println!("seen {:?} after it came back", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_millis(1_500), "{:?}", begun.elapsed());
+        end.cancel();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -26,6 +26,7 @@ mod shards;
 mod status;
 mod storage;
 mod tend;
+mod told;
 mod upkeep;
 
 pub use alarms::Alarms;
@@ -38,6 +39,7 @@ pub use observe::{Observed, observe};
 pub use secrets::{Secrets, Situation, build as build_secrets, line_request, request as certificate_request};
 pub use shards::{Steps, steps as shard_steps};
 pub use status::{BrokerFacts, Facts, StorageFacts, Workload, address, gravest, node_of, status, storage_reason};
+pub use told::Told;
 
 use std::{sync::Arc, time::Duration};
 
@@ -71,7 +73,9 @@ use crate::{
     volumes,
 };
 
-/// Between two passes over a platform with nothing to do.
+/// Between two passes over a platform that is well and was so at the last pass: what changes besides the engine's own numbers is told.
+const WELL: Duration = Duration::from_secs(30);
+/// The same where something is not well, which may change with time alone.
 const QUIET: Duration = Duration::from_secs(10);
 /// Between two passes while something is under way.
 const BUSY: Duration = Duration::from_secs(1);
@@ -274,7 +278,27 @@ async fn pass(cluster: &ChatCluster, context: &Arc<Context>, facts: &mut Facts) 
     // What is missing of addresses comes with a change of a Service, which is watched.
     let brokers_busy = facts.brokers.as_ref().is_some_and(|brokers| brokers.care.busy);
     let busy = new_shards || brokers_busy || facts.storage.as_ref().is_some_and(|s| s.unfinished);
-    Ok(Action::requeue(if busy { BUSY } else { QUIET }))
+    Ok(Action::requeue(if busy {
+        BUSY
+    } else if is_well(facts) {
+        WELL
+    } else {
+        QUIET
+    }))
+}
+
+/// Whether nothing is known that could change with time alone, without a word from a watch, the prober or the event log.
+fn is_well(facts: &Facts) -> bool {
+    let engine = facts.storage.as_ref().is_some_and(|storage| {
+        !storage.news && storage.readiness.is_ready() && storage.problems.is_empty() && storage.trouble.is_none()
+    });
+    let brokers = facts.brokers.as_ref().is_none_or(|brokers| {
+        brokers.ready >= brokers.wanted
+            && brokers.missing.is_empty()
+            && !brokers.care.rolling
+            && brokers.care.problems.is_empty()
+    });
+    engine && brokers && facts.trouble.is_none()
 }
 
 /// What whoever is on call must know. After the data-plane step, and nothing waits long for it.

@@ -130,6 +130,8 @@ pub struct StorageFacts {
     pub library: Option<String>,
     /// The last change of primary of each shard.
     pub failovers: Vec<Failover>,
+    /// Whether a shard is otherwise than the last pass found it.
+    pub news: bool,
 }
 
 #[cfg(test)]
@@ -146,6 +148,7 @@ impl StorageFacts {
             draining: 0,
             library: Some("kith1".to_owned()),
             failovers: Vec::new(),
+            news: false,
         }
     }
 }

@@ -13,7 +13,7 @@ use kith_crds::ChatCluster;
 use kube::ResourceExt;
 
 use super::{
-    Facts, Observed, PassError, StorageFacts, copies, desired, shards,
+    Facts, Observed, PassError, StorageFacts, copies, desired, shards, told,
     upkeep::{self, Upkeep},
 };
 use crate::{
@@ -103,7 +103,7 @@ pub(super) async fn step(
         outcome.readiness.shards.iter().filter(|s| s.is_empty(&outcome.seen)).map(|s| s.shard.clone()).collect();
     let acknowledged_by = acknowledged_by(&runtime, plan, &desired, &outcome.readiness);
     let (copies, shrinkable) = copies(&runtime, plan, &desired, &outcome.readiness);
-    runtime.remember(Snapshot {
+    let snapshot = Snapshot {
         acknowledged_by,
         copies,
         shrinkable,
@@ -111,8 +111,11 @@ pub(super) async fn step(
         problems: problems.clone(),
         empty,
         hand_overs: upkeep.hand_overs,
-    });
-    for shard in observed.shards.keys() {
+    };
+    let told = told::told(observed.shards.keys(), &snapshot, &prober.failovers, &observed.pods, &observed.claims);
+    runtime.remember(snapshot);
+    let news = runtime.tell(told);
+    for shard in &news {
         context.wake.shard(&plan.namespace, shard);
     }
     let kept = observed.shards.values().filter(|s| !s.is_handmade());
@@ -124,6 +127,7 @@ pub(super) async fn step(
         draining: count(kept.filter(|s| s.spec.draining)),
         library: library_name,
         failovers: prober.failovers,
+        news: !news.is_empty(),
         readiness: outcome.readiness,
         problems,
     });

@@ -78,7 +78,7 @@ pub(crate) fn desired(shards: usize) -> Desired {
         ack_replicas: 1,
         fsync: "always".to_owned(),
         formed: false,
-        library: Some(Library { name: "kith1".to_owned(), code: "#!lua name=kith1\n".to_owned() }),
+        library: Some(Library { name: "kith1".to_owned(), code: "#!lua name=kith1\n".into() }),
         shards: (0..shards).map(shard).collect(),
     }
 }

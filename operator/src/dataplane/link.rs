@@ -20,6 +20,9 @@ pub const READ_DEADLINE: Duration = Duration::from_secs(1);
 /// One command that changes something. The lease must last at least this long when it is sent.
 pub const WRITE_DEADLINE: Duration = Duration::from_millis(1_500);
 
+/// A library's text that was seen on a node is taken to be there for so long, unless the node was started anew.
+const TEXT_HOLDS: Duration = Duration::from_secs(600);
+
 /// The engine gives up a handshake after the node timeout.
 const HANDSHAKE: Duration = Duration::from_secs(2);
 
@@ -74,11 +77,18 @@ impl LinkError {
     }
 }
 
+/// A connection that is kept.
+struct Open {
+    connection: Connection,
+    /// The hash of the library's text that was seen behind it, and when.
+    text: Option<(u64, Instant)>,
+}
+
 /// The connections of one ChatCluster. Cheap to clone; clones share them.
 #[derive(Clone)]
 pub struct Links {
     connector: Connector,
-    open: Arc<Mutex<HashMap<SocketAddr, Connection>>>,
+    open: Arc<Mutex<HashMap<SocketAddr, Open>>>,
     introduced: Arc<Mutex<HashMap<(SocketAddr, SocketAddr), Instant>>>,
 }
 
@@ -105,6 +115,35 @@ impl Links {
             self.open.lock().await.remove(&address);
         }
         result
+    }
+
+    /// The same on a connection of its own, which ends with it: a large answer would leave its buffers with a connection that is kept.
+    pub async fn ask_apart(
+        &self,
+        address: SocketAddr,
+        commands: &Pipeline,
+        deadline: Duration,
+    ) -> Result<Vec<Value>, LinkError> {
+        tokio::time::timeout(deadline, async {
+            let mut connection = self.connector.connect(&address.to_string(), ANSWER_DEADLINE).await?;
+            Ok(connection.pipeline(commands).await?)
+        })
+        .await
+        .unwrap_or(Err(LinkError::Deadline(address)))
+    }
+
+    /// Whether the library's text of this hash was seen on the node behind the connection that stands, not long ago.
+    pub async fn has_seen_text(&self, address: SocketAddr, hash: u64) -> bool {
+        let open = self.open.lock().await;
+        let text = open.get(&address).filter(|open| !open.connection.is_closed()).and_then(|open| open.text);
+        text.is_some_and(|(seen, at)| seen == hash && at.elapsed() < TEXT_HOLDS)
+    }
+
+    /// Remembers that it was seen.
+    pub async fn saw_text(&self, address: SocketAddr, hash: u64) {
+        if let Some(open) = self.open.lock().await.get_mut(&address) {
+            open.text = Some((hash, Instant::now()));
+        }
     }
 
     /// Asks a node one thing.
@@ -163,13 +202,13 @@ impl Links {
     }
 
     async fn connection(&self, address: SocketAddr) -> Result<Connection, LinkError> {
-        let known = self.open.lock().await.get(&address).cloned();
+        let known = self.open.lock().await.get(&address).map(|open| open.connection.clone());
         if let Some(connection) = known.filter(|c| !c.is_closed()) {
             return Ok(connection);
         }
         // The lock is not held while connecting: a dead node must not delay the others.
         let connection = self.connector.connect(&address.to_string(), ANSWER_DEADLINE).await?;
-        self.open.lock().await.insert(address, connection.clone());
+        self.open.lock().await.insert(address, Open { connection: connection.clone(), text: None });
         Ok(connection)
     }
 }

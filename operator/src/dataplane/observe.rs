@@ -4,15 +4,19 @@ use std::net::SocketAddr;
 
 use futures::future::join_all;
 use redis::{Pipeline, Value};
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
     link::{LinkError, Links, READ_DEADLINE},
     mark,
     parse::{self, Info, ParseError},
     settings,
-    types::{Desired, DesiredShard, LibraryState, Member, NodeId, NodeState, NodeView, Observation, Seen},
+    types::{Desired, DesiredShard, Library, LibraryState, Member, NodeId, NodeState, NodeView, Observation, Seen},
     wanted,
 };
+
+/// Matches the names of marks and of what primaries are told, and not that of the function library.
+const SMALL_LIBRARIES: &str = "kith_*";
 
 /// How much is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +62,11 @@ async fn ask(
     commands.cmd("CLUSTER").arg("INFO");
     commands.cmd("DBSIZE");
     if depth == Depth::Full {
-        commands.cmd("FUNCTION").arg("LIST").arg("WITHCODE");
+        list(&mut commands, SMALL_LIBRARIES).arg("WITHCODE");
+        if let Some(library) = &desired.library {
+            // Its text is large, and asked for once.
+            list(&mut commands, &library.name);
+        }
         let get = commands.cmd("CONFIG").arg("GET");
         for (name, _) in &required {
             get.arg(name);
@@ -77,7 +85,10 @@ async fn ask(
     let mut state = base(&id, &info, &view, &shards, &cluster, &keys)?;
     if depth == Depth::Full {
         let libraries = parse::function_list(&next()?)?;
-        state.library = library_state(desired, &libraries);
+        if let Some(library) = &desired.library {
+            let there = parse::function_list(&next()?)?.iter().any(|(name, _)| *name == library.name);
+            state.library = if there { text_state(links, library, address).await? } else { LibraryState::Missing };
+        }
         state.wanted = wanted::told(&libraries);
         state.owners = libraries.iter().filter_map(|(name, _)| mark::owner(name)).collect();
         state.settings = wrong_settings(&required, &next()?);
@@ -133,12 +144,29 @@ fn base(
     })
 }
 
-fn library_state(desired: &Desired, found: &[(String, Option<String>)]) -> LibraryState {
-    let Some(library) = &desired.library else { return LibraryState::Present };
-    match found.iter().find(|(name, _)| *name == library.name) {
-        None => LibraryState::Missing,
-        Some((_, Some(code))) if *code == library.code => LibraryState::Present,
-        Some(_) => LibraryState::Differs,
+/// Asks for libraries whose names match.
+fn list<'a>(commands: &'a mut Pipeline, pattern: &str) -> &'a mut Pipeline {
+    commands.cmd("FUNCTION").arg("LIST").arg("LIBRARYNAME").arg(pattern)
+}
+
+/// Whether the library that a node holds has the wanted text.
+async fn text_state(links: &Links, library: &Library, address: SocketAddr) -> Result<LibraryState, LinkError> {
+    let hash = xxh3_64(library.code.as_bytes());
+    if links.has_seen_text(address, hash).await {
+        return Ok(LibraryState::Present);
+    }
+    let mut commands = Pipeline::new();
+    list(&mut commands, &library.name).arg("WITHCODE");
+    let answer = links.ask_apart(address, &commands, READ_DEADLINE).await?.pop();
+    let answer = refused(address, answer.ok_or(LinkError::Deadline(address))?)?;
+    let found = parse::function_list(&answer)?.into_iter().find(|(name, _)| *name == library.name);
+    match found {
+        None => Ok(LibraryState::Missing),
+        Some((_, Some(code))) if code == library.code => {
+            links.saw_text(address, hash).await;
+            Ok(LibraryState::Present)
+        }
+        Some(_) => Ok(LibraryState::Differs),
     }
 }
 

@@ -215,14 +215,7 @@ impl Info {
         let mut found = Vec::new();
         for i in 0.. {
             let Some(line) = self.get(&format!("slave{i}")) else { break };
-            let fields: HashMap<&str, &str> = line.split(',').filter_map(|f| f.split_once('=')).collect();
-            let ip = fields.get("ip").and_then(|v| v.parse().ok());
-            let port = fields.get("port").and_then(|v| v.parse().ok());
-            found.push(AttachedReplica {
-                address: ip.zip(port).map(|(ip, port)| SocketAddr::new(ip, port)),
-                online: fields.get("state") == Some(&"online"),
-                offset: fields.get("offset").and_then(|v| v.parse().ok()).unwrap_or(0),
-            });
+            found.push(attached_replica(line));
         }
         found
     }
@@ -232,6 +225,21 @@ impl Info {
         let text = |name| self.get(name).unwrap_or_default().to_owned();
         History { id: text("master_replid"), previous: text("master_replid2") }
     }
+}
+
+/// The value of a line `slave0` of `INFO replication`.
+pub fn attached_replica(line: &str) -> AttachedReplica {
+    let (mut ip, mut port, mut online, mut offset) = (None, None, false, 0);
+    for (name, value) in line.split(',').filter_map(|field| field.split_once('=')) {
+        match name {
+            "ip" => ip = value.parse().ok(),
+            "port" => port = value.parse().ok(),
+            "state" => online = value == "online",
+            "offset" => offset = value.parse().unwrap_or(0),
+            _ => {}
+        }
+    }
+    AttachedReplica { address: ip.zip(port).map(|(ip, port)| SocketAddr::new(ip, port)), online, offset }
 }
 
 /// `FUNCTION LIST`: name and, if asked for, text of each library.

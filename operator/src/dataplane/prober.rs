@@ -1,4 +1,4 @@
-//! One task per ChatCluster that looks at every member each second and replaces dead primaries, independently of any other pass.
+//! One task per ChatCluster that probes its primaries twice a second and replaces dead ones, independently of any other pass.
 
 use std::{
     sync::Arc,
@@ -9,6 +9,7 @@ use tokio::{sync::watch, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    light::{self, Baseline, Cause, Round},
     link::{LinkError, Links},
     migrations,
     observe::{Depth, observe},
@@ -19,7 +20,7 @@ use super::{
 };
 use crate::{lease::LeaseGuard, panics};
 
-/// Between two probes. A probe costs a primary some tens of microseconds.
+/// Between two probes.
 const PERIOD: Duration = Duration::from_millis(500);
 /// The same while a primary has just fallen silent.
 const HURRY: Duration = Duration::from_millis(100);
@@ -60,6 +61,8 @@ pub struct Report {
     pub failovers: Vec<Failover>,
     /// Changes that failed, in words; they are tried again with the next probe.
     pub failures: Vec<String>,
+    /// How often a primary was found to be otherwise than before, whether or not anything followed from it.
+    pub changes: u64,
 }
 
 impl Report {
@@ -129,6 +132,21 @@ impl Drop for Waiting<'_> {
     }
 }
 
+/// What is remembered from probe to probe.
+struct Memory {
+    watch: Watch,
+    /// The highest epoch that was known when slots which a dead primary was about to take were looked for; none when there are none. Who
+    /// led before may have promoted a replica and ended, so it begins with nought.
+    stranded: Option<u64>,
+    baseline: Result<Baseline, Cause>,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self { watch: Watch::default(), stranded: Some(0), baseline: Err(Cause::Unsettled) }
+    }
+}
+
 impl Prober {
     /// Probes until `shutdown`; the report changes only when something is to be told.
     pub fn start(self, shutdown: CancellationToken) -> watch::Receiver<Report> {
@@ -136,37 +154,69 @@ impl Prober {
         tokio::spawn(async move {
             let mut tick = tokio::time::interval(PERIOD);
             tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            let mut memory = Watch::default();
-            // Who led before may have promoted a replica and ended.
-            let mut owed = Some(0);
+            let mut memory = Memory::default();
             loop {
                 tokio::select! {
                     () = shutdown.cancelled() => return,
                     _ = tick.tick() => {}
                 }
-                let round = async {
-                    if self.probe(&mut memory, &publish).await {
-                        owed = Some(0);
-                    }
-                    if let Some(known) = owed {
-                        owed = self.outrank(known).await.unwrap_or_else(|error| {
-                            tracing::warn!(%error, "what dead primaries were about to take could not be seen to; trying again");
-                            Some(known)
-                        });
-                    }
-                };
-                if let Err(panicked) = panics::caught("prober", round).await {
+                if let Err(panicked) = panics::caught("prober", self.round(&mut memory, &publish)).await {
                     // What it remembered may be what it panicked over.
-                    (memory, owed) = (Watch::default(), Some(0));
+                    memory = Memory::default();
                     publish.send_modify(|report| report.failures = vec![panicked.to_string()]);
                     tick.reset_after(AFTER_PANIC);
                 }
-                if memory.is_restless() {
+                if memory.watch.is_restless() {
                     tick.reset_after(HURRY);
                 }
             }
         });
         report
+    }
+
+    /// One probe: light if nothing has changed, else a full look and what follows from it.
+    async fn round(&self, memory: &mut Memory, publish: &watch::Sender<Report>) {
+        let desired = self.desired.borrow().clone();
+        let Some(cause) = self.light(memory, &desired).await else {
+            metrics::counter!("kith_operator_probes_total", "look" => "light", "cause" => "none").increment(1);
+            return;
+        };
+        metrics::counter!("kith_operator_probes_total", "look" => "full", "cause" => cause.word()).increment(1);
+        if cause.is_change() {
+            tracing::debug!(cluster = %desired.cluster, cause = cause.word(), "a primary is not as it was");
+        }
+        // Until this look has found all well again.
+        memory.baseline = Err(Cause::Unsettled);
+        let replaced = self.probe(memory, &desired, cause, publish).await;
+        if replaced {
+            memory.stranded = Some(0);
+        }
+        if let Some(known) = memory.stranded {
+            memory.stranded = self.outrank(known).await.unwrap_or_else(|error| {
+                tracing::warn!(%error, "what dead primaries were about to take could not be seen to; trying again");
+                Some(known)
+            });
+        }
+    }
+
+    /// Why a full look is needed; none when all primaries are as they were.
+    async fn light(&self, memory: &mut Memory, desired: &Arc<Desired>) -> Option<Cause> {
+        let (moving, stranded) = (self.gate.is_moving(), memory.stranded.is_some());
+        let round = Round { now: Instant::now(), desired, moving, stranded };
+        let baseline = match light::may_be_light(&memory.baseline, &round) {
+            Ok(baseline) => baseline,
+            Err(cause) => return Some(cause),
+        };
+        let answers = light::ask(&self.links, baseline).await;
+        let now = Instant::now();
+        let mut cause = None;
+        for (vital, answer) in baseline.vitals.iter().zip(answers) {
+            match answer {
+                Ok(()) => memory.watch.heard(&vital.shard, now),
+                Err(found) => cause = cause.or(Some(found)),
+            }
+        }
+        cause
     }
 
     /// Sees to slots that a dead primary was about to take. `known` is the highest epoch known at an earlier look, or nought; answers the
@@ -199,26 +249,34 @@ impl Prober {
         Ok(Some(known))
     }
 
-    /// Answers whether a dead primary was replaced.
-    async fn probe(&self, memory: &mut Watch, publish: &watch::Sender<Report>) -> bool {
-        let desired = self.desired.borrow().clone();
-        let mut seen = observe(&self.links, &desired, Depth::Roles).await;
-        let mut found = memory.look(Instant::now(), &desired, &seen);
+    /// A full look and what follows from it. Answers whether a dead primary was replaced.
+    async fn probe(
+        &self,
+        memory: &mut Memory,
+        desired: &Arc<Desired>,
+        cause: Cause,
+        publish: &watch::Sender<Report>,
+    ) -> bool {
+        let Memory { watch: remembered, baseline, .. } = memory;
+        let mut seen = observe(&self.links, desired, Depth::Roles).await;
+        let mut found = remembered.look(Instant::now(), desired, &seen);
         let mut done = Vec::new();
         let mut failures = Vec::new();
         let begun = Instant::now();
         let held = if found.orders.is_empty() { None } else { Some(self.gate.promoting().await) };
         if begun.elapsed() > STALE {
             // A batch of slots had to end first: what was seen before may not hold any more.
-            seen = observe(&self.links, &desired, Depth::Roles).await;
-            found = memory.look(Instant::now(), &desired, &seen);
+            seen = observe(&self.links, desired, Depth::Roles).await;
+            found = remembered.look(Instant::now(), desired, &seen);
         }
+        let rest = rand::random_range(light::LONGEST / 2..=light::LONGEST);
+        *baseline = Baseline::of(Instant::now(), rest, desired, &seen, remembered, &found);
         for order in std::mem::take(&mut found.orders) {
-            match self.carry_out(&desired, &seen, &order).await {
+            match self.carry_out(desired, &seen, &order).await {
                 Ok(failover) => {
                     tracing::warn!(cluster = %desired.cluster, shard = %failover.shard, primary = %failover.pod, planned = failover.planned, forced = failover.forced, took_ms = failover.took.as_millis(), "the primary changed");
                     if failover.forced {
-                        memory.was_forced(&failover.shard, &failover.pod);
+                        remembered.was_forced(&failover.shard, &failover.pod);
                     }
                     done.push(failover);
                 }
@@ -231,7 +289,11 @@ impl Prober {
         drop(held);
         let replaced = done.iter().any(|failover| !failover.planned);
         publish.send_if_modified(|report| {
-            let changed = !done.is_empty() || report.problems != found.problems || report.failures != failures;
+            let changed = cause.is_change()
+                || !done.is_empty()
+                || report.problems != found.problems
+                || report.failures != failures;
+            report.changes += u64::from(cause.is_change());
             report.problems = found.problems;
             report.failures = failures;
             for mut failover in done {

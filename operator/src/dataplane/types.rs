@@ -1,6 +1,6 @@
 //! What the data plane is asked to be, what was seen of it, and what stands in the way. No I/O, no Kubernetes types.
 
-use std::{fmt, net::SocketAddr};
+use std::{borrow::Cow, fmt, net::SocketAddr};
 
 use super::slots::SlotSet;
 
@@ -104,7 +104,7 @@ pub struct Library {
     /// Its name, for example `kith1`.
     pub name: String,
     /// Its whole text, shebang line included.
-    pub code: String,
+    pub code: Cow<'static, str>,
 }
 
 /// What the data plane of one ChatCluster is asked to be.

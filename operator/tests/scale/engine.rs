@@ -3,7 +3,10 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use kith_operator::dataplane::{mark, settings, slots::SlotSet, wanted};
@@ -15,6 +18,8 @@ use tokio_rustls::TlsAcceptor;
 
 /// The default of `spec.storage.partitions`.
 const PARTITIONS: u32 = 1024;
+/// What an engine answers to `INFO memory persistence`, so that reading it costs what it costs.
+const INFO: &str = include_str!("info.txt");
 
 /// All nodes; the first member of each shard leads.
 pub(crate) struct Engines {
@@ -22,8 +27,13 @@ pub(crate) struct Engines {
     members: usize,
     ids: Vec<String>,
     nodes: Vec<String>,
-    infos: Vec<String>,
+    /// `INFO replication`.
+    replication: Vec<String>,
+    /// `INFO memory persistence`.
+    rest: String,
     shards_answer: Vec<u8>,
+    /// Which nodes were asked for their role since somebody wanted to know.
+    asked: Vec<AtomicBool>,
     state: Mutex<State>,
 }
 
@@ -58,24 +68,25 @@ impl Engines {
             format!("{} {address}@{bus} {me}{flags} {of} 0 1795492878113 {epoch} connected {ranges}\n", ids[n])
         };
         let nodes = (0..ids.len()).map(|me| (0..ids.len()).map(|n| line(n, me)).collect()).collect();
-        let info = |n: usize| {
+        let replication = |n: usize| {
             let replid = &ids[leader(n)];
             let role = if leader(n) == n {
                 let replicas = (1..members).map(|i| {
                     let at = addresses[n + i];
-                    format!(
-                        "slave{}:ip={},port={},state=online,offset=1000,lag=0,type=replica\r\n",
-                        i - 1,
-                        at.ip(),
-                        at.port()
-                    )
+                    let (ip, port) = (at.ip(), at.port());
+                    format!("slave{}:ip={ip},port={port},state=online,offset=1000,lag=0,type=replica\r\n", i - 1)
                 });
-                format!("role:master\r\n{}master_repl_offset:1000\r\n", replicas.collect::<String>())
+                format!("role:master\r\nconnected_slaves:{}\r\n{}", members - 1, replicas.collect::<String>())
             } else {
-                "role:slave\r\nmaster_link_status:up\r\nmaster_last_io_seconds_ago:0\r\nmaster_sync_in_progress:0\r\nslave_repl_offset:1000\r\n".to_owned()
+                let at = addresses[leader(n)];
+                format!(
+                    "role:slave\r\nmaster_host:{}\r\nmaster_port:{}\r\nmaster_link_status:up\r\nmaster_last_io_seconds_ago:0\r\nmaster_sync_in_progress:0\r\nslave_read_repl_offset:1000\r\nslave_repl_offset:1000\r\nslave_priority:100\r\nslave_read_only:1\r\nreplica_announced:1\r\nconnected_slaves:0\r\n",
+                    at.ip(),
+                    at.port()
+                )
             };
             format!(
-                "# Replication\r\n{role}master_replid:{replid}\r\nmaster_replid2:{}\r\n# Persistence\r\nloading:0\r\nasync_loading:0\r\nrdb_bgsave_in_progress:0\r\naof_rewrite_in_progress:0\r\n# Memory\r\nused_memory:2000000\r\nmem_not_counted_for_evict:0\r\nmaxmemory:1000000000\r\n",
+                "# Replication\r\n{role}replicas_waiting_psync:0\r\nmaster_failover_state:no-failover\r\nmaster_replid:{replid}\r\nmaster_replid2:{}\r\nmaster_repl_offset:1000\r\nsecond_repl_offset:-1\r\nrepl_backlog_active:1\r\nrepl_backlog_size:10485760\r\nrepl_backlog_first_byte_offset:1\r\nrepl_backlog_histlen:1000\r\n",
                 "0".repeat(40)
             )
         };
@@ -88,11 +99,23 @@ impl Engines {
             shards,
             members,
             nodes,
-            infos: (0..ids.len()).map(info).collect(),
+            replication: (0..ids.len()).map(replication).collect(),
+            rest: INFO.replace('\n', "\r\n"),
+            asked: ids.iter().map(|_| AtomicBool::default()).collect(),
             shards_answer: shards_answer(&ids, addresses, members, &slots),
             state: Mutex::new(State { libraries: vec![libraries; shards], settings }),
             ids,
         }
+    }
+
+    /// From now on it is of interest which primaries are asked.
+    pub(crate) fn forget_asked(&self) {
+        self.asked.iter().for_each(|asked| asked.store(false, Ordering::Relaxed));
+    }
+
+    /// Whether all primaries were.
+    pub(crate) fn were_asked(&self) -> bool {
+        self.asked.iter().step_by(self.members).all(|asked| asked.load(Ordering::Relaxed))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -110,15 +133,28 @@ impl Engines {
                 bulk(out, &format!("cluster_state:ok\r\ncluster_current_epoch:{}\r\n", self.shards));
             }
             ("CLUSTER", "GETSLOTMIGRATIONS") => array(out, 0),
-            ("INFO", _) => bulk(out, &self.infos[n]),
+            ("INFO", _) => {
+                self.asked[n].store(true, Ordering::Relaxed);
+                let rest = if words.len() > 2 { self.rest.as_str() } else { "" };
+                bulk(out, &format!("{}{rest}", self.replication[n]));
+            }
             ("DBSIZE", _) => out.extend_from_slice(b":0\r\n"),
             ("FUNCTION", "LIST") => {
-                let libraries = self.state().libraries[n / self.members].clone();
-                array(out, libraries.len());
+                let (pattern, with_code) = (words.get(3).map_or("*", String::as_str), words.len() > 4);
+                let named = |name: &str| {
+                    name == pattern || pattern.strip_suffix('*').is_some_and(|start| name.starts_with(start))
+                };
+                let state = self.state();
+                let libraries = state.libraries[n / self.members].iter().filter(|(name, _)| named(name));
+                array(out, libraries.clone().count());
                 for (name, code) in libraries {
-                    array(out, 4);
-                    for text in ["library_name", &name, "library_code", &code] {
-                        bulk(out, text);
+                    array(out, if with_code { 6 } else { 4 });
+                    bulk(out, "library_name");
+                    bulk(out, name);
+                    functions(code, out);
+                    if with_code {
+                        bulk(out, "library_code");
+                        bulk(out, code);
                     }
                 }
             }
@@ -209,6 +245,22 @@ fn shards_answer(ids: &[String], addresses: &[SocketAddr], members: usize, slots
         }
     }
     out
+}
+
+/// The part of `FUNCTION LIST` that tells the functions of a library.
+fn functions(code: &str, out: &mut Vec<u8>) {
+    let names = code.split("function_name").skip(1).filter_map(|rest| rest.split('\'').nth(1));
+    bulk(out, "functions");
+    array(out, names.clone().count());
+    for name in names {
+        array(out, 6);
+        bulk(out, "name");
+        bulk(out, name);
+        bulk(out, "description");
+        out.extend_from_slice(b"$-1\r\n");
+        bulk(out, "flags");
+        array(out, 0);
+    }
 }
 
 fn bulk(out: &mut Vec<u8>, text: &str) {

@@ -1,11 +1,13 @@
 //! What one operator costs that looks after many ChatClusters: the real binary against a real API server, with imitated pods and engines.
 //!
-//! Not a part of the check: `make bench-operator`. `KITH_BENCH_CLUSTERS` sets another number of ChatClusters.
+//! Not a part of the check: `make bench-operator`. `KITH_BENCH_CLUSTERS` sets another number of ChatClusters, `KITH_BENCH_OPERATOR` another
+//! binary.
 
 #[allow(dead_code, reason = "the admission tests use more of it")]
 #[path = "../../../crds/tests/admission/server.rs"]
 mod server;
 
+mod brokers;
 #[path = "../support/crds.rs"]
 mod crds;
 mod engine;
@@ -14,7 +16,7 @@ mod platform;
 use std::{
     collections::BTreeMap,
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -34,6 +36,12 @@ const MEASURED: Duration = Duration::from_secs(60);
 const CALM: Duration = Duration::from_secs(30);
 const LIMIT: Duration = Duration::from_secs(1_800);
 const MIB: f64 = 1_048_576.0;
+/// Per cent of a core that a settled operator may use over 300 ChatClusters of three shards.
+const CPU_BOUND: f64 = 20.0;
+/// Its memory.
+const MIB_BOUND: f64 = 250.0;
+/// From the lease until every ChatCluster has failover.
+const FAILOVER_BACK: Duration = Duration::from_secs(3);
 
 #[test]
 #[ignore = "takes many minutes: make bench-operator"]
@@ -69,13 +77,17 @@ async fn bench(server: &ApiServer, clusters: usize) {
     let cost = measure(&operator).await;
     cost.print(clusters * SHARDS);
     drop(operator);
-    let (led, failover) = succession(&Operator::start(server, dir.path(), "second"), clusters).await;
+    platform.forget_asked();
+    let operator = Operator::start(server, dir.path(), "second");
+    let (led, failover) = succession(&operator, &platform).await;
     println!(
-        "change of leader: lease taken {} ms after the start, failover for all {} ms later",
+        "change of leader: lease taken {} ms after the start, all primaries probed {} ms later (bound {})",
         led.as_millis(),
-        failover.as_millis()
+        failover.as_millis(),
+        FAILOVER_BACK.as_millis()
     );
-    assert_eq!(cost.writes(), 0, "a settled platform is written to: {:?}", cost.requests);
+    cost.assert_bounds();
+    assert!(failover <= FAILOVER_BACK, "failover is back after {failover:?}");
 }
 
 /// Waits until all storage is ready and nothing is written any more.
@@ -83,7 +95,10 @@ async fn settle(operator: &Operator, platform: &mut Platform<'_>) -> Duration {
     let begun = Instant::now();
     let (mut writes, mut since) = (0, Instant::now());
     loop {
-        assert!(begun.elapsed() < LIMIT, "not settled: {} of {} are ready", platform.ready().await, platform.clusters);
+        if begun.elapsed() >= LIMIT {
+            let ready = platform.ready().await;
+            panic!("not settled: {ready} of {} are ready:\n{}", platform.clusters, operator.log_tail());
+        }
         let running = platform.tend().await;
         let now = operator.metrics().await.iter().filter(|(name, _)| is_write(name)).map(|(_, n)| *n as u64).sum();
         if writes != now {
@@ -97,19 +112,18 @@ async fn settle(operator: &Operator, platform: &mut Platform<'_>) -> Duration {
     }
 }
 
-/// From the start of an operator to its lease, and from there until all probers run.
-async fn succession(operator: &Operator, clusters: usize) -> (Duration, Duration) {
+/// From the start of an operator to its lease, and from there until it has asked all primaries.
+async fn succession(operator: &Operator, platform: &Platform<'_>) -> (Duration, Duration) {
     let begun = Instant::now();
     let mut led = None;
     loop {
         assert!(begun.elapsed() < Duration::from_secs(120), "no failover after a change of leader");
-        let metrics = operator.try_metrics().await.unwrap_or_default();
-        let value = |name: &str| metrics.get(name).copied().unwrap_or(0.0);
-        if led.is_none() && value("kith_operator_leader") > 0.0 {
-            led = Some(begun.elapsed());
+        if led.is_none() {
+            let metrics = operator.try_metrics().await.unwrap_or_default();
+            led = (metrics.get("kith_operator_leader") == Some(&1.0)).then(|| begun.elapsed());
         }
         if let Some(led) = led
-            && value("kith_operator_probers_started") >= clusters as f64
+            && platform.asked() >= platform.clusters
         {
             return (led, begun.elapsed().saturating_sub(led));
         }
@@ -122,16 +136,15 @@ struct Cost {
     cpu: f64,
     rss: f64,
     peak: f64,
-    /// By verb and resource.
-    requests: BTreeMap<String, f64>,
+    /// Whatever was counted.
+    counted: BTreeMap<String, f64>,
 }
 
 async fn measure(operator: &Operator) -> Cost {
     let (before, cpu, begun) = (operator.metrics().await, operator.cpu_seconds(), Instant::now());
     tokio::time::sleep(MEASURED).await;
     let used = (operator.cpu_seconds() - cpu) / begun.elapsed().as_secs_f64();
-    let requests = operator.metrics().await.into_iter().filter(|(name, _)| name.starts_with(REQUESTS));
-    let requests = requests.map(|(name, value)| {
+    let counted = operator.metrics().await.into_iter().map(|(name, value)| {
         let more = value - before.get(&name).copied().unwrap_or(0.0);
         (name, more)
     });
@@ -139,11 +152,14 @@ async fn measure(operator: &Operator) -> Cost {
         cpu: used,
         rss: operator.memory("VmRSS:"),
         peak: operator.memory("VmHWM:"),
-        requests: requests.filter(|(_, more)| *more > 0.0).collect(),
+        counted: counted.filter(|(_, more)| *more > 0.0).collect(),
     }
 }
 
 const REQUESTS: &str = "kith_operator_api_requests_total";
+const PROBES: &str = "kith_operator_probes_total";
+const PASSES: &str = "kith_operator_reconciles_total";
+const PASS_SECONDS: &str = "kith_operator_reconcile_seconds_sum";
 
 /// Leases are written all the time.
 fn is_write(metric: &str) -> bool {
@@ -152,23 +168,43 @@ fn is_write(metric: &str) -> bool {
 }
 
 impl Cost {
+    fn all<'a>(&'a self, metric: &'a str) -> impl Iterator<Item = (&'a str, f64)> {
+        let of = move |(name, n): (&'a String, &f64)| Some((name.strip_prefix(metric)?, *n));
+        self.counted.iter().filter_map(of)
+    }
+
     fn writes(&self) -> u64 {
-        self.requests.iter().filter(|(name, _)| is_write(name)).map(|(_, n)| *n as u64).sum()
+        self.counted.iter().filter(|(name, _)| is_write(name)).map(|(_, n)| *n as u64).sum()
     }
 
     fn print(&self, primaries: usize) {
         let each = |whole: f64| whole / primaries as f64;
-        let requests: f64 = self.requests.values().sum();
         let seconds = MEASURED.as_secs_f64();
+        let rate = |metric: &str| self.all(metric).map(|(_, n)| n).sum::<f64>() / seconds;
         println!("settled, over {seconds} s            total    per primary ({primaries})    bound");
-        println!("CPU, % of a core         {:>12.1} {:>18.4}       20", self.cpu * 100.0, each(self.cpu * 100.0));
-        println!("memory, MiB (now)        {:>12.1} {:>18.3}      250", self.rss / MIB, each(self.rss / MIB));
+        println!(
+            "CPU, % of a core         {:>12.1} {:>18.4}       {CPU_BOUND}",
+            self.cpu * 100.0,
+            each(self.cpu * 100.0)
+        );
+        println!("memory, MiB (now)        {:>12.1} {:>18.3}      {MIB_BOUND}", self.rss / MIB, each(self.rss / MIB));
         println!("memory, MiB (peak)       {:>12.1} {:>18.3}", self.peak / MIB, each(self.peak / MIB));
-        println!("API requests per s       {:>12.2} {:>18.5}", requests / seconds, each(requests / seconds));
+        println!("API requests per s       {:>12.2} {:>18.5}", rate(REQUESTS), each(rate(REQUESTS)));
+        println!("probes of clusters per s {:>12.2} {:>18.5}", rate(PROBES), each(rate(PROBES)));
+        println!("passes per s             {:>12.2} {:>18.5}", rate(PASSES), each(rate(PASSES)));
+        println!("seconds in passes per s  {:>12.4} {:>18.6}", rate(PASS_SECONDS), each(rate(PASS_SECONDS)));
         println!("writes                   {:>12} {:>18}        0", self.writes(), "");
-        for (name, more) in &self.requests {
-            println!("  {} {more}", name.trim_start_matches(REQUESTS));
+        for metric in [REQUESTS, PROBES, PASSES, PASS_SECONDS] {
+            self.all(metric).for_each(|(labels, more)| println!("  {metric}{labels} {more:.4}"));
         }
+    }
+
+    /// Fails where it is more than may be.
+    fn assert_bounds(&self) {
+        let requests: Vec<_> = self.all(REQUESTS).collect();
+        assert_eq!(self.writes(), 0, "a settled platform is written to: {requests:?}");
+        assert!(self.cpu * 100.0 <= CPU_BOUND, "{:.1} % of a core", self.cpu * 100.0);
+        assert!(self.rss / MIB <= MIB_BOUND, "{:.1} MiB", self.rss / MIB);
     }
 }
 
@@ -177,6 +213,7 @@ struct Operator {
     child: Child,
     admin: u16,
     ticks: f64,
+    log: PathBuf,
 }
 
 impl Operator {
@@ -192,8 +229,11 @@ impl Operator {
             ),
         );
         let admin = kith_kit::testing::free_port();
-        let log = fs::File::create(dir.join(format!("{name}.log"))).expect("a log");
-        let child = Command::new(env!("CARGO_BIN_EXE_kith-operator"))
+        let path = dir.join(format!("{name}.log"));
+        let log = fs::File::create(&path).expect("a log");
+        let built = env!("CARGO_BIN_EXE_kith-operator");
+        let child = Command::new(std::env::var_os("KITH_BENCH_OPERATOR").unwrap_or_else(|| built.into()))
+            .arg("run")
             .env("KUBECONFIG", kubeconfig)
             .envs([
                 ("KITH_IMAGE", "kith:bench"),
@@ -210,7 +250,7 @@ impl Operator {
             .expect("the operator starts");
         let ticks = Command::new("getconf").arg("CLK_TCK").output().expect("getconf");
         let ticks = String::from_utf8_lossy(&ticks.stdout).trim().parse().expect("a number");
-        Self { child, admin, ticks }
+        Self { child, admin, ticks, log: path }
     }
 
     /// User and system time so far.
@@ -236,9 +276,15 @@ impl Operator {
             if let Some(metrics) = self.try_metrics().await {
                 return metrics;
             }
-            assert!(Instant::now() < end, "the operator does not answer");
+            assert!(Instant::now() < end, "the operator does not answer:\n{}", self.log_tail());
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
+    }
+
+    fn log_tail(&self) -> String {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<_> = log.lines().collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
     }
 
     async fn try_metrics(&self) -> Option<BTreeMap<String, f64>> {

@@ -1,17 +1,19 @@
-//! What the rest of Kubernetes would do for many ChatClusters: pods with addresses for each shard's StatefulSet, and engines behind them.
+//! What the rest of Kubernetes would do for many ChatClusters: pods with addresses for each shard's StatefulSet and engines behind them, and
+//! Deployments that say they serve.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap},
     net::{Ipv4Addr, SocketAddr},
     path::Path,
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use k8s_openapi::api::{
-    apps::v1::StatefulSet,
+    apps::v1::{Deployment, StatefulSet},
     core::v1::{Namespace, Pod, Secret},
 };
-use kith_crds::{ChatCluster, conditions, names};
+use kith_crds::{ChatCluster, StorageShard, conditions, names};
 use kith_kit::{
     config::Tls,
     tls::{self, ClientCerts},
@@ -24,10 +26,12 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
-use crate::engine::Engines;
+use crate::{brokers::Broker, engine::Engines};
 
-/// ChatClusters in one namespace.
+/// ChatClusters in one namespace, and of one imitated broker.
 const PER_NAMESPACE: usize = 10;
+/// Between two looks at Deployments.
+const DEPLOYMENTS: Duration = Duration::from_secs(2);
 const PORT: u16 = 6379;
 
 /// All ChatClusters.
@@ -39,56 +43,95 @@ pub(crate) struct Platform<'a> {
     pub(crate) members: usize,
     /// For certificates.
     pub(crate) dir: &'a Path,
-    running: HashSet<usize>,
+    running: HashMap<usize, Arc<Engines>>,
+    brokers: Vec<Broker>,
+    looked: Instant,
 }
 
 fn place(number: usize) -> (String, String) {
-    (format!("bench-{:02}", number / PER_NAMESPACE), format!("c-{}", number % PER_NAMESPACE))
+    (format!("bench-{:02}", number / PER_NAMESPACE), format!("c-{number}"))
 }
 
 impl<'a> Platform<'a> {
     pub(crate) fn new(client: Client, clusters: usize, shards: usize, members: usize, dir: &'a Path) -> Self {
-        Self { client, clusters, shards, members, dir, running: HashSet::new() }
+        Self {
+            client,
+            clusters,
+            shards,
+            members,
+            dir,
+            running: HashMap::new(),
+            brokers: Vec::new(),
+            looked: Instant::now(),
+        }
     }
 
-    /// Makes the ChatClusters. Their event log is out of reach: what the operator does about that goes into the figures.
-    pub(crate) async fn create(&self) {
+    /// Makes the ChatClusters and the topics of each.
+    pub(crate) async fn create(&mut self) {
         for number in 0..self.clusters {
             let (namespace, name) = place(number);
             if number % PER_NAMESPACE == 0 {
                 let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}});
                 let api: Api<Namespace> = Api::all(self.client.clone());
                 api.patch(&namespace, &PatchParams::apply("bench"), &Patch::Apply(&object)).await.expect("a namespace");
+                self.brokers.push(Broker::start());
             }
+            let broker = self.brokers.last().expect("a broker of this namespace");
             let cluster: ChatCluster = serde_json::from_value(json!({
                 "apiVersion": kith_crds::API_VERSION, "kind": "ChatCluster", "metadata": {"name": name},
                 "spec": {
                     "storage": {"shards": self.shards, "replicas": self.members - 1},
-                    "eventLog": {"external": {"bootstrapServers": ["127.0.0.1:1"]}}
+                    "eventLog": {"external": {"bootstrapServers": [broker.address()]}}
                 }
             }))
             .expect("a ChatCluster");
             let api: Api<ChatCluster> = Api::namespaced(self.client.clone(), &namespace);
-            api.create(&PostParams::default(), &cluster).await.expect("a ChatCluster");
+            let made = api.create(&PostParams::default(), &cluster).await.expect("a ChatCluster");
+            broker.make_topics(&name, &made.uid().expect("a uid"), made.spec.event_log.partitions);
         }
     }
 
     /// Starts pods and engines of the ChatClusters whose StatefulSets and Secrets are there by now; how many run.
     pub(crate) async fn tend(&mut self) -> usize {
         for number in 0..self.clusters {
-            if !self.running.contains(&number) && self.start(number).await {
-                self.running.insert(number);
+            if !self.running.contains_key(&number)
+                && let Some(engines) = self.start(number).await
+            {
+                self.running.insert(number, engines);
             }
+        }
+        if self.looked.elapsed() >= DEPLOYMENTS {
+            self.serve_deployments().await;
+            self.looked = Instant::now();
         }
         self.running.len()
     }
 
-    async fn start(&self, number: usize) -> bool {
+    /// Every Deployment serves as soon as it is seen.
+    async fn serve_deployments(&self) {
+        let all: Api<Deployment> = Api::all(self.client.clone());
+        for deployment in all.list(&ListParams::default().match_any()).await.expect("Deployments") {
+            let generation = deployment.metadata.generation;
+            if deployment.status.as_ref().and_then(|s| s.observed_generation) == generation {
+                continue;
+            }
+            let replicas = deployment.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1);
+            let status = json!({"status": {
+                "observedGeneration": generation, "replicas": replicas, "updatedReplicas": replicas,
+                "readyReplicas": replicas, "availableReplicas": replicas
+            }});
+            let own: Api<Deployment> =
+                Api::namespaced(self.client.clone(), &deployment.namespace().expect("a namespace"));
+            own.patch_status(&deployment.name_any(), &PatchParams::default(), &Patch::Merge(&status))
+                .await
+                .expect("a status");
+        }
+    }
+
+    async fn start(&self, number: usize) -> Option<Arc<Engines>> {
         let (namespace, name) = place(number);
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &namespace);
-        let Some(secret) = secrets.get_opt(&format!("{name}-valkey-tls")).await.expect("an answer") else {
-            return false;
-        };
+        let secret = secrets.get_opt(&format!("{name}-valkey-tls")).await.expect("an answer")?;
         let selector = ListParams::default().labels(&format!(
             "{}={name},{}=valkey",
             names::LABEL_INSTANCE,
@@ -97,7 +140,7 @@ impl<'a> Platform<'a> {
         let api: Api<StatefulSet> = Api::namespaced(self.client.clone(), &namespace);
         let sets = api.list(&selector).await.expect("StatefulSets").items;
         if sets.len() < self.shards {
-            return false;
+            return None;
         }
         let clusters: Api<ChatCluster> = Api::namespaced(self.client.clone(), &namespace);
         let uid = clusters.get(&name).await.expect("the ChatCluster").uid().expect("a uid");
@@ -112,7 +155,9 @@ impl<'a> Platform<'a> {
         }
         for (shard, set) in sets.values().enumerate() {
             for ordinal in 0..self.members {
-                self.pod(&namespace, set, ordinal, addresses[shard * self.members + ordinal]).await;
+                // The first members lead: one primary a node, or they would be spread.
+                let node = (shard + ordinal) % self.members;
+                self.pod(&namespace, set, ordinal, node, addresses[shard * self.members + ordinal]).await;
             }
             let status = json!({"status": {
                 "observedGeneration": set.metadata.generation, "replicas": self.members, "readyReplicas": self.members,
@@ -120,10 +165,10 @@ impl<'a> Platform<'a> {
             }});
             api.patch_status(&set.name_any(), &PatchParams::default(), &Patch::Merge(&status)).await.expect("a status");
         }
-        true
+        Some(engines)
     }
 
-    async fn pod(&self, namespace: &str, set: &StatefulSet, ordinal: usize, address: SocketAddr) {
+    async fn pod(&self, namespace: &str, set: &StatefulSet, ordinal: usize, node: usize, address: SocketAddr) {
         let template = &set.spec.as_ref().expect("a spec").template;
         let mut labels = template.metadata.as_ref().and_then(|m| m.labels.clone()).unwrap_or_default();
         labels.insert("controller-revision-hash".to_owned(), "r1".to_owned());
@@ -133,7 +178,7 @@ impl<'a> Platform<'a> {
         let pod: Pod = serde_json::from_value(json!({
             "metadata": {"name": name, "labels": labels, "ownerReferences": [set.controller_owner_ref(&())]},
             "spec": {
-                "nodeName": format!("node-{ordinal}"), "serviceAccountName": spec.service_account_name,
+                "nodeName": format!("node-{node}"), "serviceAccountName": spec.service_account_name,
                 "automountServiceAccountToken": false,
                 "containers": [{"name": container.name, "image": container.image, "resources": container.resources}]
             }
@@ -162,15 +207,33 @@ impl<'a> Platform<'a> {
         TlsAcceptor::from(Arc::new(config))
     }
 
-    /// ChatClusters whose storage is ready.
+    /// From now on it is of interest which primaries are asked.
+    pub(crate) fn forget_asked(&self) {
+        self.running.values().for_each(|engines| engines.forget_asked());
+    }
+
+    /// ChatClusters all of whose primaries were asked since.
+    pub(crate) fn asked(&self) -> usize {
+        self.running.values().filter(|engines| engines.were_asked()).count()
+    }
+
+    /// ChatClusters whose storage is ready with all its shards.
     pub(crate) async fn ready(&self) -> usize {
-        let api: Api<ChatCluster> = Api::all(self.client.clone());
-        let all = api.list(&ListParams::default()).await.expect("ChatClusters");
+        let clusters: Api<ChatCluster> = Api::all(self.client.clone());
+        let shards: Api<StorageShard> = Api::all(self.client.clone());
+        let mut whole: HashMap<(Option<String>, String), usize> = HashMap::new();
+        for shard in shards.list(&ListParams::default()).await.expect("StorageShards") {
+            let conditions = shard.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
+            if conditions::is_true(conditions, conditions::READY) {
+                *whole.entry((shard.namespace(), shard.spec.cluster_ref.name.clone())).or_default() += 1;
+            }
+        }
         let ready = |cluster: &&ChatCluster| {
             let conditions = cluster.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
             conditions::is_true(conditions, conditions::STORAGE_READY)
+                && whole.get(&(cluster.namespace(), cluster.name_any())) == Some(&self.shards)
         };
-        all.iter().filter(ready).count()
+        clusters.list(&ListParams::default()).await.expect("ChatClusters").iter().filter(ready).count()
     }
 }
 

@@ -242,7 +242,7 @@ fn nothing() -> Desired {
         ack_replicas: 1,
         fsync: "always".to_owned(),
         formed: false,
-        library: Some(Library { name: "kith1".to_owned(), code: COUNTER.to_owned() }),
+        library: Some(Library { name: "kith1".to_owned(), code: COUNTER.into() }),
         shards: Vec::new(),
     }
 }

@@ -94,6 +94,18 @@ impl Watch {
         findings
     }
 
+    /// The node that was last known to be the primary of a shard.
+    pub fn primary(&self, shard: &str) -> Option<&NodeId> {
+        self.shards.get(shard).map(|memory| &memory.id)
+    }
+
+    /// Takes in that the primary of a shard answered, as what it was at the last look.
+    pub fn heard(&mut self, shard: &str, now: Instant) {
+        if let Some(memory) = self.shards.get_mut(shard) {
+            memory.since = now;
+        }
+    }
+
     /// Takes in that `pod` was promoted by force: the wish is used up, however long its annotation stays.
     pub fn was_forced(&mut self, shard: &str, pod: &str) {
         self.forced.insert(shard.to_owned(), pod.to_owned());

@@ -80,6 +80,16 @@ fn a_primary_that_answers_in_between_lives() {
 }
 
 #[test]
+fn a_primary_is_dead_two_seconds_after_its_last_answer_to_any_probe() {
+    let mut stage = Stage::new();
+    stage.now += Duration::from_secs(20);
+    stage.watch.heard("demo-0", stage.now);
+    stage.kill(0);
+    assert_eq!(stage.after(1_900), Findings::default(), "it answered a light probe");
+    assert!(stage.takeover_of(100).is_some());
+}
+
+#[test]
 fn the_furthest_replica_takes_over() {
     let mut stage = Stage::new();
     stage.fake.nodes[2].offset = 1_001;
