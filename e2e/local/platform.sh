@@ -52,7 +52,7 @@ charts_up() {
   local values=() tag
   if [ -z "${KITH_KUBECONFIG:-}" ]; then
     values=(--set "images.kith=$(image_ref kith)" --set "images.operator=$(image_ref kith-operator)"
-      --set "images.valkey=$(image_ref valkey)" --set "images.kafka=$(image_ref kafka)")
+      --set "images.valkey=$(image_ref valkey)" --set "images.kafka=$(image_ref kafka)" --set "previous.version=")
   elif [ -n "${KITH_IMAGES:-}" ]; then
     tag="${KITH_TAG:-$(awk '$1 == "appVersion:" { gsub(/"/, "", $2); print $2 }' "$KITH_ROOT/charts/kith-operator/Chart.yaml")}"
     values=(--set "images.kith=$KITH_IMAGES/kith:$tag" --set "images.operator=$KITH_IMAGES/kith-operator:$tag")

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    backoff::Failures, figures::Figures, lanes::Lanes, lease::LeaseGuard, plan::Release, refusal::Refusals,
+    backoff::Failures, figures::Figures, lanes::Lanes, lease::LeaseGuard, refusal::Refusals, release::Release,
     runtime::Clusters, stores::Stores,
 };
 

@@ -7,12 +7,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kith_crds::{ChatCluster, ChatClusterSpec, conditions::Finding, names};
 use kube::{Resource, ResourceExt, api::ObjectMeta};
 
-use crate::{
-    build::meta,
-    chatcluster::PassError,
-    plan::{Plan, Release},
-    stores::Stores,
-};
+use crate::{build::meta, chatcluster::PassError, plan::Plan, release::Release, stores::Stores};
 
 /// The key of the ConfigMap.
 const KEY: &str = "spec.json";

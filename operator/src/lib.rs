@@ -27,6 +27,7 @@ pub mod pki;
 pub mod plan;
 pub mod rebalance;
 pub mod refusal;
+pub mod release;
 pub mod run;
 pub mod runtime;
 pub mod storageshard;

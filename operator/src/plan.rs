@@ -14,16 +14,10 @@ use kith_crds::{
 };
 use kube::{Resource, ResourceExt};
 
-use crate::build::meta::Component;
-
-/// What this operator brings: its version and the images that go with it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Release {
-    /// The operator's version.
-    pub version: String,
-    /// The images of that version.
-    pub images: Images,
-}
+use crate::{
+    build::meta::Component,
+    release::{Release, adopt},
+};
 
 /// A ChatCluster ready to be built.
 #[derive(Clone, Debug)]
@@ -133,30 +127,6 @@ const ENGINE_MIN: u64 = 32 << 20;
 /// That the spec cannot be used, and why.
 pub(crate) fn invalid(message: impl Into<String>) -> Finding {
     Finding::fails(conditions::READY, reason::INVALID_SPEC, message)
-}
-
-/// The version and images that run: the adopted ones, until the spec names another version or a person asks for the operator's.
-pub fn adopt(cluster: &ChatCluster, release: &Release) -> Result<(String, Images), Finding> {
-    let asked = cluster.annotations().get(kith_crds::names::ANNOTATION_ADOPT_IMAGES).is_some_and(|v| v == "now");
-    let status = cluster.status.as_ref();
-    let adopted = status.and_then(|s| Some((s.version.clone()?, s.images.clone()?)));
-    let wanted = match (&cluster.spec.version, &adopted) {
-        (Some(version), _) => version.as_str(),
-        (None, Some((version, _))) if !asked => version.as_str(),
-        (None, _) => release.version.as_str(),
-    };
-    match adopted {
-        Some((version, images)) if version == wanted && !(asked && wanted == release.version) => Ok((version, images)),
-        _ if wanted == release.version => Ok((release.version.clone(), release.images.clone())),
-        _ => Err(Finding::fails(
-            conditions::READY,
-            reason::UNSUPPORTED_VERSION,
-            format!(
-                "version {wanted} is not this operator's ({}): install the operator of that version, or remove spec.version",
-                release.version
-            ),
-        )),
-    }
 }
 
 impl Plan {

@@ -8,7 +8,6 @@ use std::{
 };
 
 use clap::Parser;
-use kith_crds::chatcluster::Images;
 use kith_kit::{
     admin::{self, Readiness},
     shutdown, telemetry, tls,
@@ -28,7 +27,7 @@ use crate::{
         rivals::{Own, Watches},
     },
     panics,
-    plan::Release,
+    release::ReleaseArgs,
 };
 
 /// What the end may take: passes finish, the lease is given back.
@@ -69,15 +68,9 @@ pub struct Args {
     /// Who this process is.
     #[command(flatten)]
     pub place: Place,
-    /// Image of the services.
-    #[arg(long, env = "KITH_IMAGE")]
-    pub kith_image: String,
-    /// Image of the storage engine.
-    #[arg(long, env = "KITH_VALKEY_IMAGE")]
-    pub valkey_image: String,
-    /// Image of the managed event log.
-    #[arg(long, env = "KITH_KAFKA_IMAGE")]
-    pub kafka_image: String,
+    /// What it brings.
+    #[command(flatten)]
+    pub release: ReleaseArgs,
     /// Address of the admin port.
     #[arg(long, env = "KITH_ADMIN", default_value = "0.0.0.0:9090")]
     pub admin: std::net::SocketAddr,
@@ -163,17 +156,15 @@ async fn lead(
     }
     tracing::info!(identity = %place.pod_name, "leading");
     metrics::gauge!("kith_operator_leader").set(1.0);
-    let release = Release {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        images: Images {
-            kith: args.kith_image.clone(),
-            valkey: args.valkey_image.clone(),
-            kafka: args.kafka_image.clone(),
-        },
-    };
     let work = shutdown.child_token();
-    let (context, wakes) =
-        Context::new(client, release, election.guard(), &place.pod_name, args.run_dir.clone(), work.clone());
+    let (context, wakes) = Context::new(
+        client,
+        args.release.release(),
+        election.guard(),
+        &place.pod_name,
+        args.run_dir.clone(),
+        work.clone(),
+    );
     figures.get_or_init(|| context.figures.clone());
     let mut controllers = tokio::spawn(controllers::run(context, wakes, place.watch_namespace.clone()));
     // The lease is held until everything that acts has ended, and longer than the request to end.

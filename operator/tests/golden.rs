@@ -1,13 +1,17 @@
 //! Whole objects, as they are rendered from a manifest. A difference means that pods of running platforms would be replaced by a new
-//! operator: that must be a decision, not an accident. `KITH_BLESS=1 cargo test` writes the files anew.
+//! operator: that must be a decision, not an accident. `KITH_BLESS=1 cargo test` writes the files anew, but never those of a version that is
+//! out, which have a folder of their own with the manifests that they are rendered from.
 
 #[path = "support/rendered.rs"]
 mod rendered;
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
-use kith_crds::Gateway;
-use kith_operator::gateway;
+use kith_crds::{ChatCluster, Gateway};
+use kith_operator::{build::versions::PREVIOUS, gateway};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -23,21 +27,45 @@ fn read<K: DeserializeOwned>(manifest: &str, kind: &str) -> Option<K> {
 }
 
 fn render(manifest: &str) -> String {
-    let cluster = read(manifest, "ChatCluster").expect("a ChatCluster");
+    render_as(None, manifest)
+}
+
+/// What is rendered of a manifest whose ChatCluster names this version.
+fn render_as(version: Option<&str>, manifest: &str) -> String {
+    let mut cluster: ChatCluster = read(manifest, "ChatCluster").expect("a ChatCluster");
+    cluster.spec.version = version.map(str::to_owned);
     let edge: Option<Gateway> = read(manifest, "Gateway");
     let yaml = |value: &Value| format!("---\n{}", serde_yaml_ng::to_string(value).expect("YAML"));
     rendered::rendered(&cluster, edge.as_ref()).iter().map(yaml).collect()
 }
 
+fn folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+}
+
 fn compare(name: &str, manifest: &str) {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    let path = folder().join(name);
     let rendered = render(manifest);
     if std::env::var_os("KITH_BLESS").is_some() {
         fs::write(&path, &rendered).expect("the golden file is written");
     }
-    let golden = fs::read_to_string(&path).unwrap_or_default();
+    same(&path, &rendered, "KITH_BLESS=1 takes it over");
+}
+
+fn same(path: &Path, rendered: &str, what_to_do: &str) {
+    let golden = fs::read_to_string(path).unwrap_or_default();
     let difference = golden.lines().zip(rendered.lines()).enumerate().find(|(_, (a, b))| a != b);
-    assert!(golden == rendered, "{} differs, first at {difference:?}; KITH_BLESS=1 takes it over", path.display());
+    assert!(golden == rendered, "{} differs, first at {difference:?}; {what_to_do}", path.display());
+}
+
+#[test]
+fn the_objects_of_the_version_before_are_what_its_own_operator_made() {
+    for name in ["empty", "demo", "production"] {
+        let of = |ending: &str| folder().join(PREVIOUS).join(format!("{name}{ending}"));
+        let manifest = fs::read_to_string(of(".manifest.yaml")).expect("a manifest");
+        let rendered = render_as(Some(PREVIOUS), &manifest);
+        same(&of(".yaml"), &rendered, "a new operator would restart running platforms: see build/versions.rs");
+    }
 }
 
 #[test]

@@ -15,7 +15,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
     meta::{self, Component},
-    pod, service, settings,
+    pod, service, settings, versions,
 };
 use crate::plan::{KafkaPlan, Plan, ServicePlan};
 
@@ -50,6 +50,7 @@ pub struct Spec<'a> {
 pub fn deployment(plan: &Plan, spec: Spec<'_>) -> Deployment {
     let mut labels = meta::labels(&plan.name, spec.component);
     labels.extend(spec.extra_labels.clone());
+    labels.extend(versions::label(&plan.version));
     let mut selector = meta::selector_labels(&plan.name, spec.component);
     selector.extend(spec.extra_labels.clone());
     let mut volumes = vec![

@@ -5,17 +5,22 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use k8s_openapi::api::core::v1::{ContainerState, Pod};
-use kith_crds::{ChatCluster, StorageShard, names, storageshard::FailoverReason};
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    core::v1::{ContainerState, Pod},
+};
+use kith_crds::{ChatCluster, StorageShard, conditions::Finding, names, storageshard::FailoverReason};
 use kube::ResourceExt;
 
 use crate::{
     apply::Live,
     build::{
-        meta,
+        meta::{self, Component},
         valkey::{BUS_PORT, CLIENT_PORT},
+        versions,
     },
     dataplane::types::{Desired, DesiredShard, Library, Member, Presence},
+    library,
     plan::Plan,
     runtime::Snapshot,
 };
@@ -25,6 +30,34 @@ use super::lowered;
 /// Whether the ChatCluster's status says that its slots were given out.
 pub(super) fn is_formed(cluster: &ChatCluster) -> bool {
     cluster.status.as_ref().and_then(|s| s.storage.as_ref()?.partitions).is_some()
+}
+
+/// The function library to have loaded, with `storage` as it runs and is about to. None: what the nodes hold stays.
+pub(super) fn library(plan: &Plan, pods: &Live<Pod>, storage: Option<&Deployment>) -> Result<Option<Library>, Finding> {
+    library::wanted(&plan.version, storage_versions(&plan.name, pods, storage))
+}
+
+/// The versions of `storage` that runs, and of the template by which more of it may be made at any moment.
+fn storage_versions<'a>(
+    cluster: &str,
+    pods: &'a Live<Pod>,
+    deployment: Option<&'a Deployment>,
+) -> impl Iterator<Item = &'a str> {
+    let name = meta::component_name(cluster, Component::Storage);
+    let running = pods.values().filter(move |pod| is_made_by(pod, &name) && !has_ended(pod)).map(ResourceExt::labels);
+    let next = deployment.and_then(|d| d.spec.as_ref()?.template.metadata.as_ref()?.labels.as_ref());
+    running.chain(next).map(versions::of)
+}
+
+/// Whether a ReplicaSet of the Deployment made the pod: labels alone anyone can write.
+fn is_made_by(pod: &Pod, deployment: &str) -> bool {
+    let of = |set: &str| set.strip_prefix(deployment).is_some_and(|rest| rest.starts_with('-'));
+    pod.owner_references().iter().any(|o| o.controller == Some(true) && o.kind == "ReplicaSet" && of(&o.name))
+}
+
+/// Whether no container of the pod will ever run again.
+fn has_ended(pod: &Pod) -> bool {
+    matches!(pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Failed" | "Succeeded"))
 }
 
 /// The whole data plane.
@@ -132,10 +165,10 @@ fn member(name: String, pod: Option<&Pod>) -> Member {
 
 /// What Kubernetes says of a pod with one container.
 pub fn presence(pod: &Pod) -> Presence {
-    let status = pod.status.as_ref();
-    if matches!(status.and_then(|s| s.phase.as_deref()), Some("Failed" | "Succeeded")) {
+    if has_ended(pod) {
         return Presence::Gone;
     }
+    let status = pod.status.as_ref();
     let container = status.and_then(|s| s.container_statuses.as_ref()?.first());
     let running = container.and_then(|c| c.state.as_ref()).is_some_and(|s| s.running.is_some());
     let ended = |state: Option<&ContainerState>| state.is_some_and(|s| s.terminated.is_some());
@@ -154,6 +187,50 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::plan::tests::plan;
+
+    const PRESENT: &str = env!("CARGO_PKG_VERSION");
+
+    /// A pod of `storage`, of a ReplicaSet of this name.
+    fn storage_pod(set: &str, version: Option<&str>, phase: &str) -> (String, Pod) {
+        let mut labels = json!({});
+        if let Some(version) = version {
+            labels[names::LABEL_VERSION] = version.into();
+        }
+        let owner = json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": set, "uid": "u", "controller": true});
+        let name = format!("{set}-{phase}-{version:?}");
+        let pod = json!({"metadata": {"name": name, "labels": labels, "ownerReferences": [owner]}, "status": {"phase": phase}});
+        (name, serde_json::from_value(pod).unwrap())
+    }
+
+    #[test]
+    fn the_newer_library_stays_until_the_last_newer_storage_pod_is_gone() {
+        let older = plan(&json!({}));
+        assert_eq!(older.version, versions::PREVIOUS);
+        let template = |version: &str| -> Deployment {
+            let labels: std::collections::BTreeMap<_, _> = versions::label(version).into_iter().collect();
+            let template = json!({"metadata": {"labels": labels}});
+            serde_json::from_value(json!({"spec": {"selector": {}, "template": template}})).unwrap()
+        };
+        let loaded = |pods: &[(String, Pod)], template: Option<&Deployment>| {
+            let pods = pods.iter().cloned().collect();
+            library(&older, &pods, template).unwrap().unwrap()
+        };
+        let of = |version: &str| library::wanted(version, []).unwrap().unwrap();
+        let (old, new) = (storage_pod("demo-storage-1", None, "Running"), Some(PRESENT));
+        let (before, after) = (template(PRESENT), template(versions::PREVIOUS));
+        assert_eq!(loaded(&[], None), of(versions::PREVIOUS));
+        assert_eq!(loaded(&[], Some(&before)), of(PRESENT), "more of it may be made");
+        assert_eq!(loaded(std::slice::from_ref(&old), Some(&after)), of(versions::PREVIOUS));
+        for phase in ["Pending", "Running"] {
+            let newer = storage_pod("demo-storage-2", new, phase);
+            assert_eq!(loaded(&[old.clone(), newer], Some(&after)), of(PRESENT), "{phase}");
+        }
+        for (set, phase) in [("demo-storage-2", "Failed"), ("somebodys-2", "Running")] {
+            let other = storage_pod(set, new, phase);
+            assert_eq!(loaded(&[old.clone(), other], Some(&after)), of(versions::PREVIOUS), "{set} {phase}");
+        }
+    }
 
     #[test]
     fn a_promotion_by_force_that_is_written_down_is_not_made_again_while_its_annotation_stays() {

@@ -18,7 +18,7 @@ use super::{desired, secrets};
 use crate::{
     build::meta,
     context::Context,
-    lastspec, library, panics,
+    lastspec, panics,
     plan::Plan,
     runtime::{Identity, RuntimeError},
 };
@@ -125,7 +125,8 @@ fn one(context: &Context, cluster: &ChatCluster) -> Result<bool, RuntimeError> {
     let Some(plan) = plan.or_else(|| lastspec::restore(cluster, kept, &context.release)) else { return Ok(false) };
     let Some(login) = secrets::login(&name, &all_secrets) else { return Ok(false) };
     let formed = desired::is_formed(cluster);
-    let library = library::of_version(&plan.version).ok();
+    // Loaded by passes alone.
+    let library = desired::library(&plan, &pods, None).ok().flatten();
     let wish = Arc::new(desired::desired(&plan, library, &shards, &pods, formed, None));
     let who =
         Identity { namespace: &plan.namespace, name: &plan.name, uid: &plan.uid, cluster_name: &plan.cluster_name };

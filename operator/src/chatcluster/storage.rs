@@ -18,13 +18,12 @@ use super::{
 };
 use crate::{
     apply::Applier,
-    build::meta::Component,
+    build::meta::{self, Component},
     context::Context,
     dataplane::{
         self,
         types::{Desired, HandOver, Problem},
     },
-    library,
     plan::Plan,
     rebalance,
     runtime::{Identity, Login, Runtime, Snapshot},
@@ -65,7 +64,8 @@ pub(super) async fn step(
 ) -> Result<Arc<Runtime>, PassError> {
     let before = context.clusters.get(&plan.namespace, &plan.name).and_then(|r| r.snapshot());
     let formed = desired::is_formed(cluster);
-    let library = facts.noted(library::of_version(&plan.version));
+    let storage = observed.deployments.get(&meta::component_name(&plan.name, Component::Storage));
+    let library = facts.noted(desired::library(plan, &observed.pods, storage)).flatten();
     let library_name = library.as_ref().map(|library| library.name.clone());
     let desired =
         Arc::new(desired::desired(plan, library, &observed.shards, &observed.pods, formed, before.as_deref()));

@@ -122,7 +122,7 @@ pub struct Desired {
     pub fsync: String,
     /// Whether status says that this cluster once owned all slots. From then on no slot is ever assigned without its data.
     pub formed: bool,
-    /// The function library of the ChatCluster's version; none when this operator does not carry it: then what the nodes hold stays.
+    /// The function library to have loaded; none when this operator does not carry it: then what the nodes hold stays.
     pub library: Option<Library>,
     /// All shards, hand-made and draining ones included.
     pub shards: Vec<DesiredShard>,

@@ -1,19 +1,26 @@
 //! What a ChatCluster resolves to, and what is refused in words.
 
-use kith_crds::chatcluster::ChatClusterStatus;
 use serde_json::json;
 
 use super::*;
+use crate::build::versions::PREVIOUS;
 
+/// An operator of this version, to which the one before is at hand.
 pub(crate) fn release(version: &str) -> Release {
-    let image = |name: &str| format!("localhost/{name}:{version}");
+    let images = |tag: &str| {
+        let image = |name: &str| format!("localhost/{name}:{tag}");
+        Images { kith: image("kith"), valkey: image("valkey"), kafka: image("kafka") }
+    };
     Release {
         version: version.to_owned(),
-        images: Images { kith: image("kith"), valkey: image("valkey"), kafka: image("kafka") },
+        images: images(version),
+        previous_version: PREVIOUS.to_owned(),
+        previous_images: Some(images(PREVIOUS)),
     }
 }
 
-fn cluster(spec: &serde_json::Value) -> ChatCluster {
+/// The ChatCluster of this spec, which nobody has looked at yet.
+pub(crate) fn cluster(spec: &serde_json::Value) -> ChatCluster {
     serde_json::from_value(json!({
         "apiVersion": kith_crds::API_VERSION, "kind": "ChatCluster",
         "metadata": {"name": "demo", "namespace": "ns", "uid": "0b5ff6c1-6ee2-4a6e-8c5f-5a0d3c9b7a11"},
@@ -24,7 +31,7 @@ fn cluster(spec: &serde_json::Value) -> ChatCluster {
 
 /// What this spec resolves to.
 pub(crate) fn plan(spec: &serde_json::Value) -> Plan {
-    Plan::resolve(&cluster(spec), &release("0.1.0")).unwrap()
+    Plan::resolve(&cluster(spec), &release(PREVIOUS)).unwrap()
 }
 
 #[test]
@@ -33,39 +40,6 @@ fn an_empty_spec_resolves() {
     assert_eq!((plan.valkey.replicas, plan.valkey.partitions, plan.event_log.partitions), (2, 1024, 32));
     assert_eq!(plan.token_ttl_s, 86_400);
     assert!(plan.bootstrap().starts_with("demo-kafka-0.demo-kafka.ns.svc:9093,demo-kafka-1."));
-}
-
-#[test]
-fn a_new_operator_keeps_the_adopted_version_and_images() {
-    let mut running = cluster(&json!({}));
-    running.status = Some(ChatClusterStatus {
-        version: Some("0.1.0".to_owned()),
-        images: Some(release("0.1.0").images),
-        ..ChatClusterStatus::default()
-    });
-    let adopted = adopt(&running, &release("0.2.0")).unwrap();
-    assert_eq!(adopted, ("0.1.0".to_owned(), release("0.1.0").images));
-    running.spec.version = Some("0.2.0".to_owned());
-    assert_eq!(adopt(&running, &release("0.2.0")).unwrap().1, release("0.2.0").images);
-    running.spec.version = Some("0.9.0".to_owned());
-    let refused = adopt(&running, &release("0.2.0")).unwrap_err();
-    assert_eq!(refused.reason, reason::UNSUPPORTED_VERSION);
-    assert!(refused.message.contains("0.9.0") && refused.message.contains("0.2.0"));
-}
-
-#[test]
-fn images_of_the_same_version_are_adopted_again_only_when_asked() {
-    let mut running = cluster(&json!({}));
-    let mut rebuilt = release("0.1.0");
-    rebuilt.images.kith = "localhost/kith:rebuilt".to_owned();
-    running.status = Some(ChatClusterStatus {
-        version: Some("0.1.0".to_owned()),
-        images: Some(release("0.1.0").images),
-        ..ChatClusterStatus::default()
-    });
-    assert_eq!(adopt(&running, &rebuilt).unwrap().1, release("0.1.0").images);
-    running.annotations_mut().insert(kith_crds::names::ANNOTATION_ADOPT_IMAGES.to_owned(), "now".to_owned());
-    assert_eq!(adopt(&running, &rebuilt).unwrap().1, rebuilt.images);
 }
 
 #[test]

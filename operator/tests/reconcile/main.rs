@@ -21,6 +21,7 @@ use k8s_openapi::api::{
     policy::v1::PodDisruptionBudget,
 };
 use kith_crds::{ChatCluster, Gateway, StorageShard, conditions, names};
+use kith_operator::build::versions::PREVIOUS;
 use kube::{
     Api, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, PostParams},
@@ -29,6 +30,9 @@ use serde_json::json;
 use server::ApiServer;
 use world::World;
 
+/// This version.
+const PRESENT: &str = env!("CARGO_PKG_VERSION");
+
 /// One server for all, since it takes seconds to start.
 #[test]
 fn the_operator_writes_what_is_needed_and_says_what_is_wrong() {
@@ -36,11 +40,12 @@ fn the_operator_writes_what_is_needed_and_says_what_is_wrong() {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     runtime.block_on(async {
-        let world = World::new(&server, "0.1.0", "first").await;
+        let world = World::new(&server, PREVIOUS, "first").await;
         an_empty_spec_becomes_a_platform(&world).await;
         an_unchanged_platform_is_left_alone(&world).await;
         what_others_change_is_put_right(&world).await;
         a_new_operator_restarts_nothing(&server, &world).await;
+        a_version_is_made_gone_to_and_gone_back_from(&server).await;
         somebody_elses_object_is_left_alone(&world).await;
         a_missing_secret_is_named(&world).await;
         Box::pin(gateway::pods_wait_for_their_certificate_and_outlive_it(&world)).await;
@@ -149,7 +154,7 @@ async fn an_empty_spec_becomes_a_platform(world: &World) {
     // Nothing serves, so the layers above wait.
     assert!(world.names::<Deployment>("empty").await.is_empty());
     let status = world.cluster("empty", "demo").await.status.expect("a status");
-    assert_eq!(status.version.as_deref(), Some("0.1.0"));
+    assert_eq!(status.version.as_deref(), Some(PREVIOUS));
     assert_eq!(status.images.expect("images").kith, "kith:first");
     assert!(!conditions::is_true(&status.conditions, conditions::READY));
     assert!(!conditions::is_true(&status.conditions, conditions::STORAGE_READY), "no engine answers");
@@ -183,12 +188,29 @@ async fn what_others_change_is_put_right(world: &World) {
 async fn a_new_operator_restarts_nothing(server: &ApiServer, world: &World) {
     let sets: Api<StatefulSet> = world.api("empty");
     let before = sets.get("demo-0-valkey").await.expect("the set").metadata.generation;
-    let newer = World::new(server, "0.2.0", "second").await;
+    let newer = World::new(server, PRESENT, "second").await;
     newer.pass("empty", "demo").await;
     let after = sets.get("demo-0-valkey").await.expect("the set");
     assert_eq!(after.metadata.generation, before, "the pods' template has changed");
     let status = world.cluster("empty", "demo").await.status.expect("a status");
     assert_eq!(status.images.expect("images").kith, "kith:first");
+}
+
+async fn a_version_is_made_gone_to_and_gone_back_from(server: &ApiServer) {
+    let world = World::new(server, PRESENT, "present").await;
+    world.create_cluster("versions", "demo", json!({"version": PREVIOUS})).await;
+    let (clusters, sets): (Api<ChatCluster>, Api<StatefulSet>) = (world.api("versions"), world.api("versions"));
+    for (version, tag) in [(PREVIOUS, "previous"), (PRESENT, "present"), (PREVIOUS, "previous")] {
+        let patch = json!({"spec": {"version": version}});
+        clusters.patch("demo", &PatchParams::default(), &Patch::Merge(&patch)).await.expect("a patch");
+        world.pass("versions", "demo").await;
+        let status = world.cluster("versions", "demo").await.status.expect("a status");
+        assert_eq!(status.version.as_deref(), Some(version));
+        assert_eq!(status.images.expect("images").kith, format!("kith:{tag}"));
+        let set = sets.get("demo-0-valkey").await.expect("the set").spec.expect("a spec");
+        let containers = set.template.spec.expect("a template").containers;
+        assert_eq!(containers[0].image, Some(format!("valkey:{tag}")));
+    }
 }
 
 async fn somebody_elses_object_is_left_alone(world: &World) {
@@ -256,7 +278,7 @@ async fn what_the_api_server_refuses_is_told_in_words(world: &World) {
 
 /// No controller makes pods here, so the Event is written as the controller of StatefulSets writes it.
 async fn pods_that_cannot_be_made_are_told_as_such(server: &ApiServer) {
-    let world = World::new(server, "0.1.0", "first").await;
+    let world = World::new(server, PREVIOUS, "first").await;
     world.create_cluster("refused", "demo", json!({})).await;
     world.pass("refused", "demo").await;
     let sets: Api<StatefulSet> = world.api("refused");
@@ -273,7 +295,7 @@ async fn pods_that_cannot_be_made_are_told_as_such(server: &ApiServer) {
     .expect("an Event");
     world.api::<Event>("refused").create(&kube::api::PostParams::default(), &event).await.expect("an Event");
     // One that has not looked a moment ago.
-    let world = World::new(server, "0.1.0", "first").await;
+    let world = World::new(server, PREVIOUS, "first").await;
     world.pass("refused", "demo").await;
     for kind in [conditions::STORAGE_READY, conditions::READY] {
         let (status, word, message) = world.condition("refused", "demo", kind).await;
@@ -284,7 +306,7 @@ async fn pods_that_cannot_be_made_are_told_as_such(server: &ApiServer) {
 
 /// Each time by an operator that has just started and remembers nothing.
 async fn the_data_plane_is_cared_for_whatever_else_fails(server: &ApiServer) {
-    let first = World::new(server, "0.1.0", "first").await;
+    let first = World::new(server, PREVIOUS, "first").await;
     first.create_cluster("care", "demo", json!({"storage": {"replicas": 1}})).await;
     first.pass("care", "demo").await;
     assert_eq!(first.cared_for("care", "demo"), Some((1, 2)));
@@ -298,7 +320,7 @@ async fn the_data_plane_is_cared_for_whatever_else_fails(server: &ApiServer) {
         let mut patch = json!({"spec": spec});
         patch["spec"]["storage"]["replicas"] = 2.into();
         clusters.patch("demo", &PatchParams::default(), &Patch::Merge(&patch)).await.expect("a patch");
-        let world = World::new(server, "0.1.0", "first").await;
+        let world = World::new(server, PREVIOUS, "first").await;
         world.pass("care", "demo").await;
         let (_, word, message) = world.condition("care", "demo", conditions::READY).await;
         assert_eq!(word, reason);
@@ -330,7 +352,7 @@ async fn the_data_plane_is_cared_for_whatever_else_fails(server: &ApiServer) {
     shards.create(&kube::api::PostParams::default(), &hand_made).await.expect("a shard");
     let more = json!({"spec": {"storage": {"shards": 2}}});
     clusters.patch("demo", &PatchParams::default(), &Patch::Merge(&more)).await.expect("a patch");
-    let world = World::new(server, "0.1.0", "first").await;
+    let world = World::new(server, PREVIOUS, "first").await;
     world.pass("care", "demo").await;
     assert_eq!(world.cared_for("care", "demo"), Some((2, 4)));
     assert!(!conditions::is_true(&world.cluster("care", "demo").await.status.expect("a status").conditions, "Ready"));
@@ -375,7 +397,7 @@ async fn what_is_being_deleted_is_not_made_again(world: &World) {
 
 /// The same operator with watches: reads are free, one's own writes are seen at once, and what others do is seen as soon as it is told.
 async fn with_watches_a_pass_asks_for_nothing(server: &ApiServer) {
-    let world = World::watching(server, "0.1.0", "first").await;
+    let world = World::watching(server, PREVIOUS, "first").await;
     world.create_cluster("watched", "demo", json!({})).await;
     // Without waiting for any watch in between.
     for _ in 0..4 {

@@ -17,11 +17,12 @@ use k8s_openapi::{
 use kith_crds::{ChatCluster, Gateway, GatewayStatus, StorageShard, chatcluster::Images, conditions};
 use kith_operator::{
     api_client::{self, RequestCounts},
+    build::versions::PREVIOUS,
     chatcluster,
     context::{Context, Wakes},
     gateway,
     lease::LeaseGuard,
-    plan::Release,
+    release::Release,
     storageshard,
     stores::{Kind, scopes},
 };
@@ -53,9 +54,16 @@ impl World {
         config.auth_info.token = Some("admin".to_owned().into());
         let counts = RequestCounts::default();
         let client = api_client::client(config, counts.clone()).expect("a client");
-        let image = |name: &str| format!("{name}:{tag}");
-        let images = Images { kith: image("kith"), valkey: image("valkey"), kafka: image("kafka") };
-        let release = Release { version: version.to_owned(), images };
+        let images = |tag: &str| {
+            let image = |name: &str| format!("{name}:{tag}");
+            Images { kith: image("kith"), valkey: image("valkey"), kafka: image("kafka") }
+        };
+        let release = Release {
+            version: version.to_owned(),
+            images: images(tag),
+            previous_version: PREVIOUS.to_owned(),
+            previous_images: Some(images("previous")),
+        };
         let dir = tempfile::tempdir().expect("a folder");
         let (context, wakes) = Context::new(
             client.clone(),

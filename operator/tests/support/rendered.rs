@@ -6,9 +6,11 @@ use kith_operator::{
         kafka::{self, ExternalAddress},
         kafka_access::Enforcement,
         network, services, valkey,
+        versions::PREVIOUS,
     },
     gateway,
-    plan::{KafkaPlan, Plan, Release},
+    plan::{KafkaPlan, Plan},
+    release::Release,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -17,9 +19,12 @@ const UID: &str = "0b5ff6c1-6ee2-4a6e-8c5f-5a0d3c9b7a11";
 
 fn release() -> Release {
     let image = |name: &str| format!("registry.example/{name}:1");
+    let images = Images { kith: image("kith"), valkey: image("valkey"), kafka: image("kafka") };
     Release {
-        version: "0.1.0".to_owned(),
-        images: Images { kith: image("kith"), valkey: image("valkey"), kafka: image("kafka") },
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        images: images.clone(),
+        previous_version: PREVIOUS.to_owned(),
+        previous_images: Some(images),
     }
 }
 
