@@ -2,7 +2,7 @@
 
 LOCAL := e2e/local
 
-.PHONY: help up down env token status test nightly bench bench-operator chaos
+.PHONY: help up down env token status test nightly bench bench-operator chaos upgrade
 
 help:
 	@echo 'make up       builds everything, starts a local Kubernetes (NODES=3 for three nodes; KITH_KUBECONFIG=FILE uses yours),'
@@ -15,6 +15,7 @@ help:
 	@echo 'make bench    measures storage alone and the whole path on local processes, without Kubernetes'
 	@echo 'make bench-operator  measures one operator over 300 ChatClusters with imitated engines'
 	@echo 'make chaos    fifteen minutes of faults under load on a local cluster of three nodes, ending in a table'
+	@echo 'make upgrade  the previous release, upgraded under load and taken back, on a fresh local cluster'
 	@echo 'make nightly  the same with what takes too long for every change'
 
 up:
@@ -46,3 +47,6 @@ bench-operator:
 
 chaos:
 	@$(LOCAL)/chaos.sh
+
+upgrade:
+	@$(LOCAL)/upgrade.sh

@@ -35,6 +35,8 @@ mod operator_uninstall;
 mod operator_views;
 #[path = "cluster/rebalance_scale.rs"]
 mod rebalance_scale;
+#[path = "cluster/upgrade.rs"]
+mod upgrade;
 
 use std::{panic::AssertUnwindSafe, time::Duration};
 

@@ -52,6 +52,11 @@ impl Report {
     pub fn is_clean(&self) -> bool {
         self.lost + self.doubled + self.reordered + self.gaps + self.undelivered + self.log_differences == 0
     }
+
+    /// Tries that failed, for each message that was acknowledged.
+    pub fn failed_share(&self) -> f64 {
+        self.failed_tries.values().sum::<u64>() as f64 / self.acknowledged.max(1) as f64
+    }
 }
 
 impl fmt::Display for Report {
@@ -71,7 +76,8 @@ impl fmt::Display for Report {
         row("not delivered", self.undelivered.to_string())?;
         row("event log differs", self.log_differences.to_string())?;
         let tries: u64 = self.failed_tries.values().sum();
-        row("tries repeated", format!("{tries}  {}", list(&self.failed_tries)))?;
+        let share = 100.0 * self.failed_share();
+        row("tries repeated", format!("{tries} ({share:.3} %)  {}", list(&self.failed_tries)))?;
         row("given up", self.given_up.to_string())?;
         row("longest refusal", format!("{:.2} s  {}", self.longest_refusal.as_secs_f64(), self.longest_refusal_of))?;
         let ms = |d: Duration| format!("{:.1}", d.as_secs_f64() * 1_000.0);
