@@ -10,7 +10,8 @@ READY_WITHIN=300
 # shellcheck source=env.sh
 . "$KITH_LOCAL/env.sh"
 
-platform_up() {
+# The operator, ready for any ChatCluster.
+operator_up() {
   local node
   stage cargo-build cargo_build
   if [ -z "${KITH_KUBECONFIG:-}" ]; then
@@ -20,6 +21,10 @@ platform_up() {
     for node in $(seq "$NODES"); do stage "images-import-$node" image_import "$node" valkey kafka kith kith-operator; done
   fi
   stage charts charts_up
+}
+
+platform_up() {
+  operator_up
   stage sample sample_up
   say "  … waiting for the platform to be Ready"
   local begin=$SECONDS

@@ -2,9 +2,11 @@
 # Brings up the platform: tools, a local Kubernetes (unless KITH_KUBECONFIG names a cluster), images, charts, the sample, a first message.
 #
 # May be run again at any time and after a run that was killed at any point: what is whole is kept, anything else is taken down
-# and made anew. NODES=3 makes three nodes, BROKERS=3 three brokers, VOLUME_SIZE=2G volumes that can be filled.
+# and made anew. NODES=3 makes three nodes, BROKERS=3 three brokers, VOLUME_SIZE=2G volumes that can be filled, FAST_VOLUMES=8 so many
+# volumes of the class fast-ssd on each node.
 #
 #   up.sh             everything
+#   up.sh operator    the Kubernetes cluster and the operator, no sample
 #   up.sh cluster     only the Kubernetes cluster
 
 # shellcheck source=lib.sh
@@ -33,7 +35,7 @@ if [ -z "${KITH_KUBECONFIG:-}" ]; then parts=all; else parts="debian kube helm";
 if [ -z "${KITH_KUBECONFIG:-}" ]; then
   stage images-system images_system
   # A cluster of other pins, another size or older start scripts is another cluster.
-  cluster_key="$(cat "$KITH_LOCAL"/versions.sh "$KITH_LOCAL"/cluster/*.sh "$KITH_LOCAL"/manifests/* "$IMAGES"/{pause,coredns}.tag | sha256sum | cut -c1-16)-$NODES-${BROKERS:-1}-${VOLUME_SIZE:-}"
+  cluster_key="$(cat "$KITH_LOCAL"/versions.sh "$KITH_LOCAL"/cluster/*.sh "$KITH_LOCAL"/manifests/* "$IMAGES"/{pause,coredns}.tag | sha256sum | cut -c1-16)-$NODES-${BROKERS:-1}-${VOLUME_SIZE:-}-$FAST_VOLUMES"
   if fresh "$CLUSTER/ready" "$cluster_key" && cluster_healthy >/dev/null 2>&1; then
     say "  ✓ cluster: already running"
   else
@@ -43,7 +45,9 @@ if [ -z "${KITH_KUBECONFIG:-}" ]; then
     done_with "$CLUSTER/ready" "$cluster_key"
   fi
 fi
-if [ "${1:-}" != cluster ]; then
-  platform_up
-fi
+case "${1:-}" in
+  cluster) ;;
+  operator) operator_up ;;
+  *) platform_up ;;
+esac
 say "  ✓ up: $((SECONDS - begin))s"

@@ -12,6 +12,7 @@ pub mod kafka;
 pub mod ledger;
 pub mod load;
 pub mod local;
+pub mod production;
 pub mod smoke;
 pub mod target;
 pub mod wait;

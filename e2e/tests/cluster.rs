@@ -33,6 +33,10 @@ mod operator_quiet;
 mod operator_uninstall;
 #[path = "cluster/operator_views.rs"]
 mod operator_views;
+#[path = "cluster/own.rs"]
+mod own;
+#[path = "cluster/production.rs"]
+mod production;
 #[path = "cluster/rebalance_scale.rs"]
 mod rebalance_scale;
 #[path = "cluster/upgrade.rs"]

@@ -10,7 +10,7 @@ while true; do
     [ "$phase" = Released ] || continue
     kube delete pv "$name" --wait=true --timeout=30s || continue
     find "$CLUSTER/volumes/$name" -mindepth 1 -delete
-    volume_manifest "$name" "${name%-*}" | kube apply --server-side -f -
+    volume_manifest "$name" | kube apply --server-side -f -
   done || true
   sleep 1
 done

@@ -75,13 +75,21 @@ impl Cluster {
         if !ours.iter().flatten().any(|path| same_file(path, &env.kubeconfig)) {
             return Err(ClusterError::Foreign(env.kubeconfig.clone()));
         }
+        let namespace = std::env::var("KITH_NAMESPACE").unwrap_or_else(|_| "kith-demo".to_owned());
+        Self::of(env.kubeconfig.clone(), &namespace, &env.cluster).await
+    }
+
+    /// The cluster that the local scripts made, with or without the sample, for a ChatCluster of the caller's own.
+    pub async fn local(namespace: &str, name: &str) -> Result<Self, ClusterError> {
+        Self::of(cache().join("cluster/kubeconfig"), namespace, name).await
+    }
+
+    async fn of(kubeconfig: PathBuf, namespace: &str, name: &str) -> Result<Self, ClusterError> {
         kith_kit::tls::install_provider();
         let config =
-            Config::from_custom_kubeconfig(Kubeconfig::read_from(&env.kubeconfig)?, &KubeConfigOptions::default())
-                .await?;
-        let namespace = std::env::var("KITH_NAMESPACE").unwrap_or_else(|_| "kith-demo".to_owned());
+            Config::from_custom_kubeconfig(Kubeconfig::read_from(&kubeconfig)?, &KubeConfigOptions::default()).await?;
         let client = Client::try_from(config)?;
-        Ok(Self { client, namespace, name: env.cluster.clone(), kubeconfig: env.kubeconfig.clone() })
+        Ok(Self { client, namespace: namespace.to_owned(), name: name.to_owned(), kubeconfig })
     }
 
     /// Objects of a kind in the sample's namespace.

@@ -2,25 +2,19 @@
 
 use std::{path::Path, time::Duration};
 
-use k8s_openapi::api::core::v1::{Namespace, PersistentVolumeClaim, Pod, Secret};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kith_crds::{ChatCluster, names};
-use kith_e2e::{
-    business::{Business, Files},
-    cluster::Cluster,
-    kafka::Reader,
-    target::Target,
-    wait::await_until,
-};
+use kith_e2e::{cluster::Cluster, kafka::Reader, target::Target, wait::await_until};
 use kube::{
-    Api, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams},
+    ResourceExt,
+    api::{Patch, PatchParams},
 };
 use serde_json::json;
 
 use crate::{
     HEAL, alone,
     behaviour::{Failure, Proof},
-    contained, under_load,
+    contained, own, under_load,
 };
 
 /// Three brokers start on a busy machine of two cores.
@@ -68,15 +62,8 @@ spec:
 
 /// The platform as its clients and its business line see it.
 async fn target(cluster: &Cluster, files: &Path) -> Result<Target, Failure> {
-    let secret = cluster.api::<Secret>().get(&format!("{NAME}-business-client")).await?;
-    let data = secret.data.ok_or("the business line has no certificate")?;
-    for file in ["ca.crt", "tls.crt", "tls.key"] {
-        let bytes = data.get(file).ok_or_else(|| format!("no {file}"))?;
-        std::fs::write(files.join(file), &bytes.0)?;
-    }
-    let (ca, certificate, key) = (files.join("ca.crt"), files.join("tls.crt"), files.join("tls.key"));
-    let identity = Files { ca: &ca, identity: Some((&certificate, &key)) };
-    let business = Business::connect_to("127.0.0.1:30543", NAME, Some(identity)).await?;
+    let certificate = own::certificate(cluster, files).await?;
+    let business = own::business(cluster, "127.0.0.1:30543", &certificate).await?;
     let kafka = "127.0.0.1:30194,127.0.0.1:30195,127.0.0.1:30196";
     Ok(Target::new("http://127.0.0.1:30180", "ws://127.0.0.1:30181/v1/connect", business, Reader::plain(kafka), NAME)?)
 }
@@ -91,11 +78,7 @@ async fn three_brokers_start_by_default_lose_nothing_and_fill_a_lost_volume_anew
     let mut cluster = first.clone();
     (cluster.namespace, cluster.name) = (NAMESPACE.to_owned(), NAME.to_owned());
     let proof = contained(prove(&cluster)).await;
-    let namespaces = Api::<Namespace>::all(first.client.clone());
-    cluster.api::<ChatCluster>().delete(NAME, &DeleteParams::foreground()).await?;
-    cluster.await_gone(&cluster.api::<ChatCluster>(), NAME, HEAL).await?;
-    namespaces.delete(NAMESPACE, &DeleteParams::default()).await?;
-    cluster.await_namespace_gone(NAMESPACE, HEAL).await?;
+    own::take_down(&cluster, HEAL).await?;
     proof
 }
 
