@@ -3,19 +3,20 @@
 use std::{path::PathBuf, sync::Arc};
 
 use kith_crds::{ChatCluster, StorageShard};
-use kube::{
-    Client, Resource, ResourceExt,
-    runtime::{
-        events::{Event, EventType, Recorder, Reporter},
-        reflector::ObjectRef,
-    },
-};
+use kube::{Client, Resource, ResourceExt, runtime::reflector::ObjectRef};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    backoff::Failures, figures::Figures, lanes::Lanes, lease::LeaseGuard, refusal::Refusals, release::Release,
-    runtime::Clusters, stores::Stores,
+    backoff::Failures,
+    events::{Events, Saying},
+    figures::Figures,
+    lanes::Lanes,
+    lease::LeaseGuard,
+    plan::Release,
+    refusal::Refusals,
+    runtime::Clusters,
+    stores::Stores,
 };
 
 /// Wake-ups that wait; one that finds the queue full is dropped, since every object is looked at again soon anyway.
@@ -45,7 +46,7 @@ pub struct Context {
     pub refusals: Refusals,
     /// Ends everything.
     pub shutdown: CancellationToken,
-    recorder: Recorder,
+    events: Events,
 }
 
 /// Wakes controllers for an object.
@@ -99,9 +100,8 @@ impl Context {
         shutdown: CancellationToken,
     ) -> (Arc<Self>, Wakes) {
         let (wake, wakes) = Wake::channels();
-        let reporter = Reporter { controller: "kith.dev/operator".to_owned(), instance: Some(instance.to_owned()) };
         let context = Self {
-            recorder: Recorder::new(client.clone(), reporter),
+            events: Events::new(client.clone(), instance),
             stores: Arc::new(Stores::new(client.clone())),
             lanes: Lanes::default(),
             clusters: Clusters::new(dir, guard.clone(), wake.clone(), shutdown.clone()),
@@ -117,23 +117,10 @@ impl Context {
         (Arc::new(context), wakes)
     }
 
-    /// Publishes an Event about `object`. An Event that cannot be written is logged and nothing else: it is a courtesy.
+    /// Says something about `object` in an Event.
     pub async fn event<K: Resource<DynamicType = ()>>(&self, object: &K, warning: bool, reason: &str, note: &str) {
-        let mut note = note.to_owned();
-        if note.len() > 1_000 {
-            let end = (0..=1_000).rev().find(|i| note.is_char_boundary(*i)).unwrap_or(0);
-            note.truncate(end);
-        }
-        let event = Event {
-            type_: if warning { EventType::Warning } else { EventType::Normal },
-            reason: reason.to_owned(),
-            note: Some(note),
-            action: "Reconcile".to_owned(),
-            secondary: None,
-        };
-        if let Err(error) = self.recorder.publish(&event, &object.object_ref(&())).await {
-            tracing::debug!(object = %object.name_any(), reason, %error, "an Event could not be written");
-        }
+        let saying = Saying { warning, reason, action: "Reconcile", note };
+        self.events.say(&object.object_ref(&()), saying).await;
     }
 }
 

@@ -16,6 +16,7 @@ pub mod controllers;
 pub mod dataplane;
 pub mod diff;
 pub mod eventlog;
+pub mod events;
 pub mod figures;
 pub mod gateway;
 pub mod lanes;

@@ -48,7 +48,7 @@ const ASKED: &[(&str, &str, &str, &str)] = &[
     ("", "pods", "get list watch delete", "stores, chatcluster::upkeep"),
     ("", "pods/status", "patch", "chatcluster::broker_care"),
     ("", "persistentvolumeclaims", "get list watch patch delete", "stores, volumes::grow, chatcluster::upkeep"),
-    ("events.k8s.io", "events", "create patch", "context::event"),
+    ("events.k8s.io", "events", "create", "events"),
     ("", "events", "list", "refusal"),
 ];
 
@@ -59,7 +59,7 @@ const ASKED_OF_THE_CLUSTER: &[(&str, &str, &str, &str)] = &[
     ("rbac.authorization.k8s.io", "clusterroles", "list", "lease::look_around"),
     ("coordination.k8s.io", "leases", "get", "lease::look_around"),
     ("coordination.k8s.io", "leases", "create update patch", "lease"),
-    ("events.k8s.io", "events", "create patch", "lease::notice"),
+    ("events.k8s.io", "events", "create", "events, for lease::notice"),
 ];
 
 fn asked(table: &[(&str, &str, &str, &str)]) -> BTreeSet<Right> {

@@ -114,7 +114,7 @@ takes patch, and create where it is not there yet.
   verbs: [get, list, watch, patch, delete]
 - apiGroups: [events.k8s.io]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [create]
 # Why a StatefulSet's pods are not made is said in Events alone.
 - apiGroups: [""]
   resources: [events]

@@ -2,12 +2,11 @@
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kith_kit::admin::Readiness;
-use kube::{
-    Client,
-    runtime::events::{Event, EventType, Recorder, Reporter},
-};
+use kube::Client;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+use crate::events::{Events, Saying};
 
 /// The part of readiness that it is.
 const PART: &str = "other-operators";
@@ -25,8 +24,7 @@ pub struct Speaker {
 impl Speaker {
     /// Follows `rival` until `shutdown`.
     pub async fn follow(self, client: Client, mut rival: watch::Receiver<Option<String>>, shutdown: CancellationToken) {
-        let reporter = Reporter { controller: "kith.dev/operator".to_owned(), instance: Some(self.pod.clone()) };
-        let recorder = Recorder::new(client, reporter);
+        let events = Events::new(client, &self.pod);
         while let Some(Ok(())) = shutdown.run_until_cancelled(rival.changed()).await {
             let who = rival.borrow_and_update().clone();
             match who {
@@ -34,13 +32,13 @@ impl Speaker {
                 Some(who) => {
                     tracing::warn!(%who, "another operator stands in the way");
                     self.readiness.not_ready(PART, who.clone());
-                    self.event(&recorder, who).await;
+                    self.event(&events, &who).await;
                 }
             }
         }
     }
 
-    async fn event(&self, recorder: &Recorder, who: String) {
+    async fn event(&self, events: &Events, who: &str) {
         let pod = ObjectReference {
             api_version: Some("v1".to_owned()),
             kind: Some("Pod".to_owned()),
@@ -48,15 +46,7 @@ impl Speaker {
             namespace: Some(self.namespace.clone()),
             ..ObjectReference::default()
         };
-        let event = Event {
-            type_: EventType::Warning,
-            reason: "AnotherOperator".to_owned(),
-            note: Some(who),
-            action: "Lead".to_owned(),
-            secondary: None,
-        };
-        if let Err(error) = recorder.publish(&event, &pod).await {
-            tracing::debug!(%error, "an Event could not be written");
-        }
+        let saying = Saying { warning: true, reason: "AnotherOperator", action: "Lead", note: who };
+        events.say(&pod, saying).await;
     }
 }
