@@ -5,13 +5,13 @@
 #[path = "support/rendered.rs"]
 mod rendered;
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, fs, path::PathBuf};
 
-use kith_crds::{ChatCluster, Gateway};
-use kith_operator::{build::versions::PREVIOUS, gateway};
+use kith_crds::Gateway;
+use kith_operator::{
+    build::meta::{self, Component},
+    gateway,
+};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -78,6 +78,59 @@ fn the_objects_of_an_empty_spec_stay_as_they_are() {
 #[test]
 fn the_objects_of_the_sample_stay_as_they_are() {
     compare("demo.yaml", include_str!("../../examples/demo.yaml"));
+}
+
+/// Kind and name of everything that is made for a ChatCluster `c` with a Gateway `g`.
+fn all_names() -> BTreeSet<(String, String)> {
+    let manifest = "kind: ChatCluster
+metadata: {name: c, namespace: ns}
+spec: {eventLog: {managed: {externalAccess: {type: LoadBalancer}}}}
+---
+kind: Gateway
+metadata: {name: g, namespace: ns}
+spec:
+  clusterRef: {name: c}
+  api: {autoscaling: {minReplicas: 1, maxReplicas: 2}}
+  websocket: {autoscaling: {minReplicas: 1, maxReplicas: 2}}
+  exposure: {ingress: {host: chat.example.com}}
+";
+    let cluster = read(manifest, "ChatCluster").expect("a ChatCluster");
+    let edge: Gateway = read(manifest, "Gateway").expect("a Gateway");
+    let text = |value: &Value| value.as_str().expect("a text").to_owned();
+    let named = |object: &Value| (text(&object["kind"]), text(&object["metadata"]["name"]));
+    let mut all: BTreeSet<_> = rendered::rendered(&cluster, Some(&edge)).iter().map(named).collect();
+    let secrets = [meta::ca_secret, meta::token_keys_secret, meta::engine_users_secret, meta::business_client_secret];
+    all.extend(secrets.map(|secret| ("Secret".to_owned(), secret("c"))));
+    all.insert(("ConfigMap".to_owned(), meta::last_spec_config_map("c")));
+    for component in Component::ALL {
+        all.insert(("Secret".to_owned(), meta::tls_secret("c", component)));
+        all.insert(("ServiceAccount".to_owned(), meta::component_name("c", component)));
+    }
+    all
+}
+
+/// Two objects `<owner>-<end>` of different owners have one name only where one end is the other's end, too.
+#[test]
+fn whatever_chatclusters_are_called_none_of_their_objects_has_the_name_of_anothers() {
+    let (mut of_clusters, mut of_gateways) = (Vec::new(), Vec::new());
+    for (kind, name) in all_names() {
+        let (list, end) = match name.strip_prefix("c-g").filter(|end| end.is_empty() || end.starts_with('-')) {
+            Some(end) => (&mut of_gateways, end.to_owned()),
+            None => (&mut of_clusters, format!("-{}", name.strip_prefix("c-").expect("named after its ChatCluster"))),
+        };
+        list.push((kind, end));
+    }
+    assert!(of_clusters.len() > 40 && of_gateways.len() > 10, "{of_clusters:?} {of_gateways:?}");
+    let ends = |a: &(String, String), b: &(String, String)| a.0 == b.0 && a.1.ends_with(&b.1);
+    for own in &of_clusters {
+        let shared = of_clusters.iter().find(|other| *other != own && ends(own, other));
+        let shared = shared.or_else(|| of_gateways.iter().find(|other| ends(own, other) || ends(other, own)));
+        assert_eq!(shared, None, "{own:?}");
+    }
+    // So those of Gateways are the same only where all that stands before the end is.
+    for own in &of_gateways {
+        assert_eq!(of_gateways.iter().find(|other| *other != own && ends(own, other)), None, "{own:?}");
+    }
 }
 
 #[test]

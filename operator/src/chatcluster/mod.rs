@@ -59,7 +59,6 @@ use thiserror::Error;
 use crate::{
     apply::{self, Applier, ApplyError},
     build::meta::{self, Component},
-    clash,
     context::{Context, key},
     dataplane::pressure,
     eventlog::Trouble,
@@ -326,7 +325,6 @@ async fn usable_plan(
     observed: &Observed,
     facts: &mut Facts,
 ) -> Result<(Plan, bool), PassError> {
-    clash::refuse_cluster(&context.client, cluster).await?;
     let error = match Plan::resolve(cluster, &context.release) {
         Ok(plan) => match adopt(cluster, context, &plan).await {
             Ok(()) => {
