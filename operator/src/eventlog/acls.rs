@@ -398,18 +398,7 @@ mod tests {
 
     #[tokio::test]
     async fn brokers_that_do_not_ask_for_rights_are_named_so() {
-        let target = Target {
-            bootstrap: "kafka:9093".to_owned(),
-            security: Security::default(),
-            cluster_name: "demo".to_owned(),
-            uid: "uid-1".to_owned(),
-            partitions: 4,
-            replication: 1,
-            min_insync: 1,
-            retention_ms: 1_000,
-            brokers: 0,
-            rights: None,
-        };
+        let target = Target::plain("kafka:9093".to_owned());
         let mut broker = Broker::new(&[]);
         for (refusal, word) in [
             (ResponseError::SecurityDisabled, reason::RIGHTS_NOT_ENFORCED),

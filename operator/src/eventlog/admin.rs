@@ -337,21 +337,9 @@ mod tests {
     use rdkafka::mocking::MockCluster;
 
     use super::*;
-    use crate::eventlog::Security;
 
     fn target(brokers: &MockCluster<'_, rdkafka::producer::DefaultProducerContext>, uid: &str) -> Target {
-        Target {
-            bootstrap: brokers.bootstrap_servers(),
-            security: Security::default(),
-            cluster_name: "demo".to_owned(),
-            uid: uid.to_owned(),
-            partitions: 4,
-            replication: 1,
-            min_insync: 1,
-            retention_ms: 1_000,
-            brokers: 0,
-            rights: None,
-        }
+        Target { uid: uid.to_owned(), ..Target::plain(brokers.bootstrap_servers()) }
     }
 
     /// Brokers with these topics; the mock cannot make topics when it is asked to.

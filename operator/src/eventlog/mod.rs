@@ -55,6 +55,25 @@ pub struct Target {
     pub rights: Option<BTreeSet<Right>>,
 }
 
+#[cfg(test)]
+impl Target {
+    /// Of the tests: one copy of everything, at brokers of somebody else that speak plain text.
+    pub(crate) fn plain(bootstrap: String) -> Self {
+        Self {
+            bootstrap,
+            security: Security::default(),
+            cluster_name: "demo".to_owned(),
+            uid: "uid-1".to_owned(),
+            partitions: 4,
+            replication: 1,
+            min_insync: 1,
+            retention_ms: 1_000,
+            brokers: 0,
+            rights: None,
+        }
+    }
+}
+
 /// How to talk to the brokers; never logged.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Security {

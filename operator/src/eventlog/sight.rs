@@ -179,7 +179,6 @@ pub(crate) mod tests {
     use rdkafka::mocking::MockCluster;
 
     use super::*;
-    use crate::eventlog::Security;
 
     /// Brokers 0..3 that all keep one partition, of which these have caught up.
     pub(crate) fn seen(at: Timestamp, brokers: &[u32], in_sync: &[u32]) -> Sight {
@@ -219,18 +218,7 @@ pub(crate) mod tests {
     async fn what_the_brokers_say_is_read() {
         let brokers = MockCluster::new(3).unwrap();
         brokers.create_topic("demo.events", 2, 3).unwrap();
-        let target = Target {
-            bootstrap: brokers.bootstrap_servers(),
-            security: Security::default(),
-            cluster_name: "demo".to_owned(),
-            uid: "uid".to_owned(),
-            partitions: 2,
-            replication: 3,
-            min_insync: 2,
-            retention_ms: 1_000,
-            rights: None,
-            brokers: 3,
-        };
+        let target = Target { brokers: 3, ..Target::plain(brokers.bootstrap_servers()) };
         let mut client = None;
         let sight = look(&target, &mut client).await.unwrap();
         assert_eq!((sight.brokers.len(), sight.partitions.len()), (3, 2));

@@ -97,7 +97,6 @@ mod tests {
     };
 
     use super::*;
-    use crate::eventlog::Security;
 
     #[test]
     fn the_lag_is_what_was_written_and_not_committed() {
@@ -105,18 +104,7 @@ mod tests {
         for topic in ["demo.events", "demo.sessions"] {
             brokers.create_topic(topic, 2, 1).unwrap();
         }
-        let target = Target {
-            bootstrap: brokers.bootstrap_servers(),
-            security: Security::default(),
-            cluster_name: "demo".to_owned(),
-            uid: "uid".to_owned(),
-            partitions: 2,
-            replication: 1,
-            min_insync: 1,
-            retention_ms: 1_000,
-            brokers: 0,
-            rights: None,
-        };
+        let target = Target { partitions: 2, ..Target::plain(brokers.bootstrap_servers()) };
         let producer: BaseProducer = client_config(&target).create().unwrap();
         for n in 0..10 {
             let record = BaseRecord::to("demo.events").partition(n % 2).key("k").payload("v");
