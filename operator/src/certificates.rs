@@ -17,6 +17,8 @@ use crate::{apply::Live, words};
 const DAY_S: i64 = 86_400;
 /// The operator renews its certificates with thirty of their ninety days left: with this many left it has failed for half a month.
 const RENEWED_S: i64 = 14 * DAY_S;
+/// A pod has a certificate with at least so much left when it starts.
+pub const LEFT_AT_START_S: i64 = 30 * DAY_S;
 /// What people renew: time to order a certificate, and no alarm for those that are renewed by others a month ahead, as is usual.
 const GIVEN_S: i64 = 14 * DAY_S;
 /// Another authority is made two years before the end: with half a year left that has failed for long.
@@ -31,6 +33,8 @@ pub enum Renewed {
     ByOperator,
     /// The operator's own authority: another follows it.
     Followed,
+    /// The operator has renewed it; who was started with it takes that up by a restart alone.
+    ByRestart,
     /// Whoever gave it.
     ByGiver,
 }
@@ -38,7 +42,7 @@ pub enum Renewed {
 /// A certificate's end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Certificate {
-    /// Where it is: the name of a Secret, or a field of the spec.
+    /// Where it is: the name of a Secret, a field of the spec, or the pod that was started with it.
     pub place: String,
     /// When it ends, Unix seconds.
     pub ends_s: i64,
@@ -59,7 +63,7 @@ impl Certificate {
 
     fn due(&self, now: Timestamp) -> bool {
         let ahead = match self.renewed {
-            Renewed::ByOperator => RENEWED_S,
+            Renewed::ByOperator | Renewed::ByRestart => RENEWED_S,
             Renewed::Followed => AUTHORITY_S,
             Renewed::ByGiver => GIVEN_S,
         };
@@ -78,9 +82,13 @@ impl Certificate {
             Renewed::Followed => {
                 "another should have followed it two years before: ask for it with kith.dev/rotate-authority=now on the ChatCluster, and see the operator's log and the condition Ready for what keeps it from that"
             }
+            Renewed::ByRestart => {
+                "it was renewed, and the operator could not restart the pod with the new one yet: see the conditions Progressing and Degraded for what keeps it from that"
+            }
             Renewed::ByGiver => "renew it there; it is taken up without a restart",
         };
-        format!("the certificate in {} {verb} on {day}: {advice}", self.place)
+        let of = if self.renewed == Renewed::ByRestart { "of" } else { "in" };
+        format!("the certificate {of} {} {verb} on {day}: {advice}", self.place)
     }
 }
 
@@ -108,28 +116,25 @@ pub fn of_secrets(secrets: &Live<Secret>, authority: &str) -> Vec<Certificate> {
         .collect()
 }
 
-/// The certificates of Secrets that a person gave; none when one of them could not be read now, so that nothing is said of them. A Secret
-/// that does not exist or holds no certificate is another's to tell.
-pub async fn given(client: &Client, namespace: &str, names: &[&str]) -> Option<Vec<Certificate>> {
+/// The certificate in a Secret that a person gave. One that holds none is another's to tell.
+pub fn of_given(name: &str, secret: &Secret) -> Option<Certificate> {
+    let pem = secret.data.as_ref()?.get("tls.crt")?;
+    Certificate::first(format!("Secret {name}"), &pem.0, Renewed::ByGiver)
+}
+
+/// The same of a Secret that is read for this alone, if there is one; none when it could not be read now, so that nothing is said of it.
+pub async fn given(client: &Client, namespace: &str, name: Option<&str>) -> Option<Vec<Certificate>> {
+    let Some(name) = name else { return Some(Vec::new()) };
     let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    let mut found = Vec::new();
-    for name in names {
-        match tokio::time::timeout(READ, api.get_opt(name)).await {
-            Ok(Ok(secret)) => {
-                let data = secret.and_then(|s| s.data).unwrap_or_default();
-                let pem = data.get("tls.crt");
-                found
-                    .extend(pem.and_then(|pem| Certificate::first(format!("Secret {name}"), &pem.0, Renewed::ByGiver)));
-            }
-            Ok(Err(error)) => {
-                let why = words::of("Secret", &error);
-                tracing::debug!(namespace, name, why, "the end of a certificate is not known");
-                return None;
-            }
-            Err(_) => return None,
+    match tokio::time::timeout(READ, api.get_opt(name)).await {
+        Ok(Ok(secret)) => Some(secret.and_then(|secret| of_given(name, &secret)).into_iter().collect()),
+        Ok(Err(error)) => {
+            let why = words::of("Secret", &error);
+            tracing::debug!(namespace, name, why, "the end of a certificate is not known");
+            None
         }
+        Err(_) => None,
     }
-    Some(found)
 }
 
 /// CertificateExpiring; none where no certificate is known and none was.
@@ -142,7 +147,7 @@ pub fn finding(certificates: &[Certificate], before: Option<&Condition>, now: Ti
     Some(match first {
         Some(certificate) => {
             let word = match certificate.renewed {
-                Renewed::ByOperator | Renewed::Followed => reason::RENEWAL_FAILED,
+                Renewed::ByOperator | Renewed::Followed | Renewed::ByRestart => reason::RENEWAL_FAILED,
                 Renewed::ByGiver => reason::CERTIFICATE_ENDING,
             };
             Finding::holds(kind, word, certificate.sentence(now))
@@ -188,6 +193,20 @@ mod tests {
         assert_eq!(said(given(), 75).holds, Some(false));
         assert_eq!(said(given(), 77).reason, reason::CERTIFICATE_ENDING);
         assert!(said(given(), 91).message.contains("ended on"), "{}", said(given(), 91).message);
+
+        let started_with = || Certificate {
+            place: "pod demo-kafka-1".to_owned(),
+            ends_s: own().unwrap().ends_s,
+            renewed: Renewed::ByRestart,
+        };
+        assert_eq!(said(Some(started_with()), 75).holds, Some(false));
+        let late = said(Some(started_with()), 77);
+        assert_eq!((late.holds, late.reason), (Some(true), reason::RENEWAL_FAILED));
+        assert!(
+            late.message.starts_with("the certificate of pod demo-kafka-1 ends on 2026-12-20: "),
+            "{}",
+            late.message
+        );
 
         let root = || Certificate::last("Secret demo-ca", authority.as_bytes(), Renewed::Followed);
         assert_eq!(said(root(), 3_400).holds, Some(false));

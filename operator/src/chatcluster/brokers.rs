@@ -23,12 +23,19 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use kith_crds::names;
+use kube::ResourceExt;
 
 use super::{
     desired, replace,
     tend::{self, STUCK_S},
 };
-use crate::{apply::Live, build::kafka, dataplane::types::Presence, eventlog::Sight};
+use crate::{
+    apply::Live,
+    build::kafka,
+    certificates::{self, Certificate, Renewed},
+    dataplane::types::Presence,
+    eventlog::Sight,
+};
 
 /// A look that is older says nothing about now, seconds.
 const FRESH_S: i64 = 20;
@@ -128,11 +135,33 @@ fn listens_since(pod: &Pod) -> Option<i64> {
     ready.1
 }
 
+/// When the certificate ends that a broker was started with, Unix seconds; an earlier operator did not write that down.
+fn certificate_ends(pod: &Pod) -> Option<i64> {
+    pod.annotations().get(kafka::ANNOTATION_CERTIFICATE_ENDS)?.parse().ok()
+}
+
 /// Whether the certificate that a broker was started with has ended.
 fn certificate_ended(pod: &Pod, now: Timestamp) -> bool {
-    let annotations = pod.metadata.annotations.as_ref();
-    let ends = annotations.and_then(|all| all.get(kafka::ANNOTATION_CERTIFICATE_ENDS)?.parse().ok());
-    ends.is_some_and(|ends: i64| ends <= now.as_second())
+    certificate_ends(pod).is_some_and(|ends| ends <= now.as_second())
+}
+
+/// The certificates of the brokers that were started with others than stand in the Secrets (`standing`, by its hash), which they show until
+/// they are restarted.
+pub(super) fn former_certificates<'a>(
+    pods: impl IntoIterator<Item = &'a Pod>,
+    standing: Option<&str>,
+) -> Vec<Certificate> {
+    let of = |pod: &Pod| {
+        let started_with = pod.annotations().get(kafka::ANNOTATION_CERTIFICATE).map(String::as_str);
+        if pod.metadata.deletion_timestamp.is_some() || (started_with.is_some() && started_with == standing) {
+            return None;
+        }
+        // Where nothing says it, it ends no earlier than this.
+        let least = || Some(pod.creation_timestamp()?.0.as_second() + certificates::LEFT_AT_START_S);
+        let ends_s = certificate_ends(pod).or_else(least)?;
+        Some(Certificate { place: format!("pod {}", pod.name_any()), ends_s, renewed: Renewed::ByRestart })
+    };
+    pods.into_iter().filter_map(of).collect()
 }
 
 fn is_unready(pod: &Pod) -> bool {

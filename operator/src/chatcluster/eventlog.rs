@@ -7,7 +7,7 @@ use kith_crds::{
 };
 use kube::{Api, Client, ResourceExt};
 
-use super::{BrokerFacts, Observed, PassError, secrets};
+use super::{BrokerFacts, Observed, PassError, brokers, secrets};
 use crate::{
     apply::{Applier, ApplyError},
     build::{
@@ -16,7 +16,7 @@ use crate::{
     },
     certificates::{self, Certificate, Renewed},
     eventlog::{Security, Target, Trouble, rights},
-    plan::{KafkaPlan, Plan},
+    plan::{KafkaPlan, ManagedPlan, Plan},
     runtime::Login,
 };
 
@@ -94,18 +94,16 @@ pub(super) fn settled(plan: &Plan, observed: &Observed) -> bool {
 }
 
 /// Managed brokers: those that serve, and those wanted; none where there is no StatefulSet.
-pub(super) fn brokers(plan: &Plan, observed: &Observed) -> Option<BrokerFacts> {
+pub(super) fn serving(plan: &Plan, observed: &Observed) -> Option<BrokerFacts> {
     let KafkaPlan::Managed(managed) = &plan.event_log.kafka else { return None };
     let set = observed.stateful_sets.get(&meta::component_name(&plan.name, Component::Kafka))?;
     let ready = set.status.as_ref().and_then(|s| s.ready_replicas).unwrap_or(0);
     let ready = u32::try_from(ready).unwrap_or(0);
-    let name = meta::component_name(&plan.name, Component::Kafka);
-    let pods = (0..managed.spec.brokers).filter_map(|index| observed.pods.get(&format!("{name}-{index}")));
     let listens = |pod: &&Pod| {
         let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
         conditions.into_iter().any(|c| c.type_ == "ContainersReady" && c.status == "True")
     };
-    let serving = u32::try_from(pods.filter(listens).count()).unwrap_or(0);
+    let serving = u32::try_from(broker_pods(plan, managed, observed).filter(listens).count()).unwrap_or(0);
     Some(BrokerFacts { serving, ready, wanted: managed.spec.brokers, ..BrokerFacts::default() })
 }
 
@@ -157,13 +155,25 @@ pub(super) async fn target(client: &Client, plan: &Plan, login: &Login) -> Resul
     }))
 }
 
-/// The certificates of the ChatCluster: the operator's own, and those that a person gave for the brokers.
+/// The certificates of the ChatCluster: the operator's own, those that brokers still show, and those that a person gave for the brokers.
 pub(super) fn certificates(plan: &Plan, observed: &Observed, target: &Target) -> Vec<Certificate> {
     let mut all = certificates::of_secrets(&observed.secrets, &meta::ca_secret(&plan.name));
-    if let KafkaPlan::External(ExternalEventLog { tls: Some(tls), .. }) = &plan.event_log.kafka {
-        all.extend(given(tls, target));
+    match &plan.event_log.kafka {
+        KafkaPlan::Managed(managed) => {
+            let standing = secrets::standing_of_brokers(&plan.name, &observed.secrets);
+            let standing = standing.map(|standing| kafka::certificate_hash(&standing));
+            all.extend(brokers::former_certificates(broker_pods(plan, managed, observed), standing.as_deref()));
+        }
+        KafkaPlan::External(ExternalEventLog { tls: Some(tls), .. }) => all.extend(given(tls, target)),
+        KafkaPlan::External(_) => {}
     }
     all
+}
+
+/// The pods of the managed brokers that are there.
+fn broker_pods<'a>(plan: &Plan, managed: &ManagedPlan, observed: &'a Observed) -> impl Iterator<Item = &'a Pod> {
+    let name = meta::component_name(&plan.name, Component::Kafka);
+    (0..managed.spec.brokers).filter_map(move |index| observed.pods.get(&format!("{name}-{index}")))
 }
 
 fn given(tls: &ExternalTls, target: &Target) -> impl Iterator<Item = Certificate> {

@@ -257,7 +257,7 @@ async fn pass(cluster: &ChatCluster, context: &Arc<Context>, facts: &mut Facts) 
         };
         facts.event_log = Some(outcome);
     }
-    facts.brokers = eventlog::brokers(&plan, &observed).map(|brokers| BrokerFacts { missing, ..brokers });
+    facts.brokers = eventlog::serving(&plan, &observed).map(|brokers| BrokerFacts { missing, ..brokers });
     if let Some(runtime) = &runtime {
         let sight = runtime.event_log.sight();
         let care = broker_care::carry_out(context, cluster, &plan, &observed, sight.as_deref()).await;

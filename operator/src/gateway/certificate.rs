@@ -5,18 +5,32 @@ use kith_crds::{Gateway, conditions::reason};
 use kith_kit::tls::{self, PairError};
 use kube::{Api, Client};
 
-use crate::{apply::ApplyError, build::settings::TLS_FILES};
+use crate::{
+    apply::ApplyError,
+    build::settings::TLS_FILES,
+    certificates::{self, Certificate},
+};
 
 /// Why a Secret cannot be used: the word and the sentence of a condition, without anything that the Secret holds.
 pub(super) type Trouble = (&'static str, String);
 
-/// Reads the Secret; none without `spec.tls` and where all is well.
-pub(super) async fn look(client: &Client, namespace: &str, gateway: &Gateway) -> Result<Option<Trouble>, ApplyError> {
+/// What the Secret is good for.
+#[derive(Default)]
+pub(super) struct Look {
+    /// Why it cannot be used.
+    pub(super) trouble: Option<Trouble>,
+    /// When its certificate ends.
+    pub(super) ends: Option<Certificate>,
+}
+
+/// Reads the Secret; none without `spec.tls`.
+pub(super) async fn look(client: &Client, namespace: &str, gateway: &Gateway) -> Result<Option<Look>, ApplyError> {
     let Some(tls) = &gateway.spec.tls else { return Ok(None) };
     let name = &tls.secret_ref.name;
     let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let secret = api.get_opt(name).await.map_err(|e| ApplyError::kube::<Secret>(name, e))?;
-    Ok(judge(name, namespace, secret.as_ref()))
+    let ends = secret.as_ref().and_then(|secret| certificates::of_given(name, secret));
+    Ok(Some(Look { trouble: judge(name, namespace, secret.as_ref()), ends }))
 }
 
 /// What is wrong with the Secret, in words that say what to do.

@@ -137,7 +137,8 @@ async fn pass(
     let objects = build::objects(&plan, gateway)?;
     // observe
     let (stores, namespace, cluster_name) = (&context.stores, plan.namespace.as_str(), plan.name.as_str());
-    facts.secret = certificate::look(&context.client, namespace, gateway).await?;
+    let shown = certificate::look(&context.client, namespace, gateway).await?;
+    facts.secret = shown.as_ref().and_then(|shown| shown.trouble.clone());
     let own = (names::LABEL_GATEWAY, name.as_str());
     let (maps, deployments, services, budgets, autoscalers, ingresses, pods) = tokio::try_join!(
         stores.part::<ConfigMap>(namespace, cluster_name, own),
@@ -168,7 +169,10 @@ async fn pass(
     facts.trouble = facts.trouble.take().or_else(|| refused.next());
     entries(&applier, ingress, &ingresses, route, &format!("{}-{name}", plan.name)).await?;
     facts.pods = pods;
-    facts.certificates = certificates::given(&context.client, namespace, &given_secrets(gateway)).await;
+    facts.certificates = match shown {
+        Some(shown) => Some(shown.ends.into_iter().collect()),
+        None => certificates::given(&context.client, namespace, ingress_secret(gateway)).await,
+    };
     facts.waiting = facts.listeners.iter().any(|(_, _, waiting)| *waiting);
     Ok(Action::requeue(if facts.waiting || facts.secret.is_some() { WAITING } else { QUIET }))
 }
@@ -239,11 +243,9 @@ async fn listeners(
     applier.prune(&scaled, &standing.autoscalers).await
 }
 
-/// The Secrets with the certificates that clients are shown, as far as the spec names them.
-fn given_secrets(gateway: &Gateway) -> Vec<&str> {
-    let spec = &gateway.spec;
-    let of_ingress = spec.exposure.ingress.iter().filter_map(|i| i.tls_secret_ref.as_ref());
-    spec.tls.iter().map(|t| &t.secret_ref).chain(of_ingress).map(|secret| secret.name.as_str()).collect()
+/// The Secret with the certificate that an Ingress shows, if the spec names it. Who has one does not end TLS in the pods.
+fn ingress_secret(gateway: &Gateway) -> Option<&str> {
+    Some(gateway.spec.exposure.ingress.as_ref()?.tls_secret_ref.as_ref()?.name.as_str())
 }
 
 /// Ingress and HTTPRoute: made, changed or removed.

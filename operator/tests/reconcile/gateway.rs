@@ -86,6 +86,10 @@ pub(crate) async fn pods_wait_for_their_certificate_and_outlive_it(world: &World
     assert!(kith_operator::gateway::build::ends_tls(&made));
     let now = secrets.list(&kube::api::ListParams::default()).await.expect("Secrets").items.len();
     assert_eq!(now, before + 1, "the Secret is copied nowhere");
+    let reads = || world.counts.snapshot().get(&("get", "secrets".to_owned())).copied().unwrap_or_default();
+    let before = reads();
+    world.pass_gateway(namespace, "tls").await;
+    assert_eq!(reads() - before, 1, "the Secret is read once a pass");
 
     secrets.delete("web", &DeleteParams::default()).await.expect("a deletion");
     let status = world.pass_gateway(namespace, "tls").await;

@@ -244,3 +244,28 @@ fn a_pod_counts_as_caught_up_only_by_what_was_seen_of_itself() {
     stage.put(ended);
     assert_eq!(standing(&stage.scene(61)), [("demo-kafka-1".to_owned(), false)], "its process ended");
 }
+
+#[test]
+fn a_broker_that_was_not_restarted_shows_the_former_certificate_until_it_ends() {
+    let started = |broker: u32, notes: &[(&str, String)]| {
+        let mut pod = running(broker, "a");
+        pod.metadata.annotations = Some(notes.iter().map(|(key, text)| ((*key).to_owned(), text.clone())).collect());
+        pod
+    };
+    let ends = later(5 * 86_400).as_second();
+    let notes = |hash: &str| {
+        [(kafka::ANNOTATION_CERTIFICATE, hash.to_owned()), (kafka::ANNOTATION_CERTIFICATE_ENDS, ends.to_string())]
+    };
+    let (new, old) = (started(0, &notes("new")), started(1, &notes("old")));
+    let unsaid = started(2, &[(kafka::ANNOTATION_CERTIFICATE, "older".to_owned())]);
+    let mut going = old.clone();
+    going.metadata.deletion_timestamp = unsaid.metadata.creation_timestamp.clone();
+    let found = former_certificates([&new, &old, &unsaid, &going], Some("new"));
+    let least = later(certificates::LEFT_AT_START_S).as_second();
+    let told: Vec<_> = found.iter().map(|c| (c.place.as_str(), c.ends_s)).collect();
+    assert_eq!(told, [("pod demo-kafka-1", ends), ("pod demo-kafka-2", least)]);
+    assert!(found.iter().all(|c| c.renewed == Renewed::ByRestart));
+    let finding = certificates::finding(&found, None, begin()).unwrap();
+    assert_eq!(finding.holds, Some(true), "before it ends: {}", finding.message);
+    assert!(finding.message.contains("pod demo-kafka-1"), "{}", finding.message);
+}
