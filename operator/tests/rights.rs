@@ -37,6 +37,7 @@ const ASKED: &[(&str, &str, &str, &str)] = &[
     ("", "configmaps secrets services serviceaccounts", APPLY, "chatcluster, gateway"),
     ("", "serviceaccounts", "list watch", "stores"),
     ("", "services", "delete", "gateway, chatcluster::eventlog: what is not exposed any more"),
+    ("", "configmaps", "delete", "chatcluster::former"),
     ("policy", "poddisruptionbudgets", "list watch delete", "stores, gateway"),
     ("policy", "poddisruptionbudgets", APPLY, "storageshard, chatcluster, gateway"),
     ("networking.k8s.io", "networkpolicies ingresses", "list watch delete", "stores, chatcluster::base, gateway"),

@@ -13,6 +13,7 @@ mod copies;
 mod desired;
 mod early;
 mod eventlog;
+mod former;
 mod identity;
 mod layers;
 mod lowered;
@@ -269,6 +270,8 @@ async fn pass(cluster: &ChatCluster, context: &Arc<Context>, facts: &mut Facts) 
     if base.is_some() {
         let layers = layers::apply(&applier, &plan, &observed, facts).await;
         facts.noted(layers);
+        let former = former::prune(&applier, &plan.name, &observed).await;
+        facts.noted(former);
     }
     if usable {
         let kept = keep(&applier, &plan, &observed).await;

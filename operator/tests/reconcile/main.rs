@@ -3,6 +3,7 @@
 //! What needs pods is tested on the local cluster (`e2e`); here it is what the operator writes, what it does not write, and what it says.
 
 mod brokers;
+mod former;
 mod gateway;
 #[path = "../support/rules.rs"]
 mod rules;
@@ -58,6 +59,7 @@ fn the_operator_writes_what_is_needed_and_says_what_is_wrong() {
         Box::pin(brokers::start_before_their_load_balancers_have_addresses(&world)).await;
         Box::pin(brokers::are_told_whether_they_have_caught_up(&world)).await;
         names_that_are_taken_are_refused_before_anything_is_made(&world).await;
+        former::the_configmap_that_all_services_read_goes_with_its_last_reader(&world).await;
         nothing_is_asked_for_without_a_right(&world);
         Box::pin(with_watches_a_pass_asks_for_nothing(&server)).await;
     });
@@ -98,7 +100,6 @@ fn nothing_is_asked_for_without_a_right(world: &World) {
         ("patch", "gateways"),
         ("delete", "gateways"),
         ("create", "pods"),
-        ("delete", "configmaps"),
         ("delete", "secrets"),
         ("patch", "deployments/status"),
         ("patch", "services/status"),
