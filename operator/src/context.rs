@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Wake-ups that wait; one that finds the queue full is dropped, since every object is looked at again soon anyway.
-const WAKES: usize = 1_024;
+pub const WAKES: usize = 1_024;
 
 /// Shared by all passes.
 pub struct Context {
@@ -83,7 +83,8 @@ impl Wake {
     }
 }
 
-fn dropped<T>(sent: &Result<(), mpsc::error::TrySendError<T>>) {
+/// Counts a wake-up that found its queue full.
+pub fn dropped<T>(sent: &Result<(), mpsc::error::TrySendError<T>>) {
     if sent.is_err() {
         metrics::counter!("kith_operator_wakes_dropped_total").increment(1);
     }

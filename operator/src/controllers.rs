@@ -22,9 +22,9 @@ use tokio::{sync::mpsc, task::JoinSet};
 
 use crate::{
     chatcluster::{self, PassError},
-    context::{Context, Wakes, key},
+    context::{Context, WAKES, Wakes, dropped, key},
     gateway, panics, rebalance, storageshard,
-    stores::{Scope, Touched, scopes},
+    stores::{Mirrors, Scope, Touched, scopes},
 };
 
 /// How long the start waits for watches to tell all objects; a kind that takes longer is read from lists until then.
@@ -35,26 +35,53 @@ const DEBOUNCE: Duration = Duration::from_millis(100);
 /// Runs all controllers until the context's end. Answers whether that is why it ended: no controller ends before.
 pub async fn run(context: Arc<Context>, wakes: Wakes, namespaces: Vec<String>) -> bool {
     let scopes = scopes(namespaces);
-    let begun = Instant::now();
     let mirrors = context.stores.watch(&scopes, &context.shutdown);
-    // Failover waits for no pass, and for no kind that it does not need.
-    if context.shutdown.run_until_cancelled(chatcluster::start_probers(&context)).await.is_none() {
-        return true;
-    }
-    match context.shutdown.run_until_cancelled(context.stores.synced(SYNC)).await {
-        None => return true,
-        Some(true) => tracing::info!(took_ms = begun.elapsed().as_millis(), "all watches have told all objects"),
-        Some(false) => tracing::error!("some watches have not told all objects: lists are read instead"),
-    }
     let (clusters, shards) = (fan_out(wakes.clusters, &scopes), fan_out(wakes.shards, &scopes));
     let mut running = JoinSet::new();
-    let wakes = clusters.into_iter().zip(shards);
-    for ((scope, mirrors), (clusters, shards)) in scopes.iter().zip(mirrors).zip(wakes) {
-        running.spawn(run_rebalances(context.clone(), mirrors.rebalances));
-        running.spawn(run_clusters(context.clone(), scope.clone(), mirrors.clusters, clusters));
-        running.spawn(run_shards(context.clone(), mirrors.shards, shards));
-        running.spawn(run_gateways(context.clone(), mirrors.gateways));
+    // A namespace that cannot be read holds up no other.
+    for ((scope, mirrors), woken) in scopes.into_iter().zip(mirrors).zip(clusters.into_iter().zip(shards)) {
+        running.spawn(run_scope(context.clone(), scope, mirrors, woken));
     }
+    first_ended(&context, running).await
+}
+
+/// What wakes the controllers of one scope.
+type Woken = (mpsc::Receiver<ObjectRef<ChatCluster>>, mpsc::Receiver<ObjectRef<StorageShard>>);
+
+/// The controllers of one scope, once its watches have told all objects or had their time for it.
+async fn run_scope(context: Arc<Context>, scope: Scope, mirrors: Mirrors, (clusters, shards): Woken) -> bool {
+    let begun = Instant::now();
+    // Failover waits for no pass, and for no kind that it does not need.
+    if context.shutdown.run_until_cancelled(chatcluster::start_probers(&context, &scope)).await.is_none() {
+        return true;
+    }
+    let namespace = scope.0.as_deref().unwrap_or("all");
+    match context.shutdown.run_until_cancelled(context.stores.synced(&scope, SYNC)).await {
+        None => return true,
+        Some(true) => {
+            let took_ms = begun.elapsed().as_millis();
+            tracing::info!(namespace, took_ms, "all watches have told all objects");
+        }
+        Some(false) => {
+            tracing::error!(namespace, "some watches have not told all objects: lists are read instead");
+        }
+    }
+    let mut running = JoinSet::new();
+    running.spawn(lasting(run_rebalances(context.clone(), mirrors.rebalances)));
+    running.spawn(lasting(run_clusters(context.clone(), scope, mirrors.clusters, clusters)));
+    running.spawn(lasting(run_shards(context.clone(), mirrors.shards, shards)));
+    running.spawn(lasting(run_gateways(context.clone(), mirrors.gateways)));
+    first_ended(&context, running).await
+}
+
+/// A controller is not to end before the context does.
+async fn lasting(controller: impl Future<Output = ()>) -> bool {
+    controller.await;
+    true
+}
+
+/// Waits until all have ended at the context's end, or the first has before or did not do what it is there for: then the answer is no.
+async fn first_ended(context: &Context, mut running: JoinSet<bool>) -> bool {
     while let Some(ended) = running.join_next().await {
         if let Err(error) = &ended {
             tracing::error!(%error, "a controller ended");
@@ -66,18 +93,19 @@ pub async fn run(context: Arc<Context>, wakes: Wakes, namespaces: Vec<String>) -
     true
 }
 
-/// Gives each scope the wake-ups of its namespace.
+/// Gives each scope the wake-ups of its namespace. One that is not taken in time is dropped: its scope may not have begun, and keeps nobody
+/// else's waiting.
 fn fan_out<K>(mut source: mpsc::Receiver<ObjectRef<K>>, scopes: &[Scope]) -> Vec<mpsc::Receiver<ObjectRef<K>>>
 where
     K: Resource<DynamicType = ()> + Send + 'static,
 {
-    let (senders, receivers): (Vec<_>, Vec<_>) = scopes.iter().map(|_| mpsc::channel(64)).unzip();
+    let (senders, receivers): (Vec<_>, Vec<_>) = scopes.iter().map(|_| mpsc::channel(WAKES)).unzip();
     let scopes = scopes.to_vec();
     tokio::spawn(async move {
         while let Some(object) = source.recv().await {
             for (scope, sender) in scopes.iter().zip(&senders) {
-                if scope.holds(&object) && sender.send(object.clone()).await.is_err() {
-                    return;
+                if scope.holds(&object) {
+                    dropped(&sender.try_send(object.clone()));
                 }
             }
         }
@@ -222,7 +250,76 @@ async fn drive<K>(
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
+    use axum::http::{Request, Response};
+    use kith_crds::chatcluster::Images;
+    use kube::{Client, client::Body};
+    use serde_json::json;
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
+    use crate::{lease::LeaseGuard, plan::Release};
+
+    /// An API server that lets nobody read the namespace `dark`, has one ChatCluster in `light` and tells of no change. Requests for single
+    /// objects are told, and refused.
+    fn half_dark(asked: mpsc::UnboundedSender<String>) -> Client {
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let asked = asked.clone();
+            async move {
+                let (path, query) = (request.uri().path().to_owned(), request.uri().query().unwrap_or_default());
+                let (namespace, rest) =
+                    path.split_once("/namespaces/").and_then(|(_, p)| p.split_once('/')).unwrap_or_default();
+                let readable = namespace == "light" && request.method() == "GET" && !rest.contains('/');
+                if readable && query.contains("watch=") {
+                    std::future::pending::<()>().await;
+                }
+                let (code, answer) = if readable {
+                    let metadata = json!({"name": "demo", "namespace": "light", "uid": "u", "resourceVersion": "1", "generation": 1});
+                    let cluster = json!({"apiVersion": kith_crds::API_VERSION, "kind": "ChatCluster", "metadata": metadata, "spec": {}});
+                    let items = if rest == "chatclusters" { vec![cluster] } else { Vec::new() };
+                    (
+                        200,
+                        json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": "1"}, "items": items}),
+                    )
+                } else {
+                    if namespace == "light" {
+                        asked.send(format!("{} {path}", request.method())).unwrap_or_default();
+                    }
+                    (
+                        403,
+                        json!({"kind": "Status", "status": "Failure", "code": 403, "reason": "Forbidden", "message": "no"}),
+                    )
+                };
+                let response = Response::builder().status(code).header("content-type", "application/json");
+                Ok::<_, Infallible>(response.body(Body::from(answer.to_string().into_bytes())).unwrap())
+            }
+        });
+        Client::new(service, "light")
+    }
+
+    #[tokio::test]
+    async fn a_namespace_that_cannot_be_read_holds_up_the_controllers_of_no_other() {
+        let (asked, mut requests) = mpsc::unbounded_channel();
+        let image = String::new;
+        let images = Images { kith: image(), valkey: image(), kafka: image() };
+        let release = Release { version: "0.1.0".to_owned(), images };
+        let (dir, end) = (tempfile::tempdir().unwrap(), CancellationToken::new());
+        let (context, wakes) = Context::new(
+            half_dark(asked),
+            release,
+            LeaseGuard::unopposed(),
+            "test",
+            dir.path().join("run"),
+            end.clone(),
+        );
+        let running = tokio::spawn(run(context, wakes, vec!["dark".to_owned(), "light".to_owned()]));
+        let first = tokio::time::timeout(SYNC / 2, requests.recv()).await.expect("a pass over what can be read");
+        assert!(first.is_some());
+        end.cancel();
+        let ended = tokio::time::timeout(SYNC / 2, running).await.expect("an end").expect("no panic");
+        assert!(ended, "at the context's end");
+    }
 
     #[test]
     fn each_namespace_has_one_scope_and_none_means_all() {

@@ -1,4 +1,4 @@
-//! Failover for every ChatCluster at once after a change of leader, before any pass: from what the watches told, without a request.
+//! Failover for every ChatCluster of a scope at once after a change of leader, before any pass: from what the watches told, without a request.
 //!
 //! A pass over one ChatCluster may take seconds, and hundreds wait for theirs. What the prober needs is known before: the login, the shards,
 //! their pods, and the spec that is in force.
@@ -21,6 +21,7 @@ use crate::{
     lastspec, panics,
     plan::Plan,
     runtime::{Identity, RuntimeError},
+    stores::Scope,
 };
 
 /// The first looks at all engines are spread over so long: they connect and shake hands with each.
@@ -31,18 +32,18 @@ const LOOK: Duration = Duration::from_millis(250);
 /// How long the watches may take to tell what is needed; passes come without them.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Starts the probers of all ChatClusters that have run before, as soon as what they need is known. What cannot be started here, because its
-/// namespace cannot be read or its spec not used, is left to its pass and holds up nobody else.
-pub async fn start(context: &Arc<Context>) {
+/// Starts the probers of all ChatClusters of a scope that have run before, as soon as what they need is known. What cannot be started here,
+/// because its namespace cannot be read or its spec not used, is left to its pass and holds up nobody else.
+pub async fn start(context: &Arc<Context>, scope: &Scope) {
     let begun = Instant::now();
     let stores = &context.stores;
     let known = async {
         tokio::join!(
-            stores.synced_of::<ChatCluster>(),
-            stores.synced_of::<StorageShard>(),
-            stores.synced_of::<Pod>(),
-            stores.synced_of::<Secret>(),
-            stores.synced_of::<ConfigMap>(),
+            stores.synced_of::<ChatCluster>(scope),
+            stores.synced_of::<StorageShard>(scope),
+            stores.synced_of::<Pod>(scope),
+            stores.synced_of::<Secret>(scope),
+            stores.synced_of::<ConfigMap>(scope),
         )
     };
     let mut known = pin!(known);
@@ -50,18 +51,27 @@ pub async fn start(context: &Arc<Context>) {
     let mut started = 0_u32;
     loop {
         let all = tokio::time::timeout(LOOK, &mut known).await.is_ok();
-        started = started.saturating_add(some(context, &mut tried).await);
-        metrics::gauge!("kith_operator_probers_started").set(started);
+        let more = some(context, scope, &mut tried).await;
+        started = started.saturating_add(more);
+        metrics::gauge!("kith_operator_probers_started").increment(more);
         if all || begun.elapsed() >= PATIENCE {
-            tracing::info!(started, of = tried.len(), all, took_ms = begun.elapsed().as_millis(), "failover is on");
+            let namespace = scope.0.as_deref().unwrap_or("all");
+            tracing::info!(
+                namespace,
+                started,
+                of = tried.len(),
+                all,
+                took_ms = begun.elapsed().as_millis(),
+                "failover is on"
+            );
             return;
         }
     }
 }
 
 /// Starts those that are known by now and were not tried before; answers how many run.
-async fn some(context: &Arc<Context>, tried: &mut HashSet<String>) -> u32 {
-    let clusters = context.stores.all::<ChatCluster>();
+async fn some(context: &Arc<Context>, scope: &Scope, tried: &mut HashSet<String>) -> u32 {
+    let clusters = context.stores.all::<ChatCluster>(scope);
     let pause = SPREAD / u32::try_from(clusters.len().max(1)).unwrap_or(u32::MAX);
     let (begun, mut started) = (Instant::now(), 0_u32);
     for cluster in &clusters {

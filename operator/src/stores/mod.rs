@@ -68,11 +68,11 @@ impl Stores {
         mirrors
     }
 
-    /// Waits until every watch has told all objects, for at most `limit`: a kind that cannot be watched is read from lists, and holds up
-    /// nobody who does not need it. Answers whether all have.
-    pub async fn synced(&self, limit: Duration) -> bool {
+    /// Waits until every watch of a scope has told all objects, for at most `limit`: a kind that cannot be watched is read from lists, and
+    /// holds up nobody who does not need it. Answers whether all have.
+    pub async fn synced(&self, scope: &Scope, limit: Duration) -> bool {
         let all = async {
-            for ready in self.watched.get().into_iter().flatten().flat_map(|watched| watched.ready.values()) {
+            for ready in self.of_scope(scope).flat_map(|watched| watched.ready.values()) {
                 told(ready).await;
             }
         };
@@ -80,11 +80,14 @@ impl Stores {
     }
 
     /// The same of one kind, without a limit.
-    pub async fn synced_of<K: Kind>(&self) {
-        let all = self.watched.get().into_iter().flatten();
-        for ready in all.filter_map(|watched| watched.ready.get(&TypeId::of::<K>())) {
+    pub async fn synced_of<K: Kind>(&self, scope: &Scope) {
+        for ready in self.of_scope(scope).filter_map(|watched| watched.ready.get(&TypeId::of::<K>())) {
             told(ready).await;
         }
+    }
+
+    fn of_scope(&self, scope: &Scope) -> impl Iterator<Item = &Watched> {
+        self.watched.get().into_iter().flatten().filter(move |watched| watched.scope == *scope)
     }
 
     fn shelf<K: Object>(&self, namespace: &str) -> Option<&Shelf<K>> {
@@ -135,10 +138,10 @@ impl Stores {
         self.with::<K, _>(namespace, |memory| memory.of_cluster(namespace, cluster, |_| true))
     }
 
-    /// All objects of a kind in the namespaces whose watch has told them all.
-    pub fn all<K: Kind>(&self) -> Vec<Arc<K>> {
+    /// All objects of a kind in a scope, if its watch has told them all.
+    pub fn all<K: Kind>(&self, scope: &Scope) -> Vec<Arc<K>> {
         let mut found = Vec::new();
-        for watched in self.watched.get().into_iter().flatten() {
+        for watched in self.of_scope(scope) {
             let shelf = watched.kinds.get(&TypeId::of::<K>()).and_then(|shelf| shelf.downcast_ref::<Shelf<K>>());
             let Some(shelf) = shelf else { continue };
             let memory = shelf.read().unwrap_or_else(PoisonError::into_inner);

@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Stores, Touched, Watched, feed::Feed, kinds::Kind, memory::Memory};
 
 /// One namespace, or all.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Scope(pub Option<String>);
 
 /// One scope for each namespace, or one for all.

@@ -80,8 +80,12 @@ impl World {
     /// The same with watches, from which its passes read.
     pub(crate) async fn watching(server: &ApiServer, version: &str, tag: &str) -> Self {
         let world = Self::new(server, version, tag).await;
-        world.context.stores.watch(&scopes(Vec::new()), &CancellationToken::new());
-        assert!(world.context.stores.synced(Duration::from_secs(30)).await, "a watch has not told all objects");
+        let all = scopes(Vec::new());
+        world.context.stores.watch(&all, &CancellationToken::new());
+        assert!(
+            world.context.stores.synced(&all[0], Duration::from_secs(30)).await,
+            "a watch has not told all objects"
+        );
         world
     }
 
