@@ -11,7 +11,7 @@ export FAST_VOLUMES="${FAST_VOLUMES:-8}"
 "$KITH_LOCAL/up.sh" operator
 export CARGO_TARGET_DIR="$KITH_CACHE/target"
 cd "$KITH_ROOT"
-if ! E2E=1 cargo test --profile tests -p kith-e2e --test cluster --locked -- --ignored --nocapture production::; then
+if ! E2E=1 cargo test --release --workspace --test cluster --locked -- --ignored --nocapture production::; then
   # shellcheck source=cluster/all.sh
   . "$KITH_LOCAL/cluster/all.sh"
   # shellcheck source=platform.sh

@@ -76,34 +76,36 @@ check clippy 420 bash -c "$lint --workspace --all-targets -- -D warnings && $lin
 if [ "${NIGHTLY:-}" = 1 ]; then check deny-install 600 "$KITH_LOCAL/deps.sh" deny; fi
 if [ -x "$BIN/cargo-deny" ]; then check deny 30 "$BIN/cargo-deny" --offline check --config .deny.toml bans licenses sources; fi
 for chart in charts/*/; do check "helm-$(basename "$chart")" 10 "$BIN/helm" lint --strict "$chart"; done
-# Tests are compiled with less effort than what they test (the profile `tests`): that takes a third of the time.
-build="nice -n 5 cargo test --profile tests --locked --no-run"
+# Tests share the profile of what they test, so that every dependency is compiled once.
+build="nice -n 5 cargo test --release --locked --no-run"
 # Tests of the local processes run the service binary, which tests alone do not bring into its place.
 # Together with all others, as `make up` builds it: alone it has other features, and everything below it would be compiled once more.
 binary="nice -n 5 cargo build --release --workspace --bins --locked"
-check compile 900 bash -c "$build --workspace && $build -p kith-e2e --test cluster && $binary"
+check compile 900 bash -c "$build --workspace && $build --workspace --test cluster && $binary"
 export KITH_BINARY="$CARGO_TARGET_DIR/release/kith"
-check test 300 cargo test --profile tests --workspace --locked --no-fail-fast
+check test 300 cargo test --release --workspace --locked --no-fail-fast
 if [ "${NIGHTLY:-}" = 1 ]; then
   # Every decoder against a thousand times the arbitrary input of an ordinary check.
-  check fuzz 1800 env PROPTEST_CASES=250000 cargo test --profile tests --workspace --lib --bins --locked --no-fail-fast -- \
+  check fuzz 1800 env PROPTEST_CASES=250000 cargo test --release --workspace --lib --bins --locked --no-fail-fast -- \
     panic arbitrary damaged any_bytes stops_the
   # Half a minute a fault, every one of them twenty times.
   # One client tries everything for an hour while others chat.
-  check hostile 4500 env KITH_HOSTILE_SECONDS=3600 cargo test --profile tests -p kith-e2e --test local_hostile --locked -- --ignored --nocapture
-  check faults 9000 env KITH_FAULT_ROUNDS=200 cargo test --profile tests -p kith-e2e --test local_faults --locked -- --ignored --nocapture
+  check hostile 4500 env KITH_HOSTILE_SECONDS=3600 cargo test --release --workspace --test local_hostile --locked -- --ignored --nocapture
+  check faults 9000 env KITH_FAULT_ROUNDS=200 cargo test --release --workspace --test local_faults --locked -- --ignored --nocapture
 fi
 check up 420 "$KITH_LOCAL/up.sh"
 if "$KITH_LOCAL/env.sh" print >"$TEST_LOGS/env" 2>&1; then
   failed_before=$failed
   # One shared cluster: tests that take things down say so and run alone, the others share it.
-  check e2e 540 env E2E=1 bash -c '. "$0" && exec cargo test --profile tests -p kith-e2e --test cluster --locked --no-fail-fast -- --test-threads="${E2E_THREADS:-4}"' "$TEST_LOGS/env"
+  check e2e 540 env E2E=1 bash -c '. "$0" && exec cargo test --release --workspace --test cluster --locked --no-fail-fast -- --test-threads="${E2E_THREADS:-4}"' "$TEST_LOGS/env"
   if [ "${NIGHTLY:-}" = 1 ]; then
     # What needs another cluster than this one has a stage of its own.
-    check e2e-nightly 2700 env E2E=1 bash -c '. "$0" && exec cargo test --profile tests -p kith-e2e --test cluster --locked --no-fail-fast -- --ignored --skip production:: --test-threads=1' "$TEST_LOGS/env"
+    check e2e-nightly 2700 env E2E=1 bash -c '. "$0" && exec cargo test --release --workspace --test cluster --locked --no-fail-fast -- --ignored --test-threads=1 --skip upgrade:: --skip production::' "$TEST_LOGS/env"
   fi
   if [ "$failed" -gt "$failed_before" ]; then (diagnosed); fi
   if [ "${NIGHTLY:-}" = 1 ]; then
+    # On a cluster that the previous release was installed on.
+    check upgrade 3600 "$KITH_LOCAL/upgrade.sh"
     check production 1800 "$KITH_LOCAL/production.sh"
     # Hours of it, each on a cluster of three nodes.
     for hour in 1 2 3; do check "chaos-$hour" 5400 env NODES=3 SECONDS_OF_FAULTS=3600 "$KITH_LOCAL/chaos.sh"; done

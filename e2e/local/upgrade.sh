@@ -39,7 +39,7 @@ release_files() {
 
 test_build() {
   cd "$KITH_ROOT"
-  CARGO_TARGET_DIR="$KITH_CACHE/target" gently cargo test --profile tests -p kith-e2e --test cluster --locked --no-run
+  CARGO_TARGET_DIR="$KITH_CACHE/target" gently cargo test --release --workspace --test cluster --locked --no-run
 }
 
 # previous_values: chart values of the images that were built last, as those of the version before.
@@ -60,7 +60,7 @@ upgrade_test() {
   cd "$KITH_ROOT"
   eval "$("$KITH_LOCAL/env.sh" print)"
   CARGO_TARGET_DIR="$KITH_CACHE/target" KITH_UPGRADE_VALUES="$1" \
-    cargo test --profile tests -p kith-e2e --test cluster --locked -- \
+    cargo test --release --workspace --test cluster --locked -- \
     --ignored --exact --nocapture upgrade::a_platform_is_upgraded_and_taken_back_under_load "${@:2}"
 }
 

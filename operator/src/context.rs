@@ -13,8 +13,8 @@ use crate::{
     figures::Figures,
     lanes::Lanes,
     lease::LeaseGuard,
-    plan::Release,
     refusal::Refusals,
+    release::Release,
     runtime::Clusters,
     stores::Stores,
 };

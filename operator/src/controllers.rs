@@ -259,7 +259,7 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::{lease::LeaseGuard, plan::Release};
+    use crate::{lease::LeaseGuard, release::Release};
 
     /// An API server that lets nobody read the namespace `dark`, has one ChatCluster in `light` and tells of no change. Requests for single
     /// objects are told, and refused.
@@ -303,7 +303,9 @@ mod tests {
         let (asked, mut requests) = mpsc::unbounded_channel();
         let image = String::new;
         let images = Images { kith: image(), valkey: image(), kafka: image() };
-        let release = Release { version: "0.1.0".to_owned(), images };
+        let version = |text: &str| text.to_owned();
+        let release =
+            Release { version: version("0.2.0"), images, previous_version: version("0.1.0"), previous_images: None };
         let (dir, end) = (tempfile::tempdir().unwrap(), CancellationToken::new());
         let (context, wakes) = Context::new(
             half_dark(asked),

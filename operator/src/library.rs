@@ -34,7 +34,7 @@ pub fn wanted<'a>(planned: &str, running: impl IntoIterator<Item = &'a str>) -> 
 /// The library of a version of Kith, if this operator carries it.
 fn of_version(version: &str) -> Option<Library> {
     let (_, code) = LIBRARIES.iter().find(|(of, _)| *of == version)?;
-    Some(Library { name: name(code)?.to_owned(), code: (*code).to_owned() })
+    Some(Library { name: name(code)?.to_owned(), code: (*code).into() })
 }
 
 /// The name in the first line, `#!lua name=<name>`.

@@ -5,11 +5,18 @@
 #[path = "support/rendered.rs"]
 mod rendered;
 
-use std::{collections::BTreeSet, fs, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
 
-use kith_crds::Gateway;
+use kith_crds::{ChatCluster, Gateway};
 use kith_operator::{
-    build::meta::{self, Component},
+    build::{
+        meta::{self, Component},
+        versions::PREVIOUS,
+    },
     gateway,
 };
 use serde::de::DeserializeOwned;

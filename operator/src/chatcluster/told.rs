@@ -143,7 +143,13 @@ mod tests {
             ("it is empty", |s| s.snapshot.empty.push("demo-1".to_owned()), &["demo-1"]),
             ("it may shrink", |s| s.snapshot.shrinkable.push("demo-1".to_owned()), &["demo-1"]),
             ("copies", |s| drop(s.snapshot.copies.insert("demo-0".to_owned(), Vec::new())), &["demo-0"]),
-            ("quorum", |s| drop(s.snapshot.acknowledged_by.insert("demo-0".to_owned(), 1)), &["demo-0"]),
+            (
+                "quorum",
+                |s| {
+                    s.snapshot.acknowledged_by.insert("demo-0".to_owned(), 1);
+                },
+                &["demo-0"],
+            ),
             ("another primary", |s| s.failovers.push(failover()), &["demo-1"]),
             (
                 "its pod",
