@@ -17,8 +17,8 @@ use crate::{HEAL, alone, behaviour::Proof};
 
 /// Long enough for several passes of every periodic check.
 const WATCHED: Duration = Duration::from_secs(45);
-/// What another test has left to be done is done when so long nothing was written; shorter than any periodic check may be quiet.
-const SETTLED: Duration = Duration::from_secs(10);
+/// What another test has left to be done is done when so long nothing was written: longer than a ChatCluster that is well waits for a pass.
+const SETTLED: Duration = Duration::from_secs(35);
 
 #[tokio::test]
 async fn an_unchanged_cluster_under_chat_writes_nothing_but_leases() -> Proof {
