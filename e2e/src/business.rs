@@ -2,11 +2,11 @@
 
 use std::{io, path::Path, time::Duration};
 
-use kith_kit::error::Error as CallError;
 use kith_proto::business::v1::{
     BusinessUser, IssueTokenRequest, ListMessagesRequest, ListMessagesResponse, SendMessageRequest,
     SendMessageResponse, UpsertUserResult, UpsertUsersRequest, im_business_client::ImBusinessClient,
 };
+use kith_rpc::error::Error as CallError;
 use tonic::{
     Request,
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},

@@ -205,7 +205,7 @@ impl Load {
 
 async fn make_pair(target: &Target) -> Result<Pair, TargetError> {
     let sides = [make_side(target).await?, make_side(target).await?];
-    let id = kith_kit::ids::direct_conversation_id(&sides[0].user.id, &sides[1].user.id)
+    let id = kith_contract::ids::direct_conversation_id(&sides[0].user.id, &sides[1].user.id)
         .map_err(|e| ClientError::Contract(e.to_string()))?;
     Ok(Pair { id, sides })
 }

@@ -3,24 +3,24 @@
 
 use std::{process::Output, time::Duration};
 
+use kith_clients::storage::Storage;
+use kith_contract::ids;
 use kith_e2e::{
     kafka,
     local::{Instance, Kind, Options, Platform},
     wait::await_until,
 };
-use kith_kit::{
-    client::Dialer,
-    error::{Error, reason},
-    ids,
-    storage::Storage,
-    valkey::Connection,
-};
+use kith_kit::valkey::Connection;
 use kith_proto::{
     chat::v1::{ConversationKind, Draft, Message, MessageType},
     storage::v1::{
         AppendRequest, CreateConversationRequest, EditRequest, ListMessagesRequest, MarkReadRequest, OpenDirectRequest,
         Partition, PartitionsRequest, ReactRequest, RecallRequest, RepairRequest, UserUpdate, peer_client::PeerClient,
     },
+};
+use kith_rpc::{
+    client::Dialer,
+    error::{Error, reason},
 };
 use redis::{Value, cmd};
 use tokio_util::sync::CancellationToken;

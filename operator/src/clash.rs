@@ -63,7 +63,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::build::meta::Component;
+    use crate::render::meta::Component;
 
     fn gateway(cluster: &str, name: &str, second: i64) -> Gateway {
         let made = Timestamp::from_second(second).unwrap().to_string();

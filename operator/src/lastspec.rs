@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kith_crds::{ChatCluster, ChatClusterSpec, conditions::Finding, names};
 use kube::{Resource, ResourceExt, api::ObjectMeta};
 
-use crate::{build::meta, chatcluster::PassError, plan::Plan, release::Release, stores::Stores};
+use crate::{chatcluster::PassError, plan::Plan, release::Release, render::meta, stores::Stores};
 
 /// The key of the ConfigMap.
 const KEY: &str = "spec.json";

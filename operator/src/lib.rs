@@ -1,13 +1,12 @@
 //! The operator: turns custom resources into a running chat platform and keeps it healthy.
 //!
 //! One module per kind (`chatcluster`, `storageshard`, `gateway`), each with the same steps: observe (reads the API server),
-//! validate and build (pure), apply (writes), then status. What the kinds share stands beside them: `plan` validates, `build` renders
+//! validate and build (pure), apply (writes), then status. What the kinds share stands beside them: `plan` validates, `render` renders
 //! objects, `pki` makes keys and certificates, `dataplane` talks to Valkey, `eventlog` to Kafka.
 
 pub mod api_client;
 pub mod apply;
 pub mod backoff;
-pub mod build;
 pub mod certificates;
 pub mod chatcluster;
 pub mod clash;
@@ -29,6 +28,7 @@ pub mod plan;
 pub mod rebalance;
 pub mod refusal;
 pub mod release;
+pub mod render;
 pub mod run;
 pub mod runtime;
 pub mod storageshard;

@@ -3,8 +3,8 @@
 use kith_crds::conditions::{self, Finding, reason};
 
 use crate::{
-    build::versions::{self, PREVIOUS},
     dataplane::types::Library,
+    render::versions::{self, PREVIOUS},
 };
 
 /// Libraries that this operator carries: the version of Kith that uses each, and its text. That of a version that is out never changes.

@@ -15,8 +15,8 @@ use kith_crds::{
 use kube::{Resource, ResourceExt};
 
 use crate::{
-    build::meta::Component,
     release::{Release, adopt},
+    render::meta::Component,
 };
 
 /// A ChatCluster ready to be built.
@@ -163,7 +163,7 @@ impl Plan {
         match &self.event_log.kafka {
             KafkaPlan::External(external) => external.bootstrap_servers.join(","),
             KafkaPlan::Managed(managed) => (0..managed.spec.brokers)
-                .map(|i| format!("{}:{}", self.broker_host(i), crate::build::kafka::INTERNAL_PORT))
+                .map(|i| format!("{}:{}", self.broker_host(i), crate::render::kafka::INTERNAL_PORT))
                 .collect::<Vec<_>>()
                 .join(","),
         }
@@ -171,7 +171,7 @@ impl Plan {
 
     /// The DNS name of one managed broker.
     pub fn broker_host(&self, index: u32) -> String {
-        let name = crate::build::meta::component_name(&self.name, Component::Kafka);
+        let name = crate::render::meta::component_name(&self.name, Component::Kafka);
         format!("{name}-{index}.{name}.{}.svc", self.namespace)
     }
 

@@ -9,7 +9,7 @@ use kith_crds::{
 };
 use kube::ResourceExt;
 
-use crate::build::versions::{self, PREVIOUS};
+use crate::render::versions::{self, PREVIOUS};
 
 /// The images to run, by flag or environment.
 #[derive(Debug, Clone, Args)]

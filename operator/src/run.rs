@@ -8,10 +8,8 @@ use std::{
 };
 
 use clap::Parser;
-use kith_kit::{
-    admin::{self, Readiness},
-    shutdown, telemetry, tls,
-};
+use kith_kit::{readiness::Readiness, shutdown, telemetry, tls};
+use kith_rpc::admin::{self};
 use kube::Client;
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;

@@ -18,7 +18,7 @@ use kube::{
 
 use crate::{
     apply::{Applier, ApplyError, Live},
-    build::valkey::DATA,
+    render::valkey::DATA,
 };
 
 /// The claims of a StatefulSet: `data-<set>-<ordinal>`.

@@ -13,9 +13,9 @@ use std::{
 use kith_crds::{ChatCluster, Gateway};
 use kith_operator::{
     apply::Live,
-    build::{kafka, meta::Component, services},
     chatcluster::{certificate_request, shard_steps},
     plan::KafkaPlan,
+    render::{kafka, meta::Component, workloads},
 };
 use serde_json::{Value, json};
 
@@ -382,7 +382,7 @@ fn gateways_wait_for_what_changes_below_them_and_for_nothing_else() {
             "apiVersion": kith_crds::API_VERSION, "kind": "ChatCluster",
             "metadata": {"name": "chat", "namespace": "ns"}, "spec": yaml(spec)
         }));
-        services::below_access(&rendered::plan(&cluster)).expect("JSON")
+        workloads::below_access(&rendered::plan(&cluster)).expect("JSON")
     };
     let plain = below("{}");
     for (spec, waits) in [

@@ -13,11 +13,11 @@ use std::{
 
 use kith_crds::{ChatCluster, Gateway};
 use kith_operator::{
-    build::{
+    gateway,
+    render::{
         meta::{self, Component},
         versions::PREVIOUS,
     },
-    gateway,
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -71,7 +71,7 @@ fn the_objects_of_the_version_before_are_what_its_own_operator_made() {
         let of = |ending: &str| folder().join(PREVIOUS).join(format!("{name}{ending}"));
         let manifest = fs::read_to_string(of(".manifest.yaml")).expect("a manifest");
         let rendered = render_as(Some(PREVIOUS), &manifest);
-        same(&of(".yaml"), &rendered, "a new operator would restart running platforms: see build/versions.rs");
+        same(&of(".yaml"), &rendered, "a new operator would restart running platforms: see render/versions.rs");
     }
 }
 
@@ -178,7 +178,7 @@ fn the_bytes_that_a_gateway_lets_a_user_send_are_what_its_pods_read() {
              spec: {{clusterRef: {{name: chat}}, limits: {limits}}}\n"
         );
         let gateway: Gateway = read(&manifest, "Gateway").expect("a Gateway");
-        let objects = gateway::build::objects(&plan, &gateway).expect("JSON");
+        let objects = gateway::render::objects(&plan, &gateway).expect("JSON");
         for listener in objects.listeners {
             let text = &listener.config_map.data.expect("data")["config.json"];
             let config: kith_kit::config::Config = serde_json::from_str(text).expect("what services read");
@@ -189,14 +189,14 @@ fn the_bytes_that_a_gateway_lets_a_user_send_are_what_its_pods_read() {
 }
 
 /// What the pods of a Gateway's API and of its WebSocket are told, for limits and listeners as in its spec.
-fn gateway_settings(spec: &str) -> (Vec<kith_kit::config::Gateway>, gateway::build::Objects) {
+fn gateway_settings(spec: &str) -> (Vec<kith_kit::config::Gateway>, gateway::render::Objects) {
     let cluster = "apiVersion: kith.dev/v1alpha1\nkind: ChatCluster\nmetadata: {name: chat, namespace: ns}\nspec: {}\n";
     let plan = rendered::plan(&read(cluster, "ChatCluster").expect("a ChatCluster"));
     let manifest = format!(
         "apiVersion: kith.dev/v1alpha1\nkind: Gateway\nmetadata: {{name: edge, namespace: ns}}\nspec: {{clusterRef: {{name: chat}}, {spec}}}\n"
     );
     let gateway: Gateway = read(&manifest, "Gateway").expect("a Gateway");
-    let objects = gateway::build::objects(&plan, &gateway).expect("JSON");
+    let objects = gateway::render::objects(&plan, &gateway).expect("JSON");
     let settings = objects.listeners.iter().map(|listener| {
         let text = &listener.config_map.data.as_ref().expect("data")["config.json"];
         let config: kith_kit::config::Config = serde_json::from_str(text).expect("what pods read");
@@ -220,7 +220,7 @@ fn an_amount_of_a_gateway_that_cannot_be_read_is_named_and_never_replaced_by_a_d
             "apiVersion: kith.dev/v1alpha1\nkind: Gateway\nmetadata: {{name: edge, namespace: ns}}\nspec: {{clusterRef: {{name: chat}}, {spec}}}\n"
         );
         let gateway: Gateway = read(&manifest, "Gateway").expect("a Gateway");
-        let refused = gateway::build::objects(&plan, &gateway).err().expect(spec).to_string();
+        let refused = gateway::render::objects(&plan, &gateway).err().expect(spec).to_string();
         assert!(refused.starts_with(field), "{refused}");
     }
 }
@@ -271,7 +271,7 @@ fn switching_autoscaling_on_leaves_as_many_pods_as_stand() {
             live.spec.get_or_insert_default().replicas = Some(replicas);
             live
         });
-        gateway::build::keep_scale(listener, live.as_ref());
+        gateway::render::keep_scale(listener, live.as_ref());
         let replicas = listener.deployment.spec.as_ref().and_then(|spec| spec.replicas);
         assert_eq!(replicas, Some(wanted), "{standing:?}");
     }
@@ -282,12 +282,12 @@ fn pods_of_a_gateway_with_tls_find_its_certificate_and_its_services_say_so() {
     let manifest = include_str!("../../examples/production.yaml");
     let plan = rendered::plan(&read(manifest, "ChatCluster").expect("a ChatCluster"));
     let gateway: Gateway = read(manifest, "Gateway").expect("a Gateway");
-    assert_eq!(gateway::build::refusal(&gateway), None);
-    let objects = gateway::build::objects(&plan, &gateway).expect("JSON");
+    assert_eq!(gateway::render::refusal(&gateway), None);
+    let objects = gateway::render::objects(&plan, &gateway).expect("JSON");
     let names = ["https", "wss"];
     assert_eq!(objects.listeners.len(), names.len());
     for (listener, name) in objects.listeners.iter().zip(names) {
-        assert!(gateway::build::ends_tls(&listener.deployment) && gateway::build::is_secure(&listener.service));
+        assert!(gateway::render::ends_tls(&listener.deployment) && gateway::render::is_secure(&listener.service));
         let pod = serde_json::to_value(&listener.deployment).expect("JSON")["spec"]["template"]["spec"].clone();
         let volume = pod["volumes"].as_array().expect("volumes").iter().find(|v| v["name"] == "client-tls");
         let wanted = serde_json::json!({"name": "client-tls", "secret": {"secretName": "chat-example-com-tls", "defaultMode": 0o440,
@@ -322,7 +322,7 @@ fn pods_of_a_gateway_with_tls_find_its_certificate_and_its_services_say_so() {
         objects
             .listeners
             .iter()
-            .all(|l| !gateway::build::ends_tls(&l.deployment) && !gateway::build::is_secure(&l.service))
+            .all(|l| !gateway::render::ends_tls(&l.deployment) && !gateway::render::is_secure(&l.service))
     );
 }
 
@@ -338,6 +338,6 @@ fn tls_in_the_pods_does_not_go_with_a_proxy_that_speaks_plain_http_to_them() {
             "apiVersion: kith.dev/v1alpha1\nkind: Gateway\nmetadata: {{name: edge}}\nspec: {{clusterRef: {{name: chat}}, {spec}}}\n"
         );
         let gateway: Gateway = read(&manifest, "Gateway").expect("a Gateway");
-        assert_eq!(gateway::build::refusal(&gateway).is_some(), refused, "{spec}");
+        assert_eq!(gateway::render::refusal(&gateway).is_some(), refused, "{spec}");
     }
 }

@@ -27,16 +27,16 @@ pub enum BenchError {
     Client(#[from] ClientError),
     /// Valkey.
     #[error(transparent)]
-    Test(#[from] kith_kit::testing::TestError),
+    Test(#[from] kith_testing::TestError),
     /// Valkey's answers.
     #[error("engine: {0}")]
     Engine(String),
     /// Storage's answers.
     #[error("storage: {0}")]
-    Storage(#[from] kith_kit::error::Error),
+    Storage(#[from] kith_rpc::error::Error),
     /// The way to storage.
     #[error(transparent)]
-    Route(#[from] kith_kit::route::RouteError),
+    Route(#[from] kith_rpc::route::RouteError),
     /// Something did not come in time.
     #[error(transparent)]
     TimedOut(#[from] TimedOut),

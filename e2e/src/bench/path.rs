@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kith_kit::testing::Jit;
+use kith_testing::Jit;
 use tokio::sync::Semaphore;
 
 use super::{

@@ -9,11 +9,14 @@ use std::{
 };
 
 use futures::{StreamExt, TryStreamExt, stream};
-use kith_kit::{ids, shutdown::CancellationToken, storage::Storage, testing::Jit};
+use kith_clients::storage::Storage;
+use kith_contract::ids;
+use kith_kit::shutdown::CancellationToken;
 use kith_proto::{
     chat::v1::{Draft, MessageType},
     storage::v1::{AppendRequest, OpenDirectRequest, UserUpdate},
 };
+use kith_testing::Jit;
 use tokio::{sync::Semaphore, task::JoinSet};
 
 use super::{
@@ -126,7 +129,7 @@ impl Client {
                     let users = [&a, &b].map(|id| UserUpdate { user_id: id.clone(), ..UserUpdate::default() });
                     storage.upsert_users(users.to_vec()).await?;
                     storage.open_direct(OpenDirectRequest { user_a: a.clone(), user_b: b.clone() }).await?;
-                    Ok::<_, kith_kit::error::Error>((ids::direct_conversation_id(&a, &b)?, a))
+                    Ok::<_, kith_rpc::error::Error>((ids::direct_conversation_id(&a, &b)?, a))
                 }
             })
             .buffer_unordered(PARALLEL)

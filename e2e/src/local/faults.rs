@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use kith_kit::testing::TestError;
+use kith_testing::TestError;
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 
 use super::{Kind, LocalError, Platform};

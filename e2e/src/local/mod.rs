@@ -11,10 +11,8 @@ use std::{
     time::Duration,
 };
 
-use kith_kit::{
-    config::{Auth, Cluster, Config, Durability, Gateway, Limits, Service, Services, Tls},
-    testing::{Jit, KafkaBroker, Pki, Process, TestError, ValkeyCluster, ValkeyOptions},
-};
+use kith_kit::config::{Auth, Cluster, Config, Durability, Gateway, Limits, Service, Services, Tls};
+use kith_testing::{Jit, KafkaBroker, Pki, Process, TestError, ValkeyCluster, ValkeyOptions};
 use tempfile::TempDir;
 
 pub use faults::{Fault, FaultError, Run, fault_run};

@@ -8,10 +8,8 @@ use std::{
     time::Duration,
 };
 
-use kith_kit::{
-    config::Config,
-    testing::{Process, TestError, free_port},
-};
+use kith_kit::config::Config;
+use kith_testing::{Process, TestError, free_port};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,

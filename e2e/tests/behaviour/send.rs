@@ -71,7 +71,7 @@ pub async fn a_conversation_is_gapless_and_in_order_from_both_sides(target: &Tar
     let (of_alice, of_bob) = tokio::join!(talk(&a, &bob.id), talk(&b, &alice.id));
     let (of_alice, of_bob) = (of_alice?, of_bob?);
     assert!(of_alice.is_sorted() && of_bob.is_sorted(), "a sender's own messages keep their order");
-    let id = kith_kit::ids::direct_conversation_id(&alice.id, &bob.id)?;
+    let id = kith_contract::ids::direct_conversation_id(&alice.id, &bob.id)?;
     for (user, device, others) in [(&alice, &a, &of_bob), (&bob, &b, &of_alice)] {
         let history = user.api.whole_history(&id, SOON).await?;
         let seqs: Vec<u64> = history.iter().map(|m| m.seq).collect();

@@ -5,11 +5,12 @@ use kube::ResourceExt;
 use super::{Observed, PassError};
 use crate::{
     apply::Applier,
-    build::{
-        meta::{self, Component},
-        network, service, valkey,
-    },
     plan::{KafkaPlan, Plan},
+    render::{
+        endpoints,
+        meta::{self, Component},
+        network, valkey,
+    },
 };
 
 /// Applies it.
@@ -18,7 +19,7 @@ pub(super) async fn apply(applier: &Applier, plan: &Plan, observed: &Observed) -
     let accounts = Component::ALL
         .into_iter()
         .filter(|c| *c != Component::Operator && !(external && *c == Component::Kafka))
-        .map(|c| service::account(meta::component_name(&plan.name, c), meta::labels(&plan.name, c)))
+        .map(|c| endpoints::account(meta::component_name(&plan.name, c), meta::labels(&plan.name, c)))
         .collect();
     applier.apply_all(accounts, &observed.accounts).await?;
 

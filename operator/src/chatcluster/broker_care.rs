@@ -22,10 +22,10 @@ use super::{
 };
 use crate::{
     apply::{ApplyError, Live},
-    build::meta::{self, Component},
     context::Context,
     eventlog::Sight,
     plan::{KafkaPlan, Plan},
+    render::meta::{self, Component},
 };
 
 /// What came of it.

@@ -31,10 +31,10 @@ use super::{
 };
 use crate::{
     apply::Live,
-    build::kafka,
     certificates::{self, Certificate, Renewed},
     dataplane::types::Presence,
     eventlog::Sight,
+    render::kafka,
 };
 
 /// A look that is older says nothing about now, seconds.

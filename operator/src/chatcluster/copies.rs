@@ -3,11 +3,11 @@
 
 use super::milestones::Milestones;
 use crate::{
-    build::meta,
     dataplane::{
         readiness::ShardHealth,
         types::{DesiredShard, Member, Presence},
     },
+    render::meta,
 };
 
 /// Whether a pod is one more than is wanted.

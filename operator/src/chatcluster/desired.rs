@@ -14,14 +14,14 @@ use kube::ResourceExt;
 
 use crate::{
     apply::Live,
-    build::{
+    dataplane::types::{Desired, DesiredShard, Library, Member, Presence},
+    library,
+    plan::Plan,
+    render::{
         meta::{self, Component},
         valkey::{BUS_PORT, CLIENT_PORT},
         versions,
     },
-    dataplane::types::{Desired, DesiredShard, Library, Member, Presence},
-    library,
-    plan::Plan,
     runtime::Snapshot,
 };
 

@@ -16,10 +16,10 @@ use kube::ResourceExt;
 
 use super::{desired, secrets};
 use crate::{
-    build::meta,
     context::Context,
     lastspec, panics,
     plan::Plan,
+    render::meta,
     runtime::{Identity, RuntimeError},
     stores::Scope,
 };

@@ -10,13 +10,13 @@ use kube::{Api, Client, ResourceExt};
 use super::{BrokerFacts, Observed, PassError, brokers, secrets};
 use crate::{
     apply::{Applier, ApplyError},
-    build::{
-        kafka, kafka_access,
-        meta::{self, Component},
-    },
     certificates::{self, Certificate, Renewed},
     eventlog::{Security, Target, Trouble, rights},
     plan::{KafkaPlan, ManagedPlan, Plan},
+    render::{
+        kafka, kafka_access,
+        meta::{self, Component},
+    },
     runtime::Login,
 };
 

@@ -6,7 +6,7 @@ use kube::Api;
 use super::Observed;
 use crate::{
     apply::{Applier, ApplyError},
-    build::meta,
+    render::meta,
     stores::Kind,
 };
 

@@ -14,9 +14,9 @@ use kube::{
 
 use crate::{
     apply::{ApplyError, Live},
-    build::meta,
     diff,
     plan::Plan,
+    render::meta,
     stores::Stores,
 };
 

@@ -5,13 +5,13 @@ use kube::ResourceExt;
 use super::{Facts, Observed, PassError, Workload, tend};
 use crate::{
     apply::Applier,
-    build::{
-        meta::{self, Component},
-        services, valkey,
-    },
     diff,
     plan::{Plan, ServicePlan},
     refusal,
+    render::{
+        meta::{self, Component},
+        valkey, workloads,
+    },
     workload::{rollout, trouble},
 };
 
@@ -23,7 +23,7 @@ pub(super) async fn apply(
     observed: &Observed,
     facts: &mut Facts,
 ) -> Result<(), PassError> {
-    facts.wanted_below = Some(services::below_access(plan)?);
+    facts.wanted_below = Some(workloads::below_access(plan)?);
     let engine = facts.storage.as_ref().is_some_and(|s| s.readiness.is_ready()) && engine_rolled_out(plan, observed)?;
     let log = matches!(facts.event_log, Some(Some(Ok(()))));
     // Storage publishes as soon as it starts: it is not made before it is known that the topics are this ChatCluster's. Once it runs, an
@@ -54,7 +54,7 @@ async fn one(
 ) -> Result<Workload, PassError> {
     let component = service.component;
     let name = meta::component_name(&plan.name, component);
-    let objects = services::service(plan, service)?;
+    let objects = workloads::service(plan, service)?;
     if let Some(wanted) = objects.service {
         let standing = applier.apply(wanted, observed.services.get(&name)).await?;
         facts.services.insert(name.clone(), standing);

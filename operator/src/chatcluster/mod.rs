@@ -59,7 +59,6 @@ use thiserror::Error;
 
 use crate::{
     apply::{self, Applier, ApplyError},
-    build::meta::{self, Component},
     context::{Context, key},
     dataplane::pressure,
     eventlog::Trouble,
@@ -68,6 +67,7 @@ use crate::{
     panics::{self, Panicked},
     pki::Asked,
     plan::Plan,
+    render::meta::{self, Component},
     runtime::{Runtime, RuntimeError},
     survey::Brief,
     volumes,

@@ -11,7 +11,7 @@ use kube::ResourceExt;
 
 use crate::{
     apply::{ApplyError, Live},
-    build::meta,
+    render::meta,
     stores::Stores,
 };
 

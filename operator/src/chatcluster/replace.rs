@@ -53,7 +53,7 @@ pub(super) struct Scene<'a> {
 
 /// The claim of a pod.
 pub(super) fn claim_of(pod: &str) -> String {
-    format!("{}-{pod}", crate::build::valkey::DATA)
+    format!("{}-{pod}", crate::render::valkey::DATA)
 }
 
 /// The members to be made anew, and those that must not be yet, in words.

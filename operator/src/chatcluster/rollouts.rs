@@ -6,7 +6,7 @@ use kith_crds::{
 };
 
 use super::status::{Facts, Workload};
-use crate::build::meta::Component;
+use crate::render::meta::Component;
 
 /// The layers below access.
 const BELOW_ACCESS: [Component; 3] = [Component::Storage, Component::Sessions, Component::Tasks];

@@ -14,12 +14,12 @@ use kube::api::ObjectMeta;
 use super::identity;
 use crate::{
     apply::{ApplyError, Live},
-    build::{
+    pki::{Asked, Authorities, Authority, EngineUsers, Leaf, LeafRequest, PkiError, Renewal, TokenKeys, hosts_of},
+    plan::{KafkaPlan, Plan},
+    render::{
         kafka,
         meta::{self, Component},
     },
-    pki::{Asked, Authorities, Authority, EngineUsers, Leaf, LeafRequest, PkiError, Renewal, TokenKeys, hosts_of},
-    plan::{KafkaPlan, Plan},
     runtime::Login,
     stores::Stores,
 };

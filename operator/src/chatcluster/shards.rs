@@ -12,8 +12,8 @@ use serde_json::json;
 
 use crate::{
     apply::{Applier, ApplyError, Live},
-    build::meta::{self, Component},
     plan::Plan,
+    render::meta::{self, Component},
     runtime::Snapshot,
 };
 

@@ -21,13 +21,13 @@ use super::{
 };
 use crate::{
     apply::Live,
-    build::{
-        meta::{self, Component},
-        services::GRPC_PORT,
-    },
     dataplane::{Failover, pressure, readiness::Readiness, types::Problem},
     eventlog,
     plan::Plan,
+    render::{
+        meta::{self, Component},
+        workloads::GRPC_PORT,
+    },
     workload::Rollout,
 };
 

@@ -18,7 +18,6 @@ use super::{
 };
 use crate::{
     apply::Applier,
-    build::meta::{self, Component},
     context::Context,
     dataplane::{
         self,
@@ -26,6 +25,7 @@ use crate::{
     },
     plan::Plan,
     rebalance,
+    render::meta::{self, Component},
     runtime::{Identity, Login, Runtime, Snapshot},
     workload,
 };

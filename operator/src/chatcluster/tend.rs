@@ -15,11 +15,11 @@ use kube::ResourceExt;
 use super::copies;
 use crate::{
     apply::Live,
-    build::meta,
     dataplane::{
         readiness::{Readiness, ShardHealth},
         types::{Desired, DesiredShard, HandOver, Member, Presence},
     },
+    render::meta,
 };
 
 /// The label by which a StatefulSet's controller marks the template that a pod was made from.

@@ -6,17 +6,17 @@
 use std::collections::BTreeSet;
 
 use kith_crds::chatcluster::ListenerSecurity;
-use kith_kit::kafka::{MARKS_GROUP, MARKS_SUFFIX, SCAN_GROUP};
+use kith_eventlog::{MARKS_GROUP, MARKS_SUFFIX, SCAN_GROUP};
 
 use crate::{
-    build::{
+    plan::{KafkaPlan, Plan},
+    render::{
         kafka_access::{ANONYMOUS, component, is_ours, line},
         meta::{
             Component::{Sessions, Storage, Tasks},
             DEFAULT_LINE,
         },
     },
-    plan::{KafkaPlan, Plan},
 };
 
 /// One access control list entry that allows something. Numbers are those of Kafka's protocol: entries of people may say anything.
@@ -133,7 +133,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{build::meta::Component, plan::tests::release};
+    use crate::{plan::tests::release, render::meta::Component};
 
     fn demo() -> BTreeSet<Right> {
         table("demo", &["default"], true)

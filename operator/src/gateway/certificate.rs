@@ -7,8 +7,8 @@ use kube::{Api, Client};
 
 use crate::{
     apply::ApplyError,
-    build::settings::TLS_FILES,
     certificates::{self, Certificate},
+    render::settings::TLS_FILES,
 };
 
 /// Why a Secret cannot be used: the word and the sentence of a condition, without anything that the Secret holds.

@@ -1,7 +1,7 @@
 //! The Gateway controller: the access layer that clients reach, which starts and changes when all below it is of the same plan's templates.
 
-pub mod build;
 mod certificate;
+pub mod render;
 mod status;
 
 pub use status::{Facts, status};
@@ -25,15 +25,15 @@ use kith_crds::{
 };
 use kube::{Api, Resource, ResourceExt, runtime::controller::Action};
 
-use self::build::{HTTPRoute, Listener, Objects};
+use self::render::{HTTPRoute, Listener, Objects};
 use crate::{
     apply::{self, Applier, ApplyError, Live, Object},
-    build::services,
     certificates,
     chatcluster::PassError,
     clash,
     context::{Context, key},
     lanes, lastspec, refusal,
+    render::workloads,
     workload::{rollout, trouble},
 };
 
@@ -122,7 +122,7 @@ async fn pass(
     context: &Context,
     facts: &mut Facts,
 ) -> Result<Action, PassError> {
-    if let Some(why) = build::refusal(gateway) {
+    if let Some(why) = render::refusal(gateway) {
         return Err(Finding::fails(conditions::READY, reason::INVALID_SPEC, why).into());
     }
     let Some(status) = cluster.status.as_ref().filter(|s| s.images.is_some()) else {
@@ -132,9 +132,9 @@ async fn pass(
     let plan = lastspec::usable_plan(&context.stores, cluster, &context.release).await?;
     clash::refuse_gateway(&context.client, gateway).await?;
     // Not whether something serves there: pods of before do so all through a rollout.
-    let open = status.rolled_out == Some(services::below_access(&plan)?);
+    let open = status.rolled_out == Some(workloads::below_access(&plan)?);
     let name = gateway.name_any();
-    let objects = build::objects(&plan, gateway)?;
+    let objects = render::objects(&plan, gateway)?;
     // observe
     let (stores, namespace, cluster_name) = (&context.stores, plan.namespace.as_str(), plan.name.as_str());
     let shown = certificate::look(&context.client, namespace, gateway).await?;
@@ -189,8 +189,8 @@ struct Standing {
 /// Whether a Service may lead to the pods that are wanted. One that led to plain HTTP and is to lead to TLS, or the other way round, finds no
 /// pod of before any more, since their port has another name: not before one of the new pods serves.
 fn may_lead_to(listener: &Listener, service: &Service, live: Option<&Deployment>) -> bool {
-    let (wanted, Some(live)) = (build::ends_tls(&listener.deployment), live) else { return true };
-    build::is_secure(service) == wanted || (build::ends_tls(live) == wanted && build::new_pods_serve(live))
+    let (wanted, Some(live)) = (render::ends_tls(&listener.deployment), live) else { return true };
+    render::is_secure(service) == wanted || (render::ends_tls(live) == wanted && render::new_pods_serve(live))
 }
 
 /// The listeners and their configuration: made, changed or removed. Pods change when the layer below serves (`open`) and their certificate
@@ -204,7 +204,7 @@ async fn listeners(
 ) -> Result<(), ApplyError> {
     let usable = facts.secret.is_none();
     for listener in &mut objects.listeners {
-        build::keep_scale(listener, standing.deployments.get(&listener.deployment.name_any()));
+        render::keep_scale(listener, standing.deployments.get(&listener.deployment.name_any()));
     }
     let mut keep = Vec::new();
     let mut scaled = Vec::new();

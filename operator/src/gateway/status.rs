@@ -11,12 +11,12 @@ use kith_crds::{
 };
 use kube::ResourceExt;
 
-use super::build::{self, API_PORT, WEBSOCKET_PORT};
+use super::render::{self, API_PORT, WEBSOCKET_PORT};
 use crate::{
     apply::Live,
-    build::meta::Component,
     certificates::{self, Certificate},
     chatcluster::{address, node_of},
+    render::meta::Component,
     workload::Rollout,
 };
 
@@ -80,7 +80,7 @@ fn addresses(gateway: &Gateway, facts: &Facts) -> Addresses {
         let name = gateway.component_name(component.name());
         let service = facts.services.get(&name)?;
         let inside = format!("{name}.{}.svc:{port}", gateway.namespace().unwrap_or_default());
-        Some((address(service, node_of(&facts.pods, component), inside), build::is_secure(service)))
+        Some((address(service, node_of(&facts.pods, component), inside), render::is_secure(service)))
     };
     let url = |plain: &str, secure: &str, component, port, path: &str| {
         let (host, tls) = of(component, port)?;

@@ -1,7 +1,7 @@
 //! Says that an operator of another release stands in the way: in the log, in an Event of the pod, and by not being ready.
 
 use k8s_openapi::api::core::v1::ObjectReference;
-use kith_kit::admin::Readiness;
+use kith_kit::readiness::Readiness;
 use kube::Client;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;

@@ -77,8 +77,8 @@ fn tokens_signed_with_the_keys_are_verified_by_the_published_set() {
     for (name, text) in keys.files().unwrap() {
         std::fs::write(dir.path().join(name), text).unwrap();
     }
-    let signer = kith_kit::auth::Signer::load(dir.path(), "demo").unwrap();
-    let verifier = kith_kit::auth::Verifier::load(dir.path(), "demo").unwrap();
+    let signer = kith_clients::auth::Signer::load(dir.path(), "demo").unwrap();
+    let verifier = kith_clients::auth::Verifier::load(dir.path(), "demo").unwrap();
     let (token, claims) = signer.sign("alice", "d1", "ios", "default", Duration::from_secs(60)).unwrap();
     assert_eq!(verifier.verify(&token).unwrap(), claims);
 }

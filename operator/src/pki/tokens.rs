@@ -13,7 +13,7 @@ use super::{PkiError, hex};
 /// that a line could ask for.
 const LONGEST_S: i64 = 30 * 86_400;
 /// A key signs for so long, at most, after its successor was made: the successor is to be mounted everywhere before it signs
-/// (`kith_kit::auth` waits for ten minutes).
+/// (`kith_clients::auth` waits for ten minutes).
 const HAND_OVER_S: i64 = 3_600;
 
 /// Private keys by key id. A key id begins with the time at which it was made, so that the newest is the last by name.

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::build::versions::PREVIOUS;
+use crate::render::versions::PREVIOUS;
 
 /// An operator of this version, to which the one before is at hand.
 pub(crate) fn release(version: &str) -> Release {

@@ -30,11 +30,11 @@ use kube::{
 
 use crate::{
     apply::{self, Applier, ApplyError, Live},
-    build::{meta, valkey},
     chatcluster::PassError,
     context::{Context, key},
     dataplane::pressure,
     lanes, lastspec,
+    render::{meta, valkey},
     runtime::Snapshot,
     volumes,
 };

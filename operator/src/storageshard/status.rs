@@ -13,7 +13,6 @@ use kube::ResourceExt;
 
 use super::{Pods, Seen};
 use crate::{
-    build::meta::Component,
     chatcluster::{gravest, storage_reason},
     dataplane::{
         self, disk, pressure,
@@ -21,6 +20,7 @@ use crate::{
         types::{Problem, Reason},
     },
     refusal::Refusal,
+    render::meta::Component,
     workload,
 };
 

@@ -10,7 +10,7 @@ use k8s_openapi::api::{
 use kith_crds::{ChatCluster, Gateway, ShardRebalance, StorageShard, names};
 use kube::{ResourceExt, api::ListParams, runtime::watcher};
 
-use crate::{apply::Object, build::meta};
+use crate::{apply::Object, render::meta};
 
 /// A kind that is read from a watch. What is not said otherwise holds for objects that the operator makes.
 pub trait Kind: Object {

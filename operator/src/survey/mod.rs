@@ -24,9 +24,9 @@ use tokio_util::sync::CancellationToken;
 use self::judge::Memory;
 use crate::{
     apply::Live,
-    build::{meta::Component, pod::ADMIN_PORT},
     eventlog::Target,
     panics,
+    render::{meta::Component, pod::ADMIN_PORT},
 };
 
 /// Between two rounds of questions.

@@ -8,7 +8,7 @@ use k8s_openapi::{
     },
 };
 use kith_crds::{ChatCluster, Gateway, GatewayStatus, conditions};
-use kith_operator::{build::services, plan::Plan};
+use kith_operator::{plan::Plan, render::workloads};
 use kube::{
     Api, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, PostParams},
@@ -39,7 +39,7 @@ async fn serve_logic(world: &World, namespace: &str) {
     let clusters: Api<ChatCluster> = world.api(namespace);
     let cluster = clusters.get("demo").await.expect("the ChatCluster");
     let plan = Plan::resolve(&cluster, world.release()).expect("a valid spec");
-    let below = services::below_access(&plan).expect("JSON");
+    let below = workloads::below_access(&plan).expect("JSON");
     let patch = json!({"status": {"rolledOut": below}});
     clusters.patch_status("demo", &PatchParams::default(), &Patch::Merge(&patch)).await.expect("a patch");
 }
@@ -83,7 +83,7 @@ pub(crate) async fn pods_wait_for_their_certificate_and_outlive_it(world: &World
     assert!(addresses.websocket.is_some_and(|a| a.starts_with("wss://")));
     let deployments: Api<Deployment> = world.api(namespace);
     let made = deployments.get("demo-tls-api").await.expect("the Deployment");
-    assert!(kith_operator::gateway::build::ends_tls(&made));
+    assert!(kith_operator::gateway::render::ends_tls(&made));
     let now = secrets.list(&kube::api::ListParams::default()).await.expect("Secrets").items.len();
     assert_eq!(now, before + 1, "the Secret is copied nowhere");
     let reads = || world.counts.snapshot().get(&("get", "secrets".to_owned())).copied().unwrap_or_default();

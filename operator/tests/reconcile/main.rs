@@ -22,7 +22,7 @@ use k8s_openapi::api::{
     policy::v1::PodDisruptionBudget,
 };
 use kith_crds::{ChatCluster, Gateway, StorageShard, conditions, names};
-use kith_operator::build::versions::PREVIOUS;
+use kith_operator::render::versions::PREVIOUS;
 use kube::{
     Api, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, PostParams},

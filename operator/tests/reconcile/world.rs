@@ -17,12 +17,12 @@ use k8s_openapi::{
 use kith_crds::{ChatCluster, Gateway, GatewayStatus, StorageShard, chatcluster::Images, conditions};
 use kith_operator::{
     api_client::{self, RequestCounts},
-    build::versions::PREVIOUS,
     chatcluster,
     context::{Context, Wakes},
     gateway,
     lease::LeaseGuard,
     release::Release,
+    render::versions::PREVIOUS,
     storageshard,
     stores::{Kind, scopes},
 };

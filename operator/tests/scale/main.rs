@@ -228,7 +228,7 @@ impl Operator {
                 server.url()
             ),
         );
-        let admin = kith_kit::testing::free_port();
+        let admin = kith_testing::free_port();
         let path = dir.join(format!("{name}.log"));
         let log = fs::File::create(&path).expect("a log");
         let built = env!("CARGO_BIN_EXE_kith-operator");

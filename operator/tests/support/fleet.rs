@@ -9,11 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kith_kit::{
-    config::Valkey,
-    testing::{Process, bin_dir, free_port},
-    valkey::Connector,
-};
+use kith_kit::{config::Valkey, valkey::Connector};
 use kith_operator::{
     dataplane::{
         Gate, Links, Outcome, Prober, Report, converge,
@@ -23,6 +19,7 @@ use kith_operator::{
     },
     lease::LeaseGuard,
 };
+use kith_testing::{Process, bin_dir, free_port};
 use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;

@@ -2,15 +2,16 @@
 
 use kith_crds::{ChatCluster, Gateway, chatcluster::Images};
 use kith_operator::{
-    build::{
-        kafka::{self, ExternalAddress},
-        kafka_access::Enforcement,
-        network, services, valkey,
-        versions::PREVIOUS,
-    },
     gateway,
     plan::{KafkaPlan, Plan},
     release::Release,
+    render::{
+        kafka::{self, ExternalAddress},
+        kafka_access::Enforcement,
+        network, valkey,
+        versions::PREVIOUS,
+        workloads,
+    },
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -72,7 +73,7 @@ pub(crate) fn rendered(cluster: &ChatCluster, edge: Option<&Gateway>) -> Vec<Val
         }
     }
     for service in &plan.services {
-        let objects = services::service(&plan, service).expect("JSON");
+        let objects = workloads::service(&plan, service).expect("JSON");
         all.add(&objects.config_map);
         all.add(&objects.deployment);
         if let Some(service) = &objects.service {
@@ -84,7 +85,7 @@ pub(crate) fn rendered(cluster: &ChatCluster, edge: Option<&Gateway>) -> Vec<Val
         all.add(policy);
     }
     if let Some(edge) = edge {
-        let objects = gateway::build::objects(&plan, edge).expect("JSON");
+        let objects = gateway::render::objects(&plan, edge).expect("JSON");
         for listener in &objects.listeners {
             all.add(&listener.config_map);
             all.add(&listener.deployment);

@@ -112,7 +112,7 @@ pub fn of_package(package: &str) -> Vec<&'static str> {
     COMPONENTS.into_iter().filter(|component| rows().any(|(_, callers)| callers.contains(component))).collect()
 }
 
-#[cfg(all(test, feature = "grpc"))]
+#[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 

@@ -1,15 +1,17 @@
 //! The configuration of every service: a JSON file that the operator renders (ConfigMap `<cluster>-<service>-config`) and the service reads.
 //!
 //! Both sides use these types, so what is rendered is what is read. A service's file holds the sections that it uses: the rest is absent or
-//! as by default, whatever the platform is set to. A new use of a section begins in the operator (`build/settings.rs`). Unknown fields are
+//! as by default, whatever the platform is set to. A new use of a section begins in the operator (`render/settings.rs`). Unknown fields are
 //! named and have no effect. Secrets are never in it, only the paths of the files that hold them.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::auth;
+/// The longest life of a client token, from its issue: the most that `spec.auth.tokenTtl` may be. Revocations of older tokens can be
+/// forgotten.
+pub const MAX_TOKEN_LIFE: Duration = Duration::from_secs(8_760 * 3_600);
 
 /// Where a pod finds its certificate files.
 pub const TLS_DIR: &str = "/etc/kith/tls";
@@ -409,7 +411,7 @@ impl Config {
         if self.cluster.event_partitions == 0 || self.cluster.event_partitions > 4_096 {
             return bad("cluster.eventPartitions", "1 to 4,096");
         }
-        if !(60..=auth::MAX_TOKEN_LIFE.as_secs()).contains(&self.auth.token_ttl_s.into()) {
+        if !(60..=MAX_TOKEN_LIFE.as_secs()).contains(&self.auth.token_ttl_s.into()) {
             return bad("auth.tokenTtlS", "60 to 31,536,000 seconds");
         }
         if self.gateway.as_ref().is_some_and(|g| !SENT_BYTES.contains(&g.sent_bytes_per_minute)) {

@@ -7,10 +7,11 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
 use kith_kit::{
-    admin::{self, Readiness},
     config::{Config, Instance},
+    readiness::Readiness,
     shutdown, telemetry, tls,
 };
+use kith_rpc::admin::{self};
 use tokio::net::TcpListener;
 
 use crate::service::Service;

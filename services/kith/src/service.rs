@@ -1,8 +1,8 @@
 //! Which service this process is.
 
 use kith_kit::{
-    admin::Readiness,
     config::{Config, Instance},
+    readiness::Readiness,
     shutdown::CancellationToken,
 };
 use tokio::net::TcpListener;

@@ -8,12 +8,12 @@ use std::{
 };
 
 use futures::{StreamExt, future::join_all, stream};
-use kith_kit::{
-    config::Config,
+use kith_kit::config::Config;
+use kith_proto::storage::v1::{Partition, PartitionsRequest, RepairRequest, RepairResponse, peer_client::PeerClient};
+use kith_rpc::{
     error::{Error, reason},
     route::{RouteError, Router},
 };
-use kith_proto::storage::v1::{Partition, PartitionsRequest, RepairRequest, RepairResponse, peer_client::PeerClient};
 use thiserror::Error as ThisError;
 use tokio_util::sync::CancellationToken;
 

@@ -20,16 +20,18 @@ mod weight;
 use std::{sync::Arc, time::Duration};
 
 use futures::future::join_all;
+use kith_eventlog::producer::ProduceError;
 use kith_kit::{
-    admin::Readiness,
     config::{Config, Instance},
-    discovery::SpecError,
-    kafka::producer::ProduceError,
-    route::{RouteError, Router},
-    server::{self, Allow, ServeError},
+    readiness::Readiness,
     valkey::{Connector, ValkeyError},
 };
 use kith_proto::storage::v1::{LeavingRequest, peer_client::PeerClient};
+use kith_rpc::{
+    discovery::SpecError,
+    route::{RouteError, Router},
+    server::{self, Allow, ServeError},
+};
 use thiserror::Error;
 use tokio::{net::TcpListener, time::Instant};
 use tokio_util::sync::CancellationToken;

@@ -11,16 +11,16 @@ use std::{
     time::Duration,
 };
 
+use kith_eventlog::{
+    admin::{Topic, ensured},
+    origin::{CLUSTER_HEADER, CORRUPT, Origin, REPAIR_MARKER},
+    producer::{Delivery, ProduceError, Record},
+    scan::Log,
+    supervised::Supervised,
+};
 use kith_kit::{
     backoff::Backoff,
     config::{Cluster, Kafka},
-    kafka::{
-        admin::{Topic, ensured},
-        origin::{CLUSTER_HEADER, CORRUPT, Origin, REPAIR_MARKER},
-        producer::{Delivery, ProduceError, Record},
-        scan::Log,
-        supervised::Supervised,
-    },
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;

@@ -10,7 +10,7 @@ use crate::core::{
 };
 
 /// What one answer may weigh. Callers count on it: the API reserves as much for a page before it asks.
-pub(crate) const PAGE: usize = kith_kit::storage::PAGE_BYTES;
+pub(crate) const PAGE: usize = kith_clients::storage::PAGE_BYTES;
 
 /// What the messages of one page may weigh, where there is more than one: a page of the largest ones would keep the engine from everybody else
 /// for as long as a hundred small calls, and some three times as long those who pass it on.
@@ -30,7 +30,7 @@ pub(crate) fn of(row: usize, overlay: usize) -> usize {
 /// two quotes, and a comma or a length beside it.
 const LARGEST_ROW: usize = 160 + CONTENT_BYTES + MENTIONS * ID + EXT_BYTES + EXT_ENTRIES * 8;
 const LARGEST_OVERLAY: usize = 100 + 2 * CONTENT_BYTES + REACTIONS * (ID + 8 + REACTORS * ID);
-const ID: usize = kith_kit::ids::MAX_ID_BYTES + 3;
+const ID: usize = kith_contract::ids::MAX_ID_BYTES + 3;
 
 // One message always fits into an answer.
 const _: () = assert!(LARGEST_ROW + LARGEST_OVERLAY + BESIDE <= PAGE);
@@ -82,7 +82,7 @@ mod tests {
     #[test]
     fn the_largest_message_fits_into_an_answer_and_takes_no_more_than_its_weight() {
         let (draft, overlay) = largest();
-        let talk = "d".repeat(kith_kit::ids::MAX_CONVERSATION_ID_BYTES);
+        let talk = "d".repeat(kith_contract::ids::MAX_CONVERSATION_ID_BYTES);
         for overlay in [None, Some(&overlay)] {
             let (weight, answer) = weight_and_answer(&talk, &draft, overlay);
             assert!(answer <= weight && weight <= PAGE, "{answer}, {weight}");

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use common::{Platform, user};
 use futures::{StreamExt, stream};
-use kith_kit::storage::{PAGE_BYTES, Storage};
+use kith_clients::storage::{PAGE_BYTES, Storage};
 use kith_proto::{
     chat::v1::{Draft, MessageType, Position},
     storage::v1::{AppendRequest, ListConversationsRequest, ListMessagesRequest, OpenDirectRequest},

@@ -5,7 +5,7 @@
 mod common;
 
 use common::{Platform, text, user};
-use kith_kit::{error::Error, storage::Storage};
+use kith_clients::storage::Storage;
 use kith_proto::{
     chat::v1::{ConversationKind, Position},
     storage::v1::{
@@ -13,6 +13,7 @@ use kith_proto::{
         ListMessagesRequest, MarkReadRequest,
     },
 };
+use kith_rpc::error::Error;
 use redis::Value;
 use tonic::Code;
 

@@ -15,8 +15,9 @@ use std::{
 };
 
 use common::{InstanceProcess, Platform, events, text, user};
-use kith_kit::{storage::Storage, testing::eventually};
+use kith_clients::storage::Storage;
 use kith_proto::storage::v1::{ListMessagesRequest, OpenDirectRequest};
+use kith_testing::eventually;
 use parking_lot::Mutex;
 use tonic::Code;
 
@@ -290,7 +291,7 @@ async fn a_write_is_acknowledged_by_as_many_replicas_as_its_primary_wants_at_tha
     send(1).await.unwrap();
     let replica = 1 - platform.valkey.primary(0).await.unwrap();
     platform.valkey.node(0, replica).process().pause().unwrap();
-    let refused = |error: kith_kit::error::Error| matches!(error.code, Code::Unavailable | Code::DeadlineExceeded);
+    let refused = |error: kith_rpc::error::Error| matches!(error.code, Code::Unavailable | Code::DeadlineExceeded);
     assert!(refused(send(2).await.unwrap_err()));
     tell(&platform, 0).await;
     eventually("a write that the primary alone holds", PATIENCE, async || send(2).await.is_ok()).await.unwrap();

@@ -7,8 +7,10 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{Platform, events, text, user};
-use kith_kit::{ids, storage::Storage, testing::eventually};
+use kith_clients::storage::Storage;
+use kith_contract::ids;
 use kith_proto::storage::v1::{ListConversationsRequest, ListMessagesRequest, OpenDirectRequest};
+use kith_testing::eventually;
 use tonic::Code;
 
 /// What a call may take in all, and some for a busy machine.
@@ -22,7 +24,7 @@ async fn pair(client: &Storage) -> String {
     client.open_direct(open).await.unwrap().conversation_id
 }
 
-async fn history(client: &Storage, id: &str) -> Result<Vec<(u64, String)>, kith_kit::error::Error> {
+async fn history(client: &Storage, id: &str) -> Result<Vec<(u64, String)>, kith_rpc::error::Error> {
     let request = ListMessagesRequest {
         conversation_id: id.to_owned(),
         user_id: "bob".to_owned(),

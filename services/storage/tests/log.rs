@@ -31,7 +31,7 @@ async fn events_go_on_in_order_when_the_producer_has_failed_for_good() {
     client.upsert_users(vec![user("a"), user("b")]).await.unwrap();
     let open = OpenDirectRequest { user_a: "a".to_owned(), user_b: "b".to_owned() };
     let id = client.open_direct(open).await.unwrap().conversation_id;
-    let partition = kith_kit::ids::partition_of(&id, PARTITIONS);
+    let partition = kith_contract::ids::partition_of(&id, PARTITIONS);
 
     let (rounds, sends) = (3, 20);
     for round in 0..rounds {

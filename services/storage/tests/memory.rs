@@ -8,7 +8,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use common::{Platform, text, user};
 use futures::{FutureExt, future::BoxFuture};
-use kith_kit::{error::Error, ids, storage::Storage, testing::eventually};
+use kith_clients::storage::Storage;
+use kith_contract::ids;
 use kith_proto::{
     chat::v1::{ConversationKind, Position},
     storage::v1::{
@@ -21,6 +22,8 @@ use kith_proto::{
         UpdateMemberRequest,
     },
 };
+use kith_rpc::error::Error;
+use kith_testing::eventually;
 use redis::Value;
 use tonic::Code;
 

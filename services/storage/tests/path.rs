@@ -7,7 +7,6 @@ mod common;
 use std::{collections::BTreeSet, time::Duration};
 
 use common::{Platform, events, text, user};
-use kith_kit::error::reason;
 use kith_proto::{
     chat::v1::Position,
     storage::v1::{
@@ -17,9 +16,10 @@ use kith_proto::{
         SetBlockRequest, SetListEntryRequest,
     },
 };
+use kith_rpc::error::reason;
 use tonic::Code;
 
-async fn history(client: &kith_kit::storage::Storage, id: &str, user: &str) -> Vec<(u64, String)> {
+async fn history(client: &kith_clients::storage::Storage, id: &str, user: &str) -> Vec<(u64, String)> {
     let request = ListMessagesRequest {
         conversation_id: id.to_owned(),
         user_id: user.to_owned(),
@@ -31,7 +31,7 @@ async fn history(client: &kith_kit::storage::Storage, id: &str, user: &str) -> V
 }
 
 fn first(sender: &str, peers: &[&str], client_msg_id: &str) -> AppendRequest {
-    let id = kith_kit::ids::direct_conversation_id(sender, peers[0]).unwrap();
+    let id = kith_contract::ids::direct_conversation_id(sender, peers[0]).unwrap();
     AppendRequest { peers: peers.iter().map(|&p| p.to_owned()).collect(), ..text(&id, sender, client_msg_id, "hi") }
 }
 

@@ -7,12 +7,12 @@ use kith_crds::{
 
 use super::{Facts, bracketed, rollouts};
 use crate::{
-    build::{
+    eventlog,
+    plan::{KafkaPlan, Plan},
+    render::{
         kafka,
         meta::{self, Component},
     },
-    eventlog,
-    plan::{KafkaPlan, Plan},
 };
 
 pub(super) fn status(plan: &Plan) -> EventLogStatus {

@@ -7,10 +7,9 @@ use axum::{
     extract::DefaultBodyLimit,
     routing::{delete, get, patch, post, put},
 };
-use kith_kit::{
-    budget::Budget, config::Config, cursor::Cursors, login::Authenticator, origins::Origins, sessions::Sessions,
-    storage::Storage,
-};
+use kith_clients::{login::Authenticator, sessions::Sessions, storage::Storage};
+use kith_kit::config::Config;
+use kith_rpc::{budget::Budget, cursor::Cursors, origins::Origins};
 use kith_send::{
     Doorway, Limiter,
     limit::{LateRefusals, TakenBytes},

@@ -1,4 +1,4 @@
-//! What requests and their answers weigh, and how long each is held in the budget of the process: see [`kith_kit::budget`].
+//! What requests and their answers weigh, and how long each is held in the budget of the process: see [`kith_rpc::budget`].
 
 use std::{
     collections::HashMap,
@@ -16,7 +16,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http_body::{Frame, SizeHint};
-use kith_kit::{auth::Claims, budget::Held, error::Error, storage::PAGE_BYTES};
+use kith_clients::{auth::Claims, storage::PAGE_BYTES};
+use kith_rpc::{budget::Held, error::Error};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 

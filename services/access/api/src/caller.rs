@@ -6,7 +6,8 @@ use axum::{
     extract::FromRequestParts,
     http::{HeaderMap, header, request::Parts},
 };
-use kith_kit::{admission::Seat, auth::Claims, error::Error};
+use kith_clients::auth::Claims;
+use kith_rpc::{admission::Seat, error::Error};
 
 use crate::{
     app::{App, Shared},

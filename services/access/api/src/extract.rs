@@ -6,7 +6,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use kith_kit::{
+use kith_rpc::{
     error::{Error, reason},
     http::problem_with,
 };

@@ -15,19 +15,19 @@ mod visible;
 
 use std::time::Duration;
 
-use kith_kit::{
-    admin::Readiness,
-    admission::Seats,
+use kith_clients::{
     auth::{KeyError, Verifier},
-    config::{Config, Instance},
-    http,
     login::Authenticator,
-    route::RouteError,
     sessions::Sessions,
-    shutdown::CancellationToken,
     storage::Storage,
+};
+use kith_kit::{
+    config::{Config, Instance},
+    readiness::Readiness,
+    shutdown::CancellationToken,
     tls::{self, TlsError},
 };
+use kith_rpc::{admission::Seats, http, route::RouteError};
 use tokio::net::TcpListener;
 
 use crate::app::App;

@@ -14,7 +14,7 @@ use axum::{
     middleware::{Next, from_fn, from_fn_with_state},
     response::Response,
 };
-use kith_kit::{
+use kith_rpc::{
     error::Error,
     http::{problem, problem_with},
     origins::Origins,

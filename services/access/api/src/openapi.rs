@@ -48,7 +48,7 @@ pub(crate) struct Message {
 
 /// Any error (RFC 9457).
 #[derive(ToSchema)]
-#[allow(dead_code)] // A description: `kith_kit::http` writes it.
+#[allow(dead_code)] // A description: `kith_rpc::http` writes it.
 pub(crate) struct Problem {
     r#type: String,
     title: String,
@@ -104,7 +104,7 @@ fn add_problem(operation: &mut Operation) {
     let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
     let problem = ResponseBuilder::new()
         .description("A problem; see the table of codes in API.md")
-        .content(kith_kit::http::PROBLEM_JSON, content)
+        .content(kith_rpc::http::PROBLEM_JSON, content)
         .build();
     operation.responses.responses.insert("default".to_owned(), RefOr::T(problem));
 }

@@ -2,18 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use kith_kit::error::Error;
 use kith_proto::{
     chat::v1::{ConversationKind, Message, Receipt},
     storage::v1 as storage,
 };
+use kith_rpc::error::Error;
 use kith_send::json::{U64, message_json};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 /// What the messages of one answer may take as JSON; one always fits.
-pub(crate) const ROOM: usize = kith_kit::storage::PAGE_BYTES;
+pub(crate) const ROOM: usize = kith_clients::storage::PAGE_BYTES;
 
 /// A time in Unix ms; 0 for what never was.
 pub(crate) fn ms(time: i64) -> U64 {

@@ -3,8 +3,9 @@
 
 use std::collections::HashSet;
 
-use kith_kit::{error::Error, ids};
+use kith_contract::ids;
 use kith_proto::storage::v1::{ListFriendsRequest, ListMembersRequest, User};
+use kith_rpc::error::Error;
 
 use crate::{app::App, caller::Caller};
 

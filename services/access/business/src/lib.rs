@@ -10,17 +10,21 @@ mod weight;
 
 use std::time::Duration;
 
-use kith_kit::{
-    admin::Readiness,
+use kith_clients::{
     auth::{KeyError, Signer},
-    config::{Config, Instance},
-    route::RouteError,
-    server::{self, Allow, ServeError},
     sessions::Sessions,
-    shutdown::CancellationToken,
     storage::Storage,
 };
+use kith_kit::{
+    config::{Config, Instance},
+    readiness::Readiness,
+    shutdown::CancellationToken,
+};
 use kith_proto::business::v1::im_business_server::ImBusinessServer;
+use kith_rpc::{
+    route::RouteError,
+    server::{self, Allow, ServeError},
+};
 use tokio::net::TcpListener;
 use tonic::service::Routes;
 

@@ -2,13 +2,13 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use kith_kit::{
-    error::{Error, reason},
-    ids::{self, ConversationId},
-    server::{Identity, Peer},
-    storage::Storage,
-};
+use kith_clients::storage::Storage;
+use kith_contract::ids::{self, ConversationId};
 use kith_proto::storage::v1::ListMembersRequest;
+use kith_rpc::{
+    error::{Error, reason},
+    server::{Identity, Peer},
+};
 use moka::future::Cache;
 use tonic::Code;
 

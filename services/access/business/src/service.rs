@@ -3,13 +3,12 @@
 use std::{collections::HashMap, time::Duration};
 
 use futures::{StreamExt, TryFutureExt, stream};
-use kith_kit::{
+use kith_clients::{
     auth::{self, Signer},
-    error::{Error, reason},
-    ids,
     sessions::Sessions,
     storage::Storage,
 };
+use kith_contract::ids;
 use kith_proto::{
     business::v1::{
         BatchSendMessagesRequest, BatchSendMessagesResponse, BatchSendResult, ConversationSummary, GetUsersRequest,
@@ -20,6 +19,7 @@ use kith_proto::{
     chat::v1::{Platform, Receipt},
     storage::v1::{self as storage_v1, Device, ListDevicesRequest, PutDeviceRequest},
 };
+use kith_rpc::error::{Error, reason};
 use kith_send::{Door, Doorway, Draft, Target, draft::MAX_CONTENT_BYTES, json};
 use serde_json::value::RawValue;
 use tonic::{Code, Request, Response, Status};

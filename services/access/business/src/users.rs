@@ -1,10 +1,12 @@
 //! Users of a line: made, changed, read. A user's line is written once and never changes.
 
-use kith_kit::{error::Error, ids, storage::Storage};
+use kith_clients::storage::Storage;
+use kith_contract::ids;
 use kith_proto::{
     business::v1::{BusinessUser, UpsertUserResult},
     storage::v1::{User, UserUpdate},
 };
+use kith_rpc::error::Error;
 
 use crate::line::{Lines, not_own};
 

@@ -1,4 +1,4 @@
-//! Answers that hold pages are held in the budget of the process until their line has taken them: see [`kith_kit::budget`].
+//! Answers that hold pages are held in the budget of the process until their line has taken them: see [`kith_rpc::budget`].
 
 use std::{
     convert::Infallible,
@@ -9,11 +9,11 @@ use std::{
 
 use futures::future::BoxFuture;
 use http_body::{Frame, SizeHint};
-use kith_kit::{
+use kith_clients::storage::PAGE_BYTES;
+use kith_rpc::{
     budget::{Budget, Held},
     error::Error,
     server::{Identity, Peer},
-    storage::PAGE_BYTES,
 };
 use tonic::{
     Code, Status,

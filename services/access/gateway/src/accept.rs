@@ -15,7 +15,7 @@ use axum::{
     response::Response,
     routing::get,
 };
-use kith_kit::{
+use kith_rpc::{
     admission::Seat,
     error::{Error, reason},
     http::{problem, problem_with},

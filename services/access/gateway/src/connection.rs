@@ -10,8 +10,9 @@ use std::{
 use axum::extract::ws::{CloseFrame, Message, WebSocket};
 use bytes::Bytes;
 use futures::{FutureExt, SinkExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use kith_kit::{admission::Seat, budget::Held, clock};
+use kith_kit::clock;
 use kith_proto::{chat::v1::Position, sessions::v1::Session};
+use kith_rpc::{admission::Seat, budget::Held};
 use kith_send::json::platform;
 use metrics::Counter;
 use tokio::{sync::mpsc, task::JoinError};

@@ -2,8 +2,8 @@
 
 use std::{borrow::Cow, collections::BTreeMap};
 
-use kith_kit::error::Error;
 use kith_proto::chat::v1::Receipt;
+use kith_rpc::error::Error;
 use kith_send::{
     Door, Draft, Target,
     json::{Object, U64},
@@ -166,7 +166,7 @@ pub fn decode(text: &str) -> Result<ClientFrame<'_>, String> {
                 return Err(format!("cursors: at most {MAX_CURSORS}"));
             }
             for (id, _) in auth.cursors() {
-                kith_kit::ids::check_conversation_id("cursors", id).map_err(|e| e.to_string())?;
+                kith_contract::ids::check_conversation_id("cursors", id).map_err(|e| e.to_string())?;
             }
             ClientFrame::Auth(auth)
         }
@@ -176,7 +176,7 @@ pub fn decode(text: &str) -> Result<ClientFrame<'_>, String> {
                 return Err(format!("acks: at most {MAX_ACKS}"));
             }
             for Object(ack) in &acks {
-                kith_kit::ids::check_conversation_id("acks.conversation_id", &ack.conversation_id)
+                kith_contract::ids::check_conversation_id("acks.conversation_id", &ack.conversation_id)
                     .map_err(|e| e.to_string())?;
             }
             ClientFrame::Ack(acks.into_iter().map(|Object(a)| (a.conversation_id, a.seq.0)).collect())
@@ -191,7 +191,8 @@ pub fn decode(text: &str) -> Result<ClientFrame<'_>, String> {
         }
         "typing" => {
             let TypingFrame { conversation_id } = body(text)?;
-            kith_kit::ids::check_conversation_id("conversation_id", &conversation_id).map_err(|e| e.to_string())?;
+            kith_contract::ids::check_conversation_id("conversation_id", &conversation_id)
+                .map_err(|e| e.to_string())?;
             ClientFrame::Typing(conversation_id)
         }
         "ping" => ClientFrame::Ping,

@@ -2,10 +2,8 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use kith_kit::{
+use kith_clients::{
     auth::Claims,
-    budget::{Budget, Held},
-    error::Error,
     login::Authenticator,
     storage::{PAGE_BYTES, Storage},
 };
@@ -13,6 +11,10 @@ use kith_proto::{
     chat::v1::Position,
     sessions::v1::SessionAckRequest,
     storage::v1::{Behind, ConversationMessages, ListBehindRequest},
+};
+use kith_rpc::{
+    budget::{Budget, Held},
+    error::Error,
 };
 use kith_send::{
     Doorway, Limiter,

@@ -18,20 +18,19 @@ mod typing;
 
 use std::{sync::Arc, time::Duration};
 
-use kith_kit::{
-    admin::Readiness,
-    admission::Seats,
+use kith_clients::{
     auth::{KeyError, Verifier},
-    config::{Config, Instance},
-    http,
     login::Authenticator,
-    origins::Origins,
-    route::RouteError,
     sessions::Sessions,
-    shutdown::CancellationToken,
     storage::Storage,
+};
+use kith_kit::{
+    config::{Config, Instance},
+    readiness::Readiness,
+    shutdown::CancellationToken,
     tls::{self, TlsError},
 };
+use kith_rpc::{admission::Seats, http, origins::Origins, route::RouteError};
 use kith_send::{Doorway, Limiter};
 use tokio::{net::TcpListener, time::Instant};
 

@@ -6,15 +6,14 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use kith_kit::{
-    backoff::jittered,
-    client::Dialer,
-    discovery::{Discovery, Endpoints},
-    rendezvous,
-    sessions::key,
-};
+use kith_clients::sessions::key;
+use kith_kit::{backoff::jittered, rendezvous};
 use kith_proto::sessions::v1::{
     AttachRequest, SessionAckRequest, attach_request, attach_response, sessions_client::SessionsClient,
+};
+use kith_rpc::{
+    client::Dialer,
+    discovery::{Discovery, Endpoints},
 };
 use parking_lot::Mutex;
 use rand::RngExt;
@@ -213,7 +212,7 @@ impl Stream {
         let hello = attach_request::Hello { gateway: self.inner.gateway.clone() };
         send(&wire, attach_request::Frame::Hello(hello)).await?;
         let mut client = SessionsClient::new(self.inner.dialer.channel(&self.address))
-            .max_decoding_message_size(kith_kit::client::MAX_MESSAGE_BYTES);
+            .max_decoding_message_size(kith_rpc::client::MAX_MESSAGE_BYTES);
         let opening = client.attach(ReceiverStream::new(frames));
         let response = tokio::time::timeout(WELCOME_DEADLINE, opening).await.map_err(|_| Broken::Late)??;
         let mut incoming = response.into_inner();

@@ -2,8 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use kith_kit::{
-    batch::{Settled, settled, timed},
+use kith_clients::{
     sessions::{Sessions, key},
     storage::Storage,
 };
@@ -11,6 +10,7 @@ use kith_proto::{
     sessions::v1::{DeliverRequest, Delivery, deliver_request, delivery, sessions_client::SessionsClient},
     storage::v1::ListMembersRequest,
 };
+use kith_rpc::batch::{Settled, settled, timed};
 use moka::future::Cache;
 
 /// Members are remembered this long: one who was removed may show as typing for that long.
@@ -64,7 +64,7 @@ impl Typing {
         }
     }
 
-    async fn others(&self, user: &str, conversation_id: &str) -> Result<Arc<[String]>, kith_kit::error::Error> {
+    async fn others(&self, user: &str, conversation_id: &str) -> Result<Arc<[String]>, kith_rpc::error::Error> {
         let request = ListMembersRequest {
             conversation_id: conversation_id.to_owned(),
             limit: MAX_MEMBERS,

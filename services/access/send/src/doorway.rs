@@ -2,8 +2,10 @@
 
 use std::{sync::Arc, time::Instant};
 
-use kith_kit::{error::Error, ids, storage::Storage};
+use kith_clients::storage::Storage;
+use kith_contract::ids;
 use kith_proto::{chat::v1::Receipt, storage::v1::AppendRequest};
+use kith_rpc::error::Error;
 use tonic::Code;
 
 use crate::{

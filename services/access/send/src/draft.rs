@@ -3,12 +3,9 @@
 use std::{borrow::Cow, collections::BTreeMap};
 
 use bytes::Bytes;
-use kith_kit::{
-    error::{Error, reason},
-    ids,
-    text::is_blank,
-};
+use kith_contract::{ids, text::is_blank};
 use kith_proto::chat::v1::{self as chat, MessageType};
+use kith_rpc::error::{Error, reason};
 use serde_json::{Value, value::RawValue};
 
 /// Content as compact JSON.

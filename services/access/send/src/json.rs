@@ -2,8 +2,8 @@
 
 use std::{collections::BTreeMap, marker::PhantomData};
 
-use kith_kit::error::Error;
 use kith_proto::chat::v1::{Message, Platform, Reaction};
+use kith_rpc::error::Error;
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{self, value::MapAccessDeserializer},

@@ -11,8 +11,8 @@ use governor::{
     clock::{Clock, DefaultClock},
     state::keyed::DashMapStateStore,
 };
-use kith_kit::error::Error;
 use kith_proto::chat::v1::Draft;
+use kith_rpc::error::Error;
 use tokio::{
     sync::Semaphore,
     time::{Instant, sleep, sleep_until},

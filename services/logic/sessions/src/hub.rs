@@ -10,10 +10,11 @@ use std::{
 };
 
 use futures::Stream;
-use kith_kit::{clock, discovery::Endpoints, error::Error};
+use kith_kit::clock;
 use kith_proto::sessions::v1::{
     AttachResponse, Delivery, attach_response, deliver_request::Item, deliver_response::Outcome,
 };
+use kith_rpc::{discovery::Endpoints, error::Error};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;

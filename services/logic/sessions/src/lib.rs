@@ -20,17 +20,18 @@ pub mod store;
 
 use std::{sync::Arc, time::Duration};
 
+use kith_clients::{sessions::Sessions, storage::Storage};
 use kith_kit::{
-    admin::Readiness,
-    client::MAX_MESSAGE_BYTES,
     config::{Config, Instance},
+    readiness::Readiness,
+};
+use kith_proto::sessions::v1::sessions_server::SessionsServer;
+use kith_rpc::{
+    client::MAX_MESSAGE_BYTES,
     discovery::Discovery,
     route::RouteError,
     server::{self, Allow, ServeError},
-    sessions::Sessions,
-    storage::Storage,
 };
-use kith_proto::sessions::v1::sessions_server::SessionsServer;
 use thiserror::Error;
 use tokio::{net::TcpListener, time::MissedTickBehavior};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};

@@ -1,6 +1,8 @@
 //! Which instance owns a user, as this instance sees it: rendezvous hashing over the ready endpoints.
 
-use kith_kit::{discovery::Endpoints, rendezvous, sessions::key};
+use kith_clients::sessions::key;
+use kith_kit::rendezvous;
+use kith_rpc::discovery::Endpoints;
 
 /// The instances as last seen.
 #[derive(Debug, Clone, Default)]

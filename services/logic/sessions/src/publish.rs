@@ -8,16 +8,16 @@ use std::{
 };
 
 use futures::{StreamExt, stream::FuturesUnordered};
+use kith_contract::ids;
+use kith_eventlog::{
+    admin::{Topic, ensured},
+    origin::{CLUSTER_HEADER, Origin},
+    producer::{Delivery, ProduceError, Record},
+    supervised::Supervised,
+};
 use kith_kit::{
     backoff::Backoff,
     config::{Cluster, Config},
-    ids,
-    kafka::{
-        admin::{Topic, ensured},
-        origin::{CLUSTER_HEADER, Origin},
-        producer::{Delivery, ProduceError, Record},
-        supervised::Supervised,
-    },
 };
 use kith_proto::chat::v1::Platform;
 use parking_lot::Mutex;

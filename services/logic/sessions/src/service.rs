@@ -3,7 +3,8 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::Stream;
-use kith_kit::{clock, error::Error, ids};
+use kith_contract::ids;
+use kith_kit::clock;
 use kith_proto::{
     chat::v1::Position,
     sessions::v1::{
@@ -16,6 +17,7 @@ use kith_proto::{
         sessions_server::Sessions,
     },
 };
+use kith_rpc::error::Error;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};

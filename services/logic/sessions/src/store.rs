@@ -8,15 +8,13 @@ use std::{
 };
 
 use futures::{StreamExt, stream};
-use kith_kit::{
-    backoff::jittered,
-    error::{Error, reason},
-    storage::Storage,
-};
+use kith_clients::storage::Storage;
+use kith_kit::backoff::jittered;
 use kith_proto::{
     chat::v1::Position,
     storage::v1::{Device, ItemError, PutDeviceRequest},
 };
+use kith_rpc::error::{Error, reason};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;

@@ -4,10 +4,8 @@
 use std::{net::SocketAddr, time::Duration};
 
 use kith_kit::{
-    admin::Readiness,
     config::{Config, Instance},
-    error::{Error, reason},
-    testing::free_port,
+    readiness::Readiness,
 };
 use kith_proto::sessions::v1::{
     AttachRequest, AttachResponse, DeliverRequest, DeliverResponse, Delivery, KickRequest, QueryPresenceRequest,
@@ -18,6 +16,8 @@ use kith_proto::sessions::v1::{
     delivery::{Event, Payload},
     sessions_client::SessionsClient,
 };
+use kith_rpc::error::{Error, reason};
+use kith_testing::free_port;
 use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;

@@ -6,15 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kith_kit::{
-    config::Kafka,
-    kafka::{
-        admin::{Topic, ensured},
-        origin::{Foreign, Stray},
-        producer::{ProduceError, Record},
-        supervised::Supervised,
-    },
+use kith_eventlog::{
+    admin::{Topic, ensured},
+    origin::{Foreign, Stray},
+    producer::{ProduceError, Record},
+    supervised::Supervised,
 };
+use kith_kit::config::Kafka;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};

@@ -5,8 +5,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use kith_kit::{error::Error, storage::Storage};
+use kith_clients::storage::Storage;
 use kith_proto::storage::v1::{ListFriendsRequest, ListMembersRequest};
+use kith_rpc::error::Error;
 use moka::future::Cache;
 use tonic::Code;
 

@@ -13,17 +13,17 @@ use std::{
 };
 
 use futures::future::join_all;
-use kith_kit::{
-    client::MAX_MESSAGE_BYTES,
-    clock,
-    error::{Error, reason},
-    kafka::consumer::Ticket,
-    route::Router,
-    sessions::key,
-};
+use kith_clients::sessions::key;
+use kith_eventlog::consumer::Ticket;
+use kith_kit::clock;
 use kith_proto::sessions::v1::{
     DeliverRequest, DeliverResponse, Delivery, deliver_request::Item, deliver_response::Outcome, delivery::Payload,
     sessions_client::SessionsClient,
+};
+use kith_rpc::{
+    client::MAX_MESSAGE_BYTES,
+    error::{Error, reason},
+    route::Router,
 };
 use parking_lot::Mutex;
 use prost::Message as _;

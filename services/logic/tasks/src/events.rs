@@ -1,12 +1,10 @@
 //! The handler of `<cluster>.events`: reads, looks up, plans, and hands over in order.
 
 use futures::{StreamExt, future::BoxFuture, stream};
-use kith_kit::{
-    kafka::{
-        consumer::{Event, Handler, Ticket},
-        origin::{Foreign, Stray, Verified},
-    },
-    storage::Storage,
+use kith_clients::storage::Storage;
+use kith_eventlog::{
+    consumer::{Event, Handler, Ticket},
+    origin::{Foreign, Stray, Verified},
 };
 
 use crate::{

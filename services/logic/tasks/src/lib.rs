@@ -20,18 +20,17 @@ pub mod plan;
 
 use std::{sync::Arc, time::Duration};
 
+use kith_clients::{sessions::Sessions, storage::Storage};
+use kith_eventlog::{
+    consumer::{self, ConsumerError, Subscription},
+    origin::Origin,
+};
 use kith_kit::{
-    admin::Readiness,
     backoff::Backoff,
     config::{Config, Instance},
-    kafka::{
-        consumer::{self, ConsumerError, Subscription},
-        origin::Origin,
-    },
-    route::RouteError,
-    sessions::Sessions,
-    storage::Storage,
+    readiness::Readiness,
 };
+use kith_rpc::route::RouteError;
 use thiserror::Error;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 

@@ -3,15 +3,13 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use kith_kit::{
-    client::MAX_MESSAGE_BYTES,
-    error::Error,
-    kafka::{
-        consumer::{Event, Handler, Ticket},
-        origin::{Foreign, Stray, Verified},
-    },
+use kith_clients::{
     sessions::{Sessions, key},
     storage::Storage,
+};
+use kith_eventlog::{
+    consumer::{Event, Handler, Ticket},
+    origin::{Foreign, Stray, Verified},
 };
 use kith_proto::{
     chat::v1::Position,
@@ -23,6 +21,7 @@ use kith_proto::{
     },
     storage::v1::{Behind, ListBehindRequest},
 };
+use kith_rpc::{client::MAX_MESSAGE_BYTES, error::Error};
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::Code;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kith_kit::ids;
+use kith_contract::ids;
 use kith_proto::{
     chat::v1::Message,
     sessions::v1::delivery::{Event, Messages, Payload},

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use kith_kit::{config::Limits, error::Error};
+use kith_kit::config::Limits;
 use kith_proto::{
     chat::v1::{Draft, Position},
     storage::v1::{
@@ -13,6 +13,7 @@ use kith_proto::{
         RemoveMembersRequest, SetBlockRequest, UpdateConversationRequest, UpdateMemberRequest,
     },
 };
+use kith_rpc::error::Error;
 use proptest::{prelude::*, test_runner::TestCaseError};
 use tonic::Code;
 

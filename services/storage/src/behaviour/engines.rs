@@ -1,9 +1,7 @@
 //! The functions of lists and of hashes that are read in pages: the same calls in memory and in a real Valkey give the same answers.
 
-use kith_kit::{
-    testing::{ValkeyCluster, ValkeyOptions},
-    valkey::Connector,
-};
+use kith_kit::valkey::Connector;
+use kith_testing::{ValkeyCluster, ValkeyOptions};
 use proptest::prelude::*;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;

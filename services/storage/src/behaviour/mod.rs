@@ -13,12 +13,12 @@ mod spec;
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use kith_kit::{
-    admin::Readiness,
     config::{Auth, Cluster, Config, Durability, Kafka, Limits, Service, Services},
-    route::Router,
-    testing::{ValkeyCluster, ValkeyOptions, eventually},
+    readiness::Readiness,
     valkey::Connector,
 };
+use kith_rpc::route::Router;
+use kith_testing::{ValkeyCluster, ValkeyOptions, eventually};
 use proptest::{
     prelude::*,
     test_runner::{Config as Cases, TestCaseError, TestRunner},

@@ -4,12 +4,8 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use kith_kit::{
-    config::Limits,
-    error::{Error, reason},
-    ids,
-    testing::{ValkeyCluster, ValkeyOptions},
-};
+use kith_contract::ids;
+use kith_kit::config::Limits;
 use kith_proto::{
     chat::v1::{ConversationKind, Draft, Message, MessageType, Position, Receipt},
     storage::v1::{
@@ -18,6 +14,8 @@ use kith_proto::{
         RecallRequest, SetBlockRequest, UpdateConversationRequest, UpdateMemberRequest, UpsertUsersRequest, UserUpdate,
     },
 };
+use kith_rpc::error::{Error, reason};
+use kith_testing::{ValkeyCluster, ValkeyOptions};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;

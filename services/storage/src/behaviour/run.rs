@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use kith_kit::{error::Error, ids};
+use kith_contract::ids;
 use kith_proto::{
     chat::v1::{ConversationKind, Draft, MessageType, Position},
     storage::v1::{
@@ -12,6 +12,7 @@ use kith_proto::{
         UserUpdate,
     },
 };
+use kith_rpc::error::Error;
 use parking_lot::Mutex;
 use proptest::test_runner::TestCaseError;
 use tonic::Code;

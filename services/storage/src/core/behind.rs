@@ -5,11 +5,11 @@
 
 use std::collections::HashMap;
 
-use kith_kit::error::Error;
 use kith_proto::{
     chat::v1::Position,
     storage::v1::{Behind, ListBehindRequest, ListBehindResponse, step_result},
 };
+use kith_rpc::error::Error;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 

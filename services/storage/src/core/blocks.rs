@@ -1,7 +1,8 @@
 //! Blocks: written into the direct conversation's own row, where they take effect, and listed with the user who blocks.
 
-use kith_kit::{error::Error, ids};
+use kith_contract::ids;
 use kith_proto::storage::v1::{DirectBlock, ListBlocksRequest, ListBlocksResponse, SetBlockRequest, Step, step};
+use kith_rpc::error::Error;
 use serde_json::json;
 
 use super::{Core, Plan, check, full, model::key, no_user, relations::pair};

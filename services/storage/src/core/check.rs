@@ -1,7 +1,8 @@
 //! Checks of what callers give; each refusal names the field.
 
-use kith_kit::{error::Error, ids, text::is_blank};
+use kith_contract::{ids, text::is_blank};
 use kith_proto::chat::v1::{Draft, MessageType};
+use kith_rpc::error::Error;
 use serde::{Deserialize, de::IgnoredAny};
 
 use super::no_conversation;

@@ -4,7 +4,6 @@ use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use futures::future::join_all;
-use kith_kit::error::{Error, reason};
 use kith_proto::{
     chat::v1::{ConversationKind, Position},
     storage::v1::{
@@ -12,6 +11,7 @@ use kith_proto::{
         GetReceiptsResponse, Group, MarkReadRequest, MarkReadResponse, Role, UpdateConversationRequest,
     },
 };
+use kith_rpc::error::{Error, reason};
 use serde_json::{Value, json};
 use tonic::Code;
 

@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use kith_kit::{error::Error, ids::ConversationId};
+use kith_contract::ids::ConversationId;
 use kith_proto::{
     chat::v1::ConversationKind,
     storage::v1::{CreateConversationRequest, CreateConversationResponse, Group, Role},
 };
+use kith_rpc::error::Error;
 use serde_json::json;
 use tonic::Code;
 

@@ -7,14 +7,12 @@
 //! at the bound of revocations the oldest one becomes one of all devices.
 
 use bytes::Bytes;
-use kith_kit::{
-    auth::MAX_TOKEN_LIFE,
-    error::{Error, reason},
-    push,
-};
+use kith_contract::push;
+use kith_kit::config::MAX_TOKEN_LIFE;
 use kith_proto::storage::v1::{
     DeleteDeviceRequest, Device, GetRevocationRequest, GetRevocationResponse, PutDeviceRequest, RevokeTokensRequest,
 };
+use kith_rpc::error::{Error, reason};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 

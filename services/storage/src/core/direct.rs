@@ -1,11 +1,12 @@
 //! Direct conversations: opened by name, or by the first message in them.
 
 use bytes::Bytes;
-use kith_kit::{error::Error, ids};
+use kith_contract::ids;
 use kith_proto::{
     chat::v1::{ConversationKind, Draft},
     storage::v1::{OpenDirectRequest, OpenDirectResponse, Role},
 };
+use kith_rpc::error::Error;
 use serde_json::json;
 use tonic::Code;
 

@@ -4,8 +4,8 @@
 //! be refused for is looked for before that; and should it be refused after all, what it has entered is taken back. An entry that a crash
 //! leaves without its row is shown by no list, and the retry completes it.
 
-use kith_kit::error::{Error, reason};
 use kith_proto::storage::v1::{relate, step_result};
+use kith_rpc::error::{Error, reason};
 use tonic::Code;
 
 use super::{Core, members::leave, model::key, peers, relations::relate_step};

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use kith_kit::{config::Limits, error::Error, ids};
+use kith_contract::ids;
+use kith_kit::config::Limits;
 use kith_proto::{
     chat::v1::{Draft, MessageType, Position},
     storage::v1::{
@@ -13,6 +14,7 @@ use kith_proto::{
         step, step_result,
     },
 };
+use kith_rpc::error::Error;
 use tonic::Code;
 
 use super::{

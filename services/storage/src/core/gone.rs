@@ -8,8 +8,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use kith_kit::error::Error;
 use kith_proto::storage::v1::{ForgetDevice, Step, step};
+use kith_rpc::error::Error;
 use tokio::sync::mpsc;
 use tonic::Code;
 

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use kith_kit::ids;
+use kith_contract::ids;
 use kith_proto::storage::v1::Step;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;

@@ -2,13 +2,13 @@
 //! is what is read for it: a page ends early and says that there is more.
 
 use futures::future::join_all;
-use kith_kit::error::Error;
 use kith_proto::{
     chat::v1::Message,
     storage::v1::{
         ConversationMessages, ListAfterRequest, ListAfterResponse, ListMessagesRequest, ListMessagesResponse,
     },
 };
+use kith_rpc::error::Error;
 use prost::Message as _;
 
 use super::{Core, check, model, no_conversation};

@@ -7,11 +7,12 @@
 
 use std::time::Duration;
 
-use kith_kit::{error::Error, ids};
+use kith_contract::ids;
 use kith_proto::{
     chat::v1::ConversationKind,
     storage::v1::{Conversation, ListConversationsRequest, ListConversationsResponse, step_result},
 };
+use kith_rpc::error::Error;
 use prost::Message;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;

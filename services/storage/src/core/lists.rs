@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 
-use kith_kit::error::Error;
 use kith_proto::storage::v1::{
     ClearAt, ClearRequest, ClearResponse, EntrySettings, Head, SetListEntryRequest, Settings, SettingsResult, Step,
     step, step_result,
 };
+use kith_rpc::error::Error;
 use serde_json::json;
 
 use super::{

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use kith_kit::{error::Error, ids::ConversationId};
+use kith_contract::ids::ConversationId;
 use kith_proto::storage::v1::{
     AddMembersRequest, AddMembersResponse, LeaveList, ListMembersRequest, ListMembersResponse, Member,
     RemoveMembersRequest, RemoveMembersResponse, Role, Step, UpdateMemberRequest, step,
 };
+use kith_rpc::error::Error;
 use serde_json::json;
 use tonic::Code;
 

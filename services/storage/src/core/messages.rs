@@ -1,16 +1,14 @@
 //! Messages: append, recall, edit, reactions. See [`super::history`] for pages of them.
 
 use bytes::Bytes;
-use kith_kit::{
-    error::{Error, reason},
-    text,
-};
+use kith_contract::text;
 use kith_proto::{
     chat::v1::{Draft, Message, MessageType, Receipt},
     storage::v1::{
         AppendRequest, EditRequest, EditResponse, ReactRequest, ReactResponse, RecallRequest, RecallResponse,
     },
 };
+use kith_rpc::error::{Error, reason};
 use rand::RngExt;
 use serde::Serialize;
 use serde_json::json;

@@ -30,15 +30,13 @@ pub(crate) mod users;
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use kith_contract::ids;
 use kith_kit::{
     clock,
     config::{Cluster, Limits},
-    cursor::Cursors,
-    error::Error,
-    ids,
-    route::Router,
 };
 use kith_proto::storage::v1::{GetVersionRequest, GetVersionResponse};
+use kith_rpc::{cursor::Cursors, error::Error, route::Router};
 use rand::RngExt;
 use tokio::time::Instant;
 

@@ -5,11 +5,11 @@ pub(crate) mod cursor;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use kith_kit::error::Error;
 use kith_proto::{
     chat::v1::{Message, Reaction},
     storage::v1::{Conversation, Group, Member, Role},
 };
+use kith_rpc::error::Error;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -400,7 +400,7 @@ impl SourceRow {
 
 #[cfg(test)]
 mod tests {
-    use kith_kit::ids;
+    use kith_contract::ids;
     use proptest::prelude::*;
 
     use super::*;

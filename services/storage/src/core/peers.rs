@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use futures::future::join_all;
-use kith_kit::{
+use kith_proto::storage::v1::{
+    ApplyRequest, EnterList, HeadResult, Hint, Step, StepDone, StepResult, peer_client::PeerClient, step, step_result,
+};
+use kith_rpc::{
     batch::{Settled, timed},
     client::MAX_MESSAGE_BYTES,
     error::Error,
-};
-use kith_proto::storage::v1::{
-    ApplyRequest, EnterList, HeadResult, Hint, Step, StepDone, StepResult, peer_client::PeerClient, step, step_result,
 };
 use tokio::time::Instant;
 

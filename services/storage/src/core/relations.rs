@@ -4,11 +4,11 @@
 //! which stays when the friendship ends, `i<peer>` and `o<peer>` requests from and to a peer.
 
 use bytes::Bytes;
-use kith_kit::error::Error;
 use kith_proto::storage::v1::{
     DeleteFriendRequest, Friend, ListFriendsRequest, ListFriendsResponse, PutFriendRequest, Relate, Step, relate, step,
     step_result,
 };
+use kith_rpc::error::Error;
 use serde_json::json;
 
 use super::{

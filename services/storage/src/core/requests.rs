@@ -4,11 +4,11 @@
 //! another's inbox for good.
 
 use bytes::Bytes;
-use kith_kit::error::Error;
 use kith_proto::storage::v1::{
     AnswerFriendRequestRequest, FriendRequest, ListFriendRequestsRequest, ListFriendRequestsResponse,
     RequestFriendRequest, relate,
 };
+use kith_rpc::error::Error;
 use serde_json::json;
 use tonic::Code;
 

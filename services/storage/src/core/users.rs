@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use futures::future::join_all;
-use kith_kit::error::Error;
 use kith_proto::storage::v1::{
     GetUsersRequest, GetUsersResponse, UpsertResult, UpsertUsersRequest, UpsertUsersResponse, User, UserUpdate,
 };
+use kith_rpc::error::Error;
 use serde_json::json;
 
 use super::{

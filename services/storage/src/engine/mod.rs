@@ -10,7 +10,7 @@ use std::{borrow::Cow, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use kith_kit::error::{Error, reason};
+use kith_rpc::error::{Error, reason};
 use thiserror::Error as ThisError;
 use tokio::time::Instant;
 use tonic::Code;

@@ -3,12 +3,12 @@
 use std::{panic::AssertUnwindSafe, pin::Pin, task::Poll, time::Duration};
 
 use futures::{FutureExt, Stream, StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use kith_kit::{error::Error, server::panicked};
 use kith_proto::storage::v1::{
     AppendItem, AppendRequest, AppendResponse, AppendResult, AppendStreamRequest, AppendStreamResponse, EditRequest,
     EditResponse, ListAfterRequest, ListAfterResponse, ListMessagesRequest, ListMessagesResponse, ReactRequest,
     ReactResponse, RecallRequest, RecallResponse, append_result::Result as Outcome, messages_server::Messages,
 };
+use kith_rpc::{error::Error, server::panicked};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;

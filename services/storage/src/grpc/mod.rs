@@ -7,11 +7,11 @@ mod users;
 
 use std::sync::Arc;
 
-use kith_kit::{client::MAX_MESSAGE_BYTES, error::Error};
 use kith_proto::storage::v1::{
     conversations_server::ConversationsServer, messages_server::MessagesServer, peer_server::PeerServer,
     users_server::UsersServer,
 };
+use kith_rpc::{client::MAX_MESSAGE_BYTES, error::Error};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Response, Status, service::Routes};
 

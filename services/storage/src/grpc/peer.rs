@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use futures::future::join_all;
-use kith_kit::error::Error;
 use kith_proto::storage::v1::{
     ApplyRequest, ApplyResponse, LeavingRequest, LeavingResponse, PartitionsRequest, PartitionsResponse, RepairRequest,
     RepairResponse, StepResult, peer_server::Peer, step_result,
 };
+use kith_rpc::error::Error;
 use tonic::{Request, Response, Status};
 
 use super::respond;

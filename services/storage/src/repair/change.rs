@@ -4,7 +4,7 @@
 //! with a reason, and nothing is guessed. Applying an event again changes nothing.
 
 use bytes::Bytes;
-use kith_kit::ids;
+use kith_contract::ids;
 use kith_proto::{chat::v1::ConversationKind, storage::v1::Role};
 use serde::Deserialize;
 use thiserror::Error;

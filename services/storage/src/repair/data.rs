@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use kith_kit::ids;
+use kith_contract::ids;
 use kith_proto::{
     chat::v1::Draft,
     storage::v1::{Group, Role},

@@ -21,12 +21,10 @@ mod tests;
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use kith_kit::{
-    backoff::jittered,
-    error::{Error, reason},
-    kafka::{producer::ProduceError, scan::ScanError},
-};
+use kith_eventlog::{producer::ProduceError, scan::ScanError};
+use kith_kit::backoff::jittered;
 use kith_proto::storage::v1::{RepairRequest, RepairResponse, SeqGap, UnreadableRecord, Unrestored, VersionRange};
+use kith_rpc::error::{Error, reason};
 use parking_lot::Mutex;
 use thiserror::Error as ThisError;
 use tokio::time::Instant;

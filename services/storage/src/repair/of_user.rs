@@ -1,6 +1,6 @@
 //! What the events under a user's key changed: friends, blocks, the profile, the list, revoked tokens.
 
-use kith_kit::ids;
+use kith_contract::ids;
 
 use super::{
     change::{Change, Unrestorable, delete, parse, set},

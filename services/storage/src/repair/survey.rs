@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kith_kit::kafka::scan::{Found, Log, Record, ScanError};
+use kith_eventlog::scan::{Found, Log, Record, ScanError};
 use parking_lot::Mutex;
 use thiserror::Error;
 
@@ -231,7 +231,7 @@ pub(super) async fn survey(log: &Log, partition: u32, stored: u64) -> Result<Sur
 
 /// The events of a survey in version order, each version once: as it was told first.
 pub(super) struct InOrder {
-    reading: kith_kit::kafka::scan::Reading,
+    reading: kith_eventlog::scan::Reading,
     partition: u32,
     present: Ranges,
     next: Option<u64>,

@@ -6,7 +6,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use kith_kit::{config::Limits, ids};
+use kith_contract::ids;
+use kith_kit::config::Limits;
 use kith_proto::{
     chat::v1::{ConversationKind, Draft, Position},
     storage::v1::{

@@ -4,17 +4,17 @@
 
 use std::{collections::BTreeMap, io::Write, net::SocketAddr, path::PathBuf, process::Command, time::Duration};
 
-use kith_kit::kafka::client_config;
+use kith_clients::storage::Storage;
+use kith_eventlog::client_config;
 use kith_kit::{
-    admin::Readiness,
     config::{Auth, Cluster, Config, Durability, Instance, Limits, Service, Services},
-    storage::Storage,
-    testing::{KafkaBroker, Process, ValkeyCluster, ValkeyOptions, eventually, free_port},
+    readiness::Readiness,
 };
 use kith_proto::{
     chat::v1::{Draft, MessageType},
     storage::v1::{AppendRequest, UserUpdate},
 };
+use kith_testing::{KafkaBroker, Process, ValkeyCluster, ValkeyOptions, eventually, free_port};
 use rdkafka::{
     Message as _, Offset, TopicPartitionList,
     consumer::{Consumer as _, StreamConsumer},
@@ -217,7 +217,7 @@ pub async fn events(platform: &Platform, limit: Duration, done: impl Fn(&Events)
         let (partition, ver) =
             (headers["ce_kithpartition"].parse::<u32>().unwrap(), headers["ce_kithver"].parse().unwrap());
         assert_eq!(headers["ce_id"], format!("{partition}-{ver}"));
-        assert_eq!(partition, kith_kit::ids::partition_of(&headers["ce_partitionkey"], PARTITIONS));
+        assert_eq!(partition, kith_contract::ids::partition_of(&headers["ce_partitionkey"], PARTITIONS));
         assert_eq!(record.partition() as u32, partition % EVENT_PARTITIONS);
         let data: serde_json::Value = serde_json::from_slice(record.payload().unwrap()).unwrap();
         let event = (headers["ce_type"].clone(), data);

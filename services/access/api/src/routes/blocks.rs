@@ -1,8 +1,9 @@
 //! Whom the caller blocks: their messages are refused with reason BLOCKED.
 
 use axum::{Json, extract::State};
-use kith_kit::{error::Error, ids};
+use kith_contract::ids;
 use kith_proto::storage::v1::{ListBlocksRequest, SetBlockRequest};
+use kith_rpc::error::Error;
 use serde::Serialize;
 use utoipa::ToSchema;
 

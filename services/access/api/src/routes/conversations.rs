@@ -1,10 +1,11 @@
 //! Conversations: the list, one of them, read cursors and receipts.
 
 use axum::{Json, extract::State};
-use kith_kit::{error::Error, ids};
+use kith_contract::ids;
 use kith_proto::storage::v1::{
     ClearRequest, GetReceiptsRequest, ListConversationsRequest, MarkReadRequest, SetListEntryRequest,
 };
+use kith_rpc::error::Error;
 use kith_send::json::U64;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};

@@ -1,11 +1,13 @@
 //! The caller's devices: the list, this one's push token, and sending one away.
 
 use axum::{Json, extract::State};
-use kith_kit::{clock, error::Error, ids, push};
+use kith_contract::{ids, push};
+use kith_kit::clock;
 use kith_proto::{
     sessions::v1::KickRequest,
     storage::v1::{self as storage, DeleteDeviceRequest, ListDevicesRequest, PutDeviceRequest, RevokeTokensRequest},
 };
+use kith_rpc::error::Error;
 use kith_send::json::{U64, platform, platform_name};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;

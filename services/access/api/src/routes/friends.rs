@@ -1,11 +1,12 @@
 //! Friends and friend requests.
 
 use axum::{Json, extract::State, http::StatusCode};
-use kith_kit::{error::Error, ids};
+use kith_contract::ids;
 use kith_proto::storage::v1::{
     AnswerFriendRequestRequest, DeleteFriendRequest, ListFriendRequestsRequest, ListFriendsRequest, PutFriendRequest,
     RequestFriendRequest,
 };
+use kith_rpc::error::Error;
 use kith_send::json::U64;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use axum::{Json, extract::State, http::StatusCode};
-use kith_kit::{error::Error, ids, text};
+use kith_contract::{ids, text};
 use kith_proto::{
     chat::v1 as chat,
     storage::v1::{EditRequest, ListMessagesRequest, ReactRequest, RecallRequest},
 };
+use kith_rpc::error::Error;
 use kith_send::{Door, Draft, Target, draft::check_content, json::U64};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;

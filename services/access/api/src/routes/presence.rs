@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use axum::{Json, extract::State};
-use kith_kit::error::Error;
+use kith_rpc::error::Error;
 use kith_send::json::{U64, platform_name};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use axum::{Json, extract::State};
-use kith_kit::{error::Error, ids};
+use kith_contract::ids;
 use kith_proto::storage::v1::UserUpdate;
+use kith_rpc::error::Error;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 

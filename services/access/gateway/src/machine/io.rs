@@ -3,8 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::extract::ws::Utf8Bytes;
-use kith_kit::{auth::Claims, error::Error};
+use kith_clients::auth::Claims;
 use kith_proto::chat::v1::Receipt;
+use kith_rpc::error::Error;
 
 use super::{
     order::{Item, Need},

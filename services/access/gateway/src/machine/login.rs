@@ -5,10 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kith_kit::{
-    auth::Claims,
-    error::{Error, reason},
-};
+use kith_clients::auth::Claims;
+use kith_rpc::error::{Error, reason};
 use tonic::Code;
 
 use super::{

@@ -15,7 +15,8 @@ use std::{
 };
 
 use axum::extract::ws::Utf8Bytes;
-use kith_kit::{auth::Claims, error::Error};
+use kith_clients::auth::Claims;
+use kith_rpc::error::Error;
 
 use self::{
     bucket::Bucket,

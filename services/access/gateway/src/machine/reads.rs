@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use kith_kit::error::Error;
+use kith_rpc::error::Error;
 use tonic::Code;
 
 use super::{

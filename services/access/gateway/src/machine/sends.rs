@@ -23,7 +23,7 @@ pub fn key(draft: &Draft) -> String {
     match &draft.target {
         Target::Conversation(id) => id.clone(),
         Target::Recipient(peer) => {
-            kith_kit::ids::direct_conversation_id(&draft.sender_id, peer).unwrap_or_else(|_| peer.clone())
+            kith_contract::ids::direct_conversation_id(&draft.sender_id, peer).unwrap_or_else(|_| peer.clone())
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A connection as its client sees it: frames in, frames out, whatever the order.
 
-use kith_kit::error::reason;
 use kith_proto::chat::v1::Receipt;
+use kith_rpc::error::reason;
 use proptest::prelude::*;
 
 use super::{

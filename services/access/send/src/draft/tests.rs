@@ -1,6 +1,6 @@
 //! Which drafts pass the doorway, and the field that a refusal names.
 
-use kith_kit::error::Error;
+use kith_rpc::error::Error;
 use proptest::prelude::*;
 
 use super::*;

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, sync::atomic::Ordering};
 
-use kith_kit::kafka::{client_config, producer::Record};
+use kith_eventlog::{client_config, producer::Record};
 use rdkafka::{
     Message as _, Offset, TopicPartitionList,
     consumer::{Consumer as _, StreamConsumer},

@@ -37,7 +37,7 @@ async fn every_message_is_delivered_once_and_in_order_through_restarts() {
     world.expect(conversation, 23..=23).await;
 
     // What is not committed when the broker goes comes again.
-    let partition = kith_kit::ids::partition_of(conversation, PARTITIONS) % EVENT_PARTITIONS;
+    let partition = kith_contract::ids::partition_of(conversation, PARTITIONS) % EVENT_PARTITIONS;
     world.all_committed(partition as i32).await;
     world.broker.restart().await.unwrap();
     for seq in 24..=30 {

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::atomic::Ordering};
 
-use kith_kit::ids;
+use kith_contract::ids;
 use tokio::time::timeout;
 
 use crate::world::{LIMIT, World, Written};

@@ -10,16 +10,14 @@ use std::{
     time::Duration,
 };
 
+use kith_eventlog::{
+    admin::{Topic, ensure_topic},
+    client_config,
+    producer::{Delivery, Producer, Record},
+};
 use kith_kit::{
-    admin::Readiness,
     config::{Config, Instance},
-    error::Error,
-    kafka::{
-        admin::{Topic, ensure_topic},
-        client_config,
-        producer::{Delivery, Producer, Record},
-    },
-    testing::{KafkaBroker, eventually},
+    readiness::Readiness,
 };
 use kith_proto::{
     sessions::v1::{
@@ -34,6 +32,8 @@ use kith_proto::{
         conversations_server::{Conversations, ConversationsServer},
     },
 };
+use kith_rpc::error::Error;
+use kith_testing::{KafkaBroker, eventually};
 use rdkafka::{
     Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer as _},
@@ -232,7 +232,7 @@ impl Written {
     }
 
     pub fn placed(partitions: u32, event_partitions: u32, conversation: &str, seq: u64) -> Self {
-        let stream = kith_kit::ids::partition_of(conversation, partitions);
+        let stream = kith_contract::ids::partition_of(conversation, partitions);
         let data = serde_json::json!({
             "conversation_id": conversation, "seq": seq.to_string(), "message_id": format!("m{seq}"), "client_msg_id": "c",
             "sender_id": conversation.split(':').nth(1), "sent_at": kith_kit::clock::now_ms().to_string(), "type": "text", "content": {"text": "hi"},

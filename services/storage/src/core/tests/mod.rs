@@ -10,10 +10,12 @@ mod whole;
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use kith_kit::{config::Limits, error::Error, ids};
+use kith_contract::ids;
+use kith_kit::config::Limits;
 use kith_proto::storage::v1::{
     Conversation, ListConversationsRequest, OpenDirectRequest, UpsertUsersRequest, UserUpdate,
 };
+use kith_rpc::error::Error;
 use tonic::Code;
 
 use super::{Core, model::key};

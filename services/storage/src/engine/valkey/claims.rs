@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use kith_kit::{admin::Readiness, backoff::jittered};
+use kith_kit::{backoff::jittered, readiness::Readiness};
 use rand::RngExt;
 use tokio::{
     sync::{mpsc, oneshot},

@@ -18,7 +18,7 @@ mod writer;
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use kith_kit::{admin::Readiness, config::Config, valkey::Connector};
+use kith_kit::{config::Config, readiness::Readiness, valkey::Connector};
 use redis::Value;
 use tokio::{
     sync::{mpsc, oneshot},

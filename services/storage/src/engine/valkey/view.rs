@@ -2,7 +2,8 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use kith_kit::{discovery::Discovery, rendezvous};
+use kith_kit::rendezvous;
+use kith_rpc::discovery::Discovery;
 use parking_lot::Mutex;
 use tokio::{sync::watch, time::Instant};
 
@@ -90,7 +91,7 @@ impl View {
     }
 
     /// Resolves at the next change, from discovery or from peers.
-    pub(crate) fn changes(&self) -> (watch::Receiver<kith_kit::discovery::Endpoints>, watch::Receiver<u64>) {
+    pub(crate) fn changes(&self) -> (watch::Receiver<kith_rpc::discovery::Endpoints>, watch::Receiver<u64>) {
         (self.discovery.watch(), self.changed.subscribe())
     }
 }
