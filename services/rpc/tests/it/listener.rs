@@ -1,6 +1,4 @@
 //! Listeners against peers that say nothing, or too little: through real sockets.
-#![allow(missing_docs)]
-
 use std::time::Duration;
 
 use axum::{

@@ -1,6 +1,4 @@
 //! A listener that ends TLS itself: who is served, who is cut off, and what a renewed certificate changes; through real sockets.
-#![allow(missing_docs)]
-
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use axum::{Router, routing::get};

@@ -1,12 +1,8 @@
 //! The way of a message through storage: over gRPC, a real engine with a replica, and a real Kafka.
 
-#![allow(clippy::unwrap_used)] // a test helper that fails fails its test
-
-mod common;
-
 use std::{collections::BTreeSet, time::Duration};
 
-use common::{Platform, events, text, user};
+use crate::common::{Platform, events, text, user};
 use kith_proto::{
     chat::v1::Position,
     storage::v1::{

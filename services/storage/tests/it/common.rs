@@ -1,6 +1,6 @@
 //! Storage instances in this process, over a real engine and a real event log.
 
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used)] // each test file uses its part
+#![allow(unreachable_pub)]
 
 use std::{collections::BTreeMap, io::Write, net::SocketAddr, path::PathBuf, process::Command, time::Duration};
 
@@ -117,7 +117,7 @@ impl Platform {
         std::fs::write(&config, serde_json::to_vec(&self.config).unwrap()).unwrap();
         let mut command = Command::new(std::env::current_exe().unwrap());
         command
-            .args(["--exact", "instance_process", "--nocapture"])
+            .args(["--exact", "faults::instance_process", "--nocapture"])
             .env(ADDRESS, &address)
             .env(CONFIG, &config)
             .env(READY_FILE, &ready);

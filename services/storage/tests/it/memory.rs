@@ -1,12 +1,8 @@
 //! An engine at its `maxmemory`: what frees or moves positions goes on, what stores is refused whole, and everything can be read.
 
-#![allow(clippy::unwrap_used)] // a test helper that fails fails its test
-
-mod common;
-
 use std::{collections::BTreeMap, time::Duration};
 
-use common::{Platform, text, user};
+use crate::common::{Platform, text, user};
 use futures::{FutureExt, future::BoxFuture};
 use kith_clients::storage::Storage;
 use kith_contract::ids;

@@ -1,10 +1,6 @@
 //! Numbers that are damaged in the engine: DATA_LOSS for their own conversation, and nothing else.
 
-#![allow(clippy::unwrap_used)] // a test helper that fails fails its test
-
-mod common;
-
-use common::{Platform, text, user};
+use crate::common::{Platform, text, user};
 use kith_clients::storage::Storage;
 use kith_proto::{
     chat::v1::{ConversationKind, Position},

@@ -1,10 +1,6 @@
 //! An acknowledged message is never lost, reordered or doubled: faults under load, on real processes, checked against history and the
 //! event log. `KITH_FAULT_ROUNDS` sets how often each fault is tried (default 1).
 
-#![allow(clippy::unwrap_used)] // a test helper that fails fails its test
-
-mod common;
-
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
@@ -14,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{InstanceProcess, Platform, events, text, user};
+use crate::common::{InstanceProcess, Platform, events, text, user};
 use kith_clients::storage::Storage;
 use kith_proto::storage::v1::{ListMessagesRequest, OpenDirectRequest};
 use kith_testing::eventually;
@@ -29,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn instance_process() {
-    common::serve_if_asked().await;
+    crate::common::serve_if_asked().await;
 }
 
 /// Senders that note what they were promised.
@@ -176,7 +172,7 @@ async fn check(platform: &Platform, client: &Storage, load: &Load) -> usize {
         }
         stored.extend(found.into_iter().map(|(seq, client_msg_id)| (id.clone(), seq, client_msg_id)));
     }
-    let messages = |found: &common::Events| {
+    let messages = |found: &crate::common::Events| {
         let created = found.values().filter(|(kind, _)| kind == "dev.kith.message.created.v1");
         let place = |d: &serde_json::Value| {
             let text = |name: &str| d[name].as_str().unwrap().to_owned();

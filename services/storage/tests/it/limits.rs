@@ -1,12 +1,8 @@
 //! What happens when something that storage needs is missing: the documented refusal in time, and a retry that succeeds once.
 
-#![allow(clippy::unwrap_used)] // a test helper that fails fails its test
-
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::{Platform, events, text, user};
+use crate::common::{Platform, events, text, user};
 use kith_clients::storage::Storage;
 use kith_contract::ids;
 use kith_proto::storage::v1::{ListConversationsRequest, ListMessagesRequest, OpenDirectRequest};
@@ -36,7 +32,7 @@ async fn history(client: &Storage, id: &str) -> Result<Vec<(u64, String)>, kith_
     Ok(page.messages.into_iter().map(|m| (m.seq, m.client_msg_id)).collect())
 }
 
-fn created(found: &common::Events, id: &str) -> Vec<(u64, String)> {
+fn created(found: &crate::common::Events, id: &str) -> Vec<(u64, String)> {
     let messages = found.values().filter(|(kind, _)| kind == "dev.kith.message.created.v1");
     let messages = messages.filter(|(_, data)| data["conversation_id"] == id);
     messages

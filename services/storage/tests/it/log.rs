@@ -1,12 +1,8 @@
 //! The event log's side of storage: a Kafka client that fails for good takes no event with it.
 
-#![allow(clippy::unwrap_used)] // a test helper that fails fails its test
-
-mod common;
-
 use std::time::Duration;
 
-use common::{EVENT_PARTITIONS, PARTITIONS, Platform, events, text, user};
+use crate::common::{EVENT_PARTITIONS, PARTITIONS, Platform, events, text, user};
 use kith_proto::storage::v1::OpenDirectRequest;
 use rdkafka::{
     mocking::MockCluster,
@@ -43,7 +39,7 @@ async fn events_go_on_in_order_when_the_producer_has_failed_for_good() {
             client.append(text(&id, "a", &format!("{round}-{send}"), "hi")).await.unwrap();
         }
         let told = (round + 1) * sends;
-        let messages = |found: &common::Events| {
+        let messages = |found: &crate::common::Events| {
             found.values().filter(|(kind, _)| kind == "dev.kith.message.created.v1").count() == told
         };
         let found = events(&platform, LIMIT, messages).await;

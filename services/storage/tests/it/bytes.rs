@@ -1,12 +1,8 @@
 //! Answers in bytes, through the network: whatever messages hold, what is asked for can be answered, and all of it is reached.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
 use std::collections::BTreeMap;
 
-use common::{Platform, user};
+use crate::common::{Platform, user};
 use futures::{StreamExt, stream};
 use kith_clients::storage::{PAGE_BYTES, Storage};
 use kith_proto::{
