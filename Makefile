@@ -2,7 +2,7 @@
 
 LOCAL := e2e/local
 
-.PHONY: help up down env token status test nightly bench bench-operator chaos upgrade
+.PHONY: help up down env token status test nightly bench bench-cluster bench-operator chaos upgrade
 
 help:
 	@echo 'make up       builds everything, starts a local Kubernetes (NODES=3 for three nodes; KITH_KUBECONFIG=FILE uses yours),'
@@ -13,6 +13,7 @@ help:
 	@echo 'make down     takes the local cluster down and leaves nothing behind'
 	@echo 'make test     the whole check, ending in one line: N passed, N failed'
 	@echo 'make bench    measures storage alone and the whole path on local processes, without Kubernetes'
+	@echo 'make bench-cluster   measures the platform that make up runs, and what each of its processes uses'
 	@echo 'make bench-operator  measures one operator over 300 ChatClusters with imitated engines'
 	@echo 'make chaos    fifteen minutes of faults under load on a local cluster of three nodes, ending in a table'
 	@echo 'make upgrade  the previous release, upgraded under load and taken back, on a fresh local cluster'
@@ -41,6 +42,9 @@ nightly:
 
 bench:
 	@$(LOCAL)/bench.sh
+
+bench-cluster:
+	@$(LOCAL)/bench-cluster.sh
 
 bench-operator:
 	@$(LOCAL)/bench-operator.sh

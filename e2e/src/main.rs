@@ -4,7 +4,7 @@ use std::{process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use kith_e2e::{
-    bench::{self, path::PathOptions, storage::StorageOptions},
+    bench::{self, deployed::DeployedOptions, path::PathOptions, storage::StorageOptions},
     business::Business,
     chaos::{self, ChaosOptions},
     cluster::Cluster,
@@ -86,7 +86,7 @@ enum Command {
         #[arg(long)]
         http: bool,
     },
-    /// Measures on local processes, without Kubernetes.
+    /// Measures on local processes, without Kubernetes, or what `make up` runs.
     Bench {
         #[command(subcommand)]
         what: Bench,
@@ -108,6 +108,30 @@ enum Bench {
         /// Instances of storage.
         #[arg(long, default_value_t = 1)]
         storages: usize,
+    },
+    /// From a client's socket to another client's socket, on the platform that `make up` runs.
+    Cluster {
+        /// Messages per second; where a sweep begins.
+        #[arg(long, default_value_t = 1_000.0)]
+        rate: f64,
+        /// Seconds of each phase.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        /// Phases at that rate.
+        #[arg(long, default_value_t = 2)]
+        phases: u32,
+        /// Users, in pairs.
+        #[arg(long, default_value_t = 200)]
+        users: usize,
+        /// Bytes of text.
+        #[arg(long, default_value_t = 128)]
+        payload: usize,
+        /// Looks for the highest rate that is held and for what happens past it.
+        #[arg(long)]
+        sweep: bool,
+        /// Sends over HTTP instead of the socket.
+        #[arg(long)]
+        http: bool,
     },
     /// From a client's socket to another client's socket.
     Path {
@@ -168,8 +192,7 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Bench { what } => run_bench(what).await?,
         Command::Load { seconds, rate, pairs, http } => {
             kith_kit::telemetry::init_tracing();
-            let via = if http { Via::Http } else { Via::Socket };
-            let options = LoadOptions { pairs, rate, via, ..LoadOptions::default() };
+            let options = LoadOptions { pairs, rate, via: via(http), ..LoadOptions::default() };
             let load = Load::start(&Target::of_env().await?, options).await?;
             tokio::time::sleep(Duration::from_secs(seconds)).await;
             let report = load.finish(chaos::READ_BACK).await?;
@@ -206,11 +229,19 @@ async fn run_chaos(options: &ChaosOptions) -> Result<ExitCode, Failure> {
     Ok(if outcome.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+fn via(http: bool) -> Via {
+    if http { Via::Http } else { Via::Socket }
+}
+
 async fn run_bench(what: Bench) -> Result<(), Failure> {
     match what {
         Bench::Storage { rate, common, payload, storages } => {
             let Common { seconds, users, plaintext } = common;
             bench::storage::run(StorageOptions { rate, seconds, users, payload, tls: !plaintext, storages }).await?;
+        }
+        Bench::Cluster { rate, seconds, phases, users, payload, sweep, http } => {
+            let via = via(http);
+            bench::deployed::run(DeployedOptions { rate, seconds, phases, users, payload, via, sweep }).await?;
         }
         Bench::Path {
             rate,
@@ -232,7 +263,7 @@ async fn run_bench(what: Bench) -> Result<(), Failure> {
                 new_conversations: new_conversations_per_second,
                 sweep,
                 tls: !plaintext,
-                via: if http { Via::Http } else { Via::Socket },
+                via: via(http),
                 storages,
                 event_partitions,
                 warm_up: Duration::from_secs(warm_up),

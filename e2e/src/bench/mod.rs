@@ -1,10 +1,13 @@
-//! Benchmarks on local processes: open loop, so that latency counts from the moment at which a message was meant to be sent, and beside
+//! Benchmarks on local processes and on what `make up` runs: open loop, so that latency counts from the moment at which a message was meant to be sent, and beside
 //! the floor that the bare engine sets in the same run.
 
+pub mod deployed;
 mod fleet;
 pub mod floor;
 mod pace;
 pub mod path;
+mod phases;
+mod processes;
 mod stats;
 pub mod storage;
 mod usage;
