@@ -90,8 +90,8 @@ if [ "${NIGHTLY:-}" = 1 ]; then
     panic arbitrary damaged any_bytes stops_the
   # Half a minute a fault, every one of them twenty times.
   # One client tries everything for an hour while others chat.
-  check hostile 4500 env KITH_HOSTILE_SECONDS=3600 cargo test --release --workspace --test local_hostile --locked -- --ignored --nocapture
-  check faults 9000 env KITH_FAULT_ROUNDS=200 cargo test --release --workspace --test local_faults --locked -- --ignored --nocapture
+  check hostile 4500 env KITH_HOSTILE_SECONDS=3600 cargo test --release --workspace --test processes --locked -- --ignored --nocapture hostile::
+  check faults 9000 env KITH_FAULT_ROUNDS=200 cargo test --release --workspace --test processes --locked -- --ignored --nocapture faults::
 fi
 check up 420 "$KITH_LOCAL/up.sh"
 if "$KITH_LOCAL/env.sh" print >"$TEST_LOGS/env" 2>&1; then

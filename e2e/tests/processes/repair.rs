@@ -1,5 +1,4 @@
 //! A store that has lost what was acknowledged, and the real `kith repair`: on real Valkey, Kafka and service processes.
-#![allow(missing_docs)]
 
 use std::{process::Output, time::Duration};
 

@@ -1,5 +1,4 @@
 //! A rollout of `sessions`: whoever holds a user's sessions changes all the time, and a device that is sent away is out all the same.
-#![allow(missing_docs)]
 
 use std::time::{Duration, Instant};
 

@@ -1,6 +1,5 @@
 //! A hostile client on the local processes: one user on one address tries everything at full rate while others chat. `KITH_HOSTILE_SECONDS`
 //! sets for how long.
-#![allow(missing_docs)]
 
 use std::time::Duration;
 

@@ -1,6 +1,5 @@
 //! Faults on the local processes under load: every acknowledged message is there once with its seq, seqs are gapless, the event log
 //! replays to the store, no conversation stays closed. `KITH_FAULT_ROUNDS` sets how many (`make nightly`: 200).
-#![allow(missing_docs)]
 
 use kith_e2e::{
     load::{LoadOptions, Via},
