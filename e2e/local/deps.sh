@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Installs and builds what the local cluster and the tests run on, into the cache; each part is paid for once per version.
 #
-#   deps.sh all | deps.sh PART…      parts: debian valkey kafka kube coredns helm, and deny
+#   deps.sh all | deps.sh PART…      parts: debian valkey kafka kube coredns helm, and tools for the check
 
 # shellcheck source=lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 # shellcheck source=versions.sh
 . "$KITH_LOCAL/versions.sh"
-for part in debian valkey kafka go deny; do
+for part in debian valkey kafka go tools; do
   # shellcheck disable=SC1090 # the parts beside this file
   . "$KITH_LOCAL/deps/$part.sh"
 done

@@ -1,7 +1,7 @@
 # Debian packages, installed only when one is missing and without starting the services that they bring.
 
 DEBIAN_PACKAGES="containerd runc containernetworking-plugins iptables iproute2 conntrack ipset ethtool socat etcd-server
-  buildah mmdebstrap jq openssl maven openjdk-17-jdk-headless pkg-config libssl-dev zlib1g-dev cmake make g++
+  buildah mmdebstrap jq shellcheck openssl maven openjdk-17-jdk-headless pkg-config libssl-dev zlib1g-dev cmake make g++
   ca-certificates procps util-linux"
 
 deps_debian() {
