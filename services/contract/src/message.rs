@@ -196,7 +196,8 @@ mod tests {
 
     #[test]
     fn what_a_message_may_lack_has_a_default() {
-        let text = r#"{"conversation_id":"c","seq":1,"message_id":"m","sender_id":"a","sent_at":"2","type":"text","more":1}"#;
+        let text =
+            r#"{"conversation_id":"c","seq":1,"message_id":"m","sender_id":"a","sent_at":"2","type":"text","more":1}"#;
         let message: Message<'_, Value> = serde_json::from_str(text).unwrap();
         assert_eq!((message.seq, message.sent_at, message.edited_at, &message.content), (1, 2, None, &Value::Null));
         let created: MessageCreated<'_, Option<&RawValue>> = serde_json::from_str(text).unwrap();

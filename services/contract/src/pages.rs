@@ -78,7 +78,10 @@ fn fields(schema: &Value) -> String {
         }
         let optional = if always.contains(&name.as_str()) { "" } else { "?" };
         let meaning = text(field, "description").replace('\n', " ");
-        writeln!(table, "| `{name}`{optional} | {} | {meaning} |", spelt(field)).unwrap();
+        let spelt = spelt(field);
+        // What may be absent is never written as null.
+        let spelt = if optional.is_empty() { &spelt } else { spelt.trim_end_matches(" or null") };
+        writeln!(table, "| `{name}`{optional} | {spelt} | {meaning} |").unwrap();
     }
     table
 }
@@ -126,7 +129,11 @@ fn events_page() -> String {
     ] {
         writeln!(page, "\n## {title}").unwrap();
         if internal {
-            writeln!(page, "\nThe platform restores and keeps itself by them; others skip them, since they may change.").unwrap();
+            writeln!(
+                page,
+                "\nThe platform restores and keeps itself by them; others skip them, since they may change."
+            )
+            .unwrap();
         }
         let of_topic = Kind::ALL.iter().filter(|kind| kind.topic() == topic && kind.is_internal() == internal);
         for kind in of_topic {

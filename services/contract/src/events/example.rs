@@ -18,9 +18,7 @@ pub const fn of(kind: Kind) -> &'static str {
             r#"{"added":true,"conversation_id":"d:alice:bob","emoji":"👍","message_id":"01M3BM1Q007QDXFJ5N6VQ3HMJB","seq":"42","user_id":"bob"}"#
         }
         Kind::ReceiptRead => r#"{"conversation_id":"d:alice:bob","read_seq":"42","user_id":"bob"}"#,
-        Kind::ReceiptDelivered => {
-            r#"{"conversation_id":"d:alice:bob","device_id":"phone","seq":"42","user_id":"bob"}"#
-        }
+        Kind::ReceiptDelivered => r#"{"conversation_id":"d:alice:bob","device_id":"phone","seq":"42","user_id":"bob"}"#,
         Kind::ConversationCreated => {
             r#"{"announcement":"","avatar_url":"","conversation_id":"g:01ARZ3NDEKTSV4RRFFQ69G5FAV","created_at":"1790000000000","idempotency_key":"k-1","join":"invite","kind":"group","member_ids":["alice"],"muted":false,"name":"Hikers","owner_id":"alice"}"#
         }
@@ -46,9 +44,7 @@ pub const fn of(kind: Kind) -> &'static str {
         Kind::FriendAdded => {
             r#"{"alias":"Bobby","at":"1790000000000","friend_id":"bob","since":"1790000000000","source_version":"0","user_id":"alice","version":"1"}"#
         }
-        Kind::FriendRemoved => {
-            r#"{"at":"1790000000000","friend_id":"bob","source_version":"0","user_id":"alice"}"#
-        }
+        Kind::FriendRemoved => r#"{"at":"1790000000000","friend_id":"bob","source_version":"0","user_id":"alice"}"#,
         Kind::FriendRequested => {
             r#"{"requested_at":"1790000000000","requester_id":"bob","text":"it is me","user_id":"alice"}"#
         }
@@ -60,9 +56,7 @@ pub const fn of(kind: Kind) -> &'static str {
         Kind::ProfileUpdated => {
             r#"{"attrs":{"city":"Bern"},"avatar_url":"https://pictures.example/alice","line":"shop","nickname":"Alice","source_version":"0","user_id":"alice","version":"3"}"#
         }
-        Kind::ListEntered => {
-            r#"{"activity":"1790000000000","conversation_id":"d:alice:bob","user_id":"alice"}"#
-        }
+        Kind::ListEntered => r#"{"activity":"1790000000000","conversation_id":"d:alice:bob","user_id":"alice"}"#,
         Kind::ListLeft => r#"{"conversation_id":"d:alice:bob","user_id":"alice"}"#,
         Kind::ListUpdated => {
             r#"{"cleared_seq":"0","conversation_id":"d:alice:bob","muted":false,"pinned":true,"user_id":"alice"}"#

@@ -281,7 +281,10 @@ mod tests {
         for unknown in ["dev.kith.message.created.v2", "message.created", "org.other.thing", ""] {
             assert_eq!(Kind::of_type(unknown), None, "{unknown}");
         }
-        assert_eq!((type_of("of.later"), name_of("dev.kith.of.later.v1")), ("dev.kith.of.later.v1".into(), Some("of.later")));
+        assert_eq!(
+            (type_of("of.later"), name_of("dev.kith.of.later.v1")),
+            ("dev.kith.of.later.v1".into(), Some("of.later"))
+        );
         assert_eq!(type_of(CORRUPT_NAME), CORRUPT);
     }
 

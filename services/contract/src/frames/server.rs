@@ -147,7 +147,10 @@ pub enum EventName<'a> {
 impl EventName<'static> {
     /// Those of this version, with what they tell.
     pub const ALL: [(Self, &'static str); 11] = [
-        (Self::Read, "The data of the event `receipt.read`; in groups of more than 200 only to the reader's own devices."),
+        (
+            Self::Read,
+            "The data of the event `receipt.read`; in groups of more than 200 only to the reader's own devices.",
+        ),
         (Self::Recalled, "The data of the event `message.recalled`."),
         (Self::Edited, "The data of the event `message.edited`."),
         (Self::Reaction, "The data of the event `message.reaction`."),
@@ -251,9 +254,9 @@ impl<C: Serialize> ServerFrame<'_, C> {
 }
 
 /// A `messages` frame from messages that are JSON already, and the conversations that have more: ids, of an alphabet that needs no escapes.
-pub fn messages<'a>(
-    messages: impl ExactSizeIterator<Item = &'a str> + Clone,
-    more: impl IntoIterator<Item = &'a str>,
+pub fn messages<'a, 'b>(
+    messages: impl Iterator<Item = &'a str> + Clone,
+    more: impl IntoIterator<Item = &'b str>,
 ) -> String {
     let size = messages.clone().map(|json| json.len() + 1).sum::<usize>() + 64;
     let mut text = String::with_capacity(size);
@@ -339,7 +342,10 @@ mod tests {
         assert_eq!(serde_json::from_str::<Frame>(&none).unwrap().text(), none);
         for (name, _) in EventName::ALL {
             let text = event(name.as_str(), b" {\"a\": 1.50}").unwrap();
-            assert_eq!(serde_json::from_str::<Frame>(&text).unwrap(), Frame::Event { event: name, data: json!({"a": 1.5}) });
+            assert_eq!(
+                serde_json::from_str::<Frame>(&text).unwrap(),
+                Frame::Event { event: name, data: json!({"a": 1.5}) }
+            );
         }
         assert!(event("typing", b"{").is_none() && event("dance", b"{}").is_none());
     }
@@ -355,7 +361,10 @@ mod tests {
     fn an_empty_object_stays_json_when_it_is_named() {
         for (text, fields) in [("{}", 1), (" { } ", 1), ("{\"a\":1}", 2)] {
             let value: Value = serde_json::from_slice(&named(Kind::GroupUpdated.name(), text.as_bytes())).unwrap();
-            assert_eq!((&value["change"], value.as_object().unwrap().len()), (&Kind::GroupUpdated.name().into(), fields));
+            assert_eq!(
+                (&value["change"], value.as_object().unwrap().len()),
+                (&Kind::GroupUpdated.name().into(), fields)
+            );
         }
     }
 
