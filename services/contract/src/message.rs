@@ -3,7 +3,7 @@
 use std::{borrow::Cow, collections::BTreeMap};
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use crate::{
@@ -112,11 +112,18 @@ pub struct SendMessage<C> {
     #[schemars(with = "AnyObject")]
     pub content: C,
     /// At most 100 users.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mentions: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "or_none", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Option<Vec<String>>")]
+    pub mentions: Vec<String>,
     /// At most 32 entries, 4 KiB in all.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ext: Option<BTreeMap<String, String>>,
+    #[serde(default, deserialize_with = "or_none", skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(with = "Option<BTreeMap<String, String>>")]
+    pub ext: BTreeMap<String, String>,
+}
+
+/// What is null is as good as absent.
+fn or_none<'de, T: Deserialize<'de> + Default, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
 /// A place in a conversation.

@@ -92,8 +92,8 @@ impl Draft {
             client_msg_id: message.client_msg_id,
             kind: message.kind,
             content: message.content,
-            mentions: message.mentions.unwrap_or_default(),
-            ext: message.ext.unwrap_or_default(),
+            mentions: message.mentions,
+            ext: message.ext,
         })
     }
 

@@ -247,7 +247,7 @@ mod tests {
         fn a_frame_reads_back_as_it_was_written(id in "\\PC{0,20}", token in proptest::option::of("\\PC{0,8}"), seq in any::<u64>(), content in "\\PC{0,20}") {
             let message = SendMessage {
                 client_msg_id: id.clone(), conversation_id: token.clone(), recipient_id: None, kind: "text".into(),
-                content: Value::String(content), mentions: Some(vec![id.clone()]), ext: None,
+                content: Value::String(content), mentions: vec![id.clone()], ext: BTreeMap::new(),
             };
             let place = Position { conversation_id: "d:a:b".into(), seq };
             let cursors = Some([("d:a:b".to_owned(), U64(seq))].into());

@@ -253,6 +253,63 @@ impl<C: Serialize> ServerFrame<'_, C> {
     }
 }
 
+/// As much of a frame as a client needs that counts and acknowledges what comes, and no more: frames of all types are read into it.
+#[derive(Debug, Deserialize)]
+pub struct Glance<'a> {
+    /// Which frame.
+    #[serde(rename = "type")]
+    pub kind: FrameKind,
+    /// Of `sent` and `error`.
+    #[serde(borrow, default)]
+    pub id: Option<Cow<'a, str>>,
+    /// Of `error`.
+    #[serde(borrow, default)]
+    pub code: Option<Cow<'a, str>>,
+    /// Of `messages`.
+    #[serde(borrow, default)]
+    pub messages: Vec<MessageGlance<'a>>,
+}
+
+/// The types of frames of the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FrameKind {
+    /// [`Hello`]
+    Hello,
+    /// [`ServerFrame::Messages`]
+    Messages,
+    /// [`Sent`]
+    Sent,
+    /// [`Refusal`]
+    Error,
+    /// [`ServerFrame::Event`]
+    Event,
+    /// [`ServerFrame::Pong`]
+    Pong,
+    /// [`Reconnect`]
+    Reconnect,
+    /// Of a later version.
+    #[serde(other)]
+    Other,
+}
+
+/// As much of a message.
+#[derive(Debug, Deserialize)]
+pub struct MessageGlance<'a> {
+    /// Where.
+    #[serde(borrow)]
+    pub conversation_id: Cow<'a, str>,
+    /// Its place.
+    #[serde(with = "Decimal")]
+    pub seq: u64,
+    /// The sender's own id.
+    #[serde(borrow)]
+    pub client_msg_id: Cow<'a, str>,
+    /// Who.
+    #[serde(borrow)]
+    pub sender_id: Cow<'a, str>,
+}
+
 /// A `messages` frame from messages that are JSON already, and the conversations that have more: ids, of an alphabet that needs no escapes.
 pub fn messages<'a, 'b>(
     messages: impl Iterator<Item = &'a str> + Clone,
@@ -325,6 +382,11 @@ mod tests {
         for (name, text) in example::SERVER {
             let frame: Frame = serde_json::from_str(text).unwrap_or_else(|e| panic!("{name}: {e}"));
             assert_eq!(frame.text(), text, "{name}");
+            let glance: Glance<'_> = serde_json::from_str(text).unwrap();
+            assert!(
+                glance.kind != FrameKind::Other && glance.messages.len() == usize::from(name == "messages"),
+                "{name}"
+            );
             assert!(text.starts_with(&format!("{{\"type\":\"{name}\"")), "{name}");
         }
         assert_eq!(example::SERVER.len(), 7);
