@@ -20,6 +20,8 @@ pub mod header {
     pub const PARTITION: &str = "ce_kithpartition";
     /// The place in that partition: rises by one with every event on `<cluster>.events`.
     pub const VERSION: &str = "ce_kithver";
+    /// On records that were set aside: why.
+    pub const ERROR: &str = "ce_kitherror";
     /// What the data are.
     pub const CONTENT_TYPE: &str = "content-type";
 }

@@ -303,6 +303,19 @@ mod tests {
     }
 
     #[test]
+    fn fields_are_written_in_the_order_of_their_names_as_they_have_always_been() {
+        for kind in Kind::ALL {
+            let text = example::of(*kind);
+            // Read and written by name: a map without an order of its own.
+            let sorted = serde_json::from_str::<Value>(text).unwrap().to_string();
+            let by_name = sorted == text;
+            let otherwise =
+                matches!(kind, Kind::MessageCreated | Kind::MessageEdited) || kind.topic() == Topic::Sessions;
+            assert_eq!(by_name, !otherwise, "{kind}");
+        }
+    }
+
+    #[test]
     fn readers_skip_what_they_do_not_know_and_refuse_what_says_too_little() {
         for kind in Kind::ALL {
             let mut value: Value = serde_json::from_str(example::of(*kind)).unwrap();
