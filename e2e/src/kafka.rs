@@ -5,6 +5,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use kith_contract::{
+    events::{
+        self, Kind, MessageEdited, MessageRecalled, REPAIR_MARKER,
+        envelope::{self, header},
+    },
+    message::MessageCreated,
+};
 use kith_kit::config::Tls;
 use rdkafka::{
     ClientConfig, Message as _, Offset, TopicPartitionList,
@@ -12,6 +19,7 @@ use rdkafka::{
     error::KafkaError,
     message::{BorrowedMessage, Headers},
 };
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::client::model::Message;
@@ -81,7 +89,7 @@ pub enum LogError {
 pub struct Event {
     /// `ce_id`
     pub id: String,
-    /// `ce_type`, for example `dev.kith.message.created.v1`.
+    /// `ce_type`
     pub kind: String,
     /// `ce_source`
     pub source: String,
@@ -97,9 +105,6 @@ pub struct Event {
     pub data: Value,
 }
 
-/// The one type of `<cluster>.events` that is no change: where a repair's reading ends.
-const MARKER: &str = "dev.kith.repair.marker.v1";
-
 /// None: a marker.
 fn event(record: &BorrowedMessage<'_>) -> Result<Option<Event>, String> {
     let mut headers = HashMap::new();
@@ -109,27 +114,27 @@ fn event(record: &BorrowedMessage<'_>) -> Result<Option<Event>, String> {
             headers.insert(header.key.to_owned(), value);
         }
     }
-    if headers.get("ce_type").is_some_and(|kind| kind == MARKER) {
+    if headers.get(header::TYPE).is_some_and(|kind| kind == REPAIR_MARKER) {
         return Ok(None);
     }
     let mut take = |name: &str| headers.remove(name).ok_or_else(|| format!("no header {name}"));
-    let (version, content_type) = (take("ce_specversion")?, take("content-type")?);
-    if version != "1.0" || !content_type.starts_with("application/json") {
+    let (version, content_type) = (take(header::SPEC_VERSION)?, take(header::CONTENT_TYPE)?);
+    if version != envelope::SPEC_VERSION || !content_type.starts_with(envelope::CONTENT_TYPE) {
         return Err(format!("specversion {version}, content-type {content_type}"));
     }
     let key = String::from_utf8_lossy(record.key().unwrap_or_default()).into_owned();
-    let partition_key = take("ce_partitionkey")?;
+    let partition_key = take(header::PARTITION_KEY)?;
     if key.is_empty() || partition_key != key {
         return Err(format!("key {key:?}, ce_partitionkey {partition_key:?}"));
     }
     let number = |name: &str, text: String| text.parse::<u64>().map_err(|e| format!("{name} {text:?}: {e}"));
     Ok(Some(Event {
-        id: take("ce_id")?,
-        kind: take("ce_type")?,
-        source: take("ce_source")?,
-        time: take("ce_time")?,
-        partition: number("ce_kithpartition", take("ce_kithpartition")?)? as u32,
-        ver: number("ce_kithver", take("ce_kithver")?)?,
+        id: take(header::ID)?,
+        kind: take(header::TYPE)?,
+        source: take(header::SOURCE)?,
+        time: take(header::TIME)?,
+        partition: number(header::PARTITION, take(header::PARTITION)?)? as u32,
+        ver: number(header::VERSION, take(header::VERSION)?)?,
         key,
         data: serde_json::from_slice(record.payload().unwrap_or_default()).map_err(|e| format!("payload: {e}"))?,
     }))
@@ -165,31 +170,43 @@ impl Replay {
         }
         *known = event.ver;
         *self.kinds.entry(event.kind.clone()).or_default() += 1;
-        let kind = event.kind.strip_prefix("dev.kith.").and_then(|k| k.strip_suffix(".v1"));
-        match kind {
-            Some("message.created") => self.created(event),
-            Some("message.recalled") => self.change(event, |m, _| {
-                m.recalled = true;
-                m.content = Value::Null;
-            }),
-            Some("message.edited") => self.change(event, |m, data| {
-                m.content = data["content"].clone();
-                m.edited_at = data["edited_at"].as_str().and_then(|t| t.parse().ok());
-            }),
+        match Kind::of_type(&event.kind) {
+            Some(Kind::MessageCreated) => self.created(event),
+            Some(Kind::MessageRecalled) => self.change(
+                event,
+                |recalled: &MessageRecalled<'_>| recalled.seq,
+                |m, _| {
+                    m.recalled = true;
+                    m.content = Value::Null;
+                },
+            ),
+            Some(Kind::MessageEdited) => {
+                self.change(
+                    event,
+                    |edited: &MessageEdited<'_, Value>| edited.seq,
+                    |m, edited| {
+                        m.content = edited.content;
+                        m.edited_at = Some(edited.edited_at);
+                    },
+                );
+            }
             Some(_) => {}
+            // A later version may tell more.
+            None if events::name_of(&event.kind).is_some() => {}
             None => self.faults.push(format!("an event type outside the contract: {}", event.kind)),
         }
     }
 
     fn created(&mut self, event: &Event) {
-        match serde_json::from_value::<Message>(event.data.clone()) {
-            Err(error) => self.faults.push(format!("{}: message.created is no message: {error}", event.key)),
-            Ok(message) => {
+        match serde_json::from_value::<MessageCreated<'static, Value>>(event.data.clone()) {
+            Err(error) => self.faults.push(format!("{}: {} is no message: {error}", event.key, event.kind)),
+            Ok(created) => {
+                let message = shown(created);
                 if message.conversation_id != event.key {
                     self.faults.push(format!("{}: key of a message of {}", event.key, message.conversation_id));
                 }
                 let place = format!("{} seq {}", message.conversation_id, message.seq);
-                let conversation = self.conversations.entry(message.conversation_id.clone()).or_default();
+                let conversation = self.conversations.entry(message.conversation_id.to_string()).or_default();
                 let expected = conversation.last_key_value().map_or(1, |(seq, _)| seq + 1);
                 if message.seq != expected {
                     self.faults.push(format!("{place}: the log's next seq would be {expected}"));
@@ -201,11 +218,18 @@ impl Replay {
         }
     }
 
-    fn change(&mut self, event: &Event, change: impl FnOnce(&mut Message, &Value)) {
-        let seq = event.data["seq"].as_str().and_then(|s| s.parse::<u64>().ok());
-        let found = seq.and_then(|seq| self.conversations.get_mut(&event.key)?.get_mut(&seq));
-        match found {
-            Some(message) => change(message, &event.data),
+    fn change<T: DeserializeOwned>(
+        &mut self,
+        event: &Event,
+        seq: impl FnOnce(&T) -> u64,
+        change: impl FnOnce(&mut Message, T),
+    ) {
+        let data: T = match serde_json::from_value(event.data.clone()) {
+            Ok(data) => data,
+            Err(error) => return self.faults.push(format!("{}: {}: {error}", event.key, event.kind)),
+        };
+        match self.conversations.get_mut(&event.key).and_then(|messages| messages.get_mut(&seq(&data))) {
+            Some(message) => change(message, data),
             None => self.faults.push(format!("{}: {} of a message that was never created", event.key, event.kind)),
         }
     }
@@ -234,9 +258,30 @@ impl Replay {
     }
 }
 
+/// A message as a client would be shown it now.
+fn shown(created: MessageCreated<'static, Value>) -> Message {
+    Message {
+        conversation_id: created.conversation_id,
+        seq: created.seq,
+        message_id: created.message_id,
+        client_msg_id: created.client_msg_id,
+        sender_id: created.sender_id,
+        sent_at: created.sent_at,
+        kind: created.kind,
+        content: created.content,
+        mentions: created.mentions,
+        ext: created.ext,
+        recalled: created.recalled,
+        edited_at: created.edited_at,
+        reactions: created.reactions,
+        reaction_counts: BTreeMap::new(),
+        my_reactions: Vec::new(),
+    }
+}
+
 fn same(a: &Message, b: &Message) -> bool {
     let key = |m: &Message| {
-        (m.message_id.clone(), m.client_msg_id.clone(), m.sender_id.clone(), m.sent_at, m.kind.clone(), m.recalled)
+        (m.message_id.clone(), m.client_msg_id.clone(), m.sender_id.clone(), m.sent_at, m.kind, m.recalled)
     };
     let content = a.content == b.content || (a.recalled && b.recalled);
     key(a) == key(b) && content && a.mentions == b.mentions && a.ext == b.ext
@@ -300,19 +345,21 @@ fn read_blocking(reader: &Reader, topic: &str, deadline: Duration) -> Result<Vec
 
 #[cfg(test)]
 mod tests {
+    use kith_contract::kinds::MessageType;
+
     use super::*;
 
     fn created(ver: u64, seq: u64) -> Event {
         Event {
             id: ver.to_string(),
-            kind: "dev.kith.message.created.v1".to_owned(),
+            kind: Kind::MessageCreated.ce_type().to_owned(),
             source: "kith".to_owned(),
             time: String::new(),
             key: "d:a:b".to_owned(),
             partition: 7,
             ver,
             data: serde_json::json!({"conversation_id": "d:a:b", "seq": seq.to_string(), "message_id": format!("m{seq}"),
-                "sender_id": "a", "sent_at": "1", "type": "text", "content": {"text": "x"}}),
+                "sender_id": "a", "sent_at": "1", "type": MessageType::Text, "content": {"text": "x"}}),
         }
     }
 

@@ -1,15 +1,21 @@
 //! Many users on sockets, as light as can be: each frame is looked at for what is counted and no more, acknowledgements are coalesced.
 
 use std::{
-    borrow::Cow,
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures::{StreamExt, TryStreamExt, stream};
+use kith_contract::{
+    frames::{
+        self,
+        server::{FrameKind, Glance},
+    },
+    kinds::MessageType,
+    message::SendMessage,
+};
 use parking_lot::RwLock;
-use serde::Deserialize;
 use tokio::{sync::mpsc, task::JoinHandle};
 
 use super::{BenchError, Phase};
@@ -157,31 +163,6 @@ impl Outgoing {
     }
 }
 
-/// What is read of a frame.
-#[derive(Deserialize)]
-struct Light<'a> {
-    #[serde(rename = "type", borrow)]
-    kind: Cow<'a, str>,
-    #[serde(borrow, default)]
-    id: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    code: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    messages: Vec<LightMessage<'a>>,
-}
-
-#[derive(Deserialize)]
-struct LightMessage<'a> {
-    #[serde(borrow)]
-    conversation_id: Cow<'a, str>,
-    #[serde(borrow)]
-    seq: Cow<'a, str>,
-    #[serde(borrow)]
-    client_msg_id: Cow<'a, str>,
-    #[serde(borrow)]
-    sender_id: Cow<'a, str>,
-}
-
 struct Task {
     phases: Phases,
     origin: Instant,
@@ -236,10 +217,17 @@ impl Task {
 
     fn frame(&self, job: &Job) -> String {
         let id = message_id(job.phase, self.origin, job.due, job.n);
-        let (to, text) = (&job.to, &self.text);
-        format!(
-            r#"{{"type":"send","id":"{id}","message":{{"client_msg_id":"{id}","recipient_id":"{to}","type":"text","content":{{"text":"{text}"}}}}}}"#
-        )
+        let message = SendMessage {
+            client_msg_id: id.clone(),
+            conversation_id: None,
+            recipient_id: Some(job.to.to_string()),
+            kind: MessageType::Text.to_string(),
+            content: BTreeMap::from([("text", &*self.text)]),
+            mentions: Vec::new(),
+            ext: BTreeMap::new(),
+        };
+        // Strings always serialize.
+        serde_json::to_string(&frames::ClientFrame::Send { id, message }).unwrap_or_default()
     }
 
     fn phase(&self, id: &str) -> Option<(Phase, Instant)> {
@@ -248,19 +236,18 @@ impl Task {
     }
 
     fn look(&mut self, text: &str) {
-        let Ok(frame) = serde_json::from_str::<Light<'_>>(text) else {
+        let Ok(frame) = serde_json::from_str::<Glance<'_>>(text) else {
             tracing::warn!(%text, "a frame outside the contract");
             return;
         };
         let own = frame.id.as_deref().and_then(|id| self.phase(id));
-        match (&*frame.kind, own) {
-            ("sent", Some((phase, due))) => phase.acked(due),
-            ("error", Some((phase, _))) => phase.refused(frame.code.as_deref().unwrap_or("?")),
-            ("messages", _) => {
+        match (frame.kind, own) {
+            (FrameKind::Sent, Some((phase, due))) => phase.acked(due),
+            (FrameKind::Error, Some((phase, _))) => phase.refused(frame.code.as_deref().unwrap_or("?")),
+            (FrameKind::Messages, _) => {
                 for message in &frame.messages {
-                    let seq = message.seq.parse().unwrap_or(0);
                     let known = self.acks.entry(message.conversation_id.clone().into_owned()).or_insert(0);
-                    *known = seq.max(*known);
+                    *known = message.seq.max(*known);
                     if message.sender_id != self.me
                         && let Some((phase, due)) = self.phase(&message.client_msg_id)
                     {
@@ -276,9 +263,9 @@ impl Task {
         if self.acks.is_empty() {
             return Ok(());
         }
-        let acks: Vec<Position> =
+        let acks =
             self.acks.drain().take(100).map(|(conversation_id, seq)| Position { conversation_id, seq }).collect();
-        writer.send(&ClientFrame::Ack { acks: &acks }).await
+        writer.send(&ClientFrame::Ack { acks }).await
     }
 }
 

@@ -20,7 +20,8 @@ use tokio_tungstenite::{
 
 use super::{
     error::ClientError,
-    frame::{ClientFrame, Hello, SUBPROTOCOL, ServerFrame},
+    frame::{self, ClientFrame, Hello, SUBPROTOCOL, ServerFrame},
+    model::exact,
     trust::Trust,
 };
 
@@ -146,10 +147,9 @@ impl Connection {
         token_in: TokenIn,
         auth: Option<&ClientFrame<'_>>,
     ) -> Result<Self, OpenError> {
-        let plain = ClientFrame::Auth { token, cursors: None, resume_token: None };
         match (token_in, auth) {
             (_, Some(frame)) => writer.send(frame).await?,
-            (TokenIn::Frame, None) => writer.send(&plain).await?,
+            (TokenIn::Frame, None) => writer.send(&frame::auth(token)).await?,
             (TokenIn::Header, None) => {}
         }
         match tokio::time::timeout(HELLO_DEADLINE, reader.next()).await {
@@ -217,7 +217,7 @@ impl Reader {
     /// The next frame, or how the connection ended. A frame that cannot be read ends it: the contract was broken.
     pub async fn next(&mut self) -> Result<ServerFrame, Closed> {
         let text = self.next_text().await?;
-        serde_json::from_str(&text).map_err(|e| Closed::broken(&format!("unreadable frame: {e}: {text}")))
+        exact(&text).map_err(|e| Closed::broken(&format!("unreadable frame: {e}: {text}")))
     }
 
     /// The next frame as it came.

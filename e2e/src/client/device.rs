@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use kith_contract::json::U64;
 use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, mpsc, oneshot},
@@ -16,7 +17,7 @@ use tokio::{
 use super::{
     connection::{Closed, Connection, OpenError, Reader, TokenIn, Writer},
     error::ClientError,
-    frame::{ClientFrame, ServerFrame},
+    frame::{Auth, ClientFrame, Reconnect, ServerFrame},
     http::{Api, Page, retried},
     inbox::Inbox,
     model::{Draft, Position, Sent},
@@ -215,7 +216,7 @@ enum End {
 async fn run(shared: Arc<Shared>, first: Connection, mut orders: mpsc::Receiver<Command>) {
     let mut connection = first;
     loop {
-        let mut resume = connection.hello.resume_token.clone();
+        let mut resume = Some(connection.hello.resume_token.to_string());
         let mut hint = None;
         let end = session(&shared, connection, &mut orders, &mut hint, &mut resume).await;
         if let End::Closed(closed) = &end {
@@ -247,8 +248,12 @@ async fn reconnect(shared: &Shared, hint: Option<u64>, resume: Option<&str>) -> 
     }
     let mut pause = MIN_PAUSE;
     loop {
-        let cursors = shared.inbox.lock().cursors().into_iter().map(|(id, seq)| (id, seq.to_string())).collect();
-        let auth = ClientFrame::Auth { token: shared.api.token(), cursors: Some(cursors), resume_token: resume };
+        let cursors = shared.inbox.lock().cursors().into_iter().map(|(id, seq)| (id, U64(seq))).collect();
+        let auth = ClientFrame::Auth(Auth {
+            token: Some(shared.api.token().to_owned()),
+            cursors: Some(cursors),
+            resume_token: resume.map(str::to_owned),
+        });
         let api = &shared.api;
         match Connection::open_trusting(api.trust(), &shared.ws, api.token(), TokenIn::Frame, Some(&auth)).await {
             Ok(connection) => return Some(connection),
@@ -291,9 +296,9 @@ async fn session(
     loop {
         let step = tokio::select! {
             frame = reader.next() => match frame {
-                Ok(ServerFrame::Reconnect { after_ms, resume_token }) => {
+                Ok(ServerFrame::Reconnect(Reconnect { after_ms, resume_token })) => {
                     *hint = Some(after_ms);
-                    *resume = resume_token.or(resume.take());
+                    *resume = Some(resume_token.into_owned());
                     shared.change(|inbox| inbox.reconnect_hints.push(after_ms));
                     Ok(())
                 }
@@ -337,10 +342,10 @@ async fn obey(command: Command, writer: &mut Writer, waiting: &mut Waiting, next
             *next_id += 1;
             let id = next_id.to_string();
             waiting.insert(id.clone(), answer);
-            writer.send(&ClientFrame::Send { id: &id, message: &draft }).await
+            writer.send(&ClientFrame::Send { id, message: &draft }).await
         }
-        Command::Ack(acks) => writer.send(&ClientFrame::Ack { acks: &acks }).await,
-        Command::Typing(conversation) => writer.send(&ClientFrame::Typing { conversation_id: &conversation }).await,
+        Command::Ack(acks) => writer.send(&ClientFrame::Ack { acks }).await,
+        Command::Typing(conversation_id) => writer.send(&ClientFrame::Typing { conversation_id }).await,
         Command::Ping => writer.send(&ClientFrame::Ping).await,
         Command::Text(text) => writer.send_text(text).await,
         Command::Drop | Command::Stop => Ok(()),
@@ -355,7 +360,7 @@ async fn receive(
 ) -> Result<(), Closed> {
     match frame {
         ServerFrame::Messages { messages, has_more } => {
-            let mut ids: Vec<String> = messages.iter().map(|m| m.conversation_id.clone()).collect();
+            let mut ids: Vec<String> = messages.iter().map(|m| m.conversation_id.to_string()).collect();
             ids.dedup();
             shared.change(|inbox| inbox.take_all(messages));
             let mut acks = Vec::new();
@@ -364,19 +369,19 @@ async fn receive(
                 if seq > 0 {
                     acks.push(Position { conversation_id: id.clone(), seq });
                 }
-                if hole || has_more.get(&id).is_some_and(|more| *more) {
+                if hole || has_more.get(id.as_str()).is_some_and(|more| *more) {
                     shared.look_at(id);
                 }
             }
             if shared.options.ack && !acks.is_empty() {
-                writer.send(&ClientFrame::Ack { acks: &acks }).await?;
+                writer.send(&ClientFrame::Ack { acks }).await?;
             }
         }
         ServerFrame::Sent(sent) => {
-            if let Some(answer) = waiting.remove(&sent.id) {
+            if let Some(answer) = waiting.remove(&*sent.id) {
                 let sent = Sent {
-                    message_id: sent.message_id,
-                    conversation_id: sent.conversation_id,
+                    message_id: sent.message_id.into_owned(),
+                    conversation_id: sent.conversation_id.into_owned(),
                     seq: sent.seq,
                     sent_at: sent.sent_at,
                     duplicate: sent.duplicate,
@@ -385,13 +390,13 @@ async fn receive(
                 drop(answer.send(Ok(sent)));
             }
         }
-        ServerFrame::Error(error) => match error.id.as_ref().and_then(|id| waiting.remove(id)) {
+        ServerFrame::Error(error) => match error.id.as_ref().and_then(|id| waiting.remove(&**id)) {
             Some(answer) => drop(answer.send(Err(ClientError::Frame(Box::new(error))))),
             None => shared.change(|inbox| inbox.errors.push(error)),
         },
-        ServerFrame::Event { event, data } => shared.change(|inbox| inbox.events.push((event, data))),
+        ServerFrame::Event { event, data } => shared.change(|inbox| inbox.events.push((event.to_string(), data))),
         ServerFrame::Pong => shared.change(|inbox| inbox.pongs += 1),
-        ServerFrame::Hello(_) | ServerFrame::Reconnect { .. } => {
+        ServerFrame::Hello(_) | ServerFrame::Reconnect(_) => {
             return Err(Closed { code: None, reason: "a second hello".to_owned() });
         }
     }

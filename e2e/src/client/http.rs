@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use kith_contract::problem::MEDIA_TYPE;
 use reqwest::{Method, StatusCode};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -148,7 +149,7 @@ impl Api {
             return decode(if answer.body.is_empty() { b"null" } else { &answer.body });
         }
         // A proxy or load balancer in between answers in its own words.
-        if answer.content_type.starts_with("application/problem+json") {
+        if answer.content_type.starts_with(MEDIA_TYPE) {
             let problem = Box::new(answer.problem()?);
             return Err(ClientError::Refused { problem, retry_after: answer.retry_after });
         }

@@ -54,7 +54,7 @@ impl Received {
 impl Inbox {
     /// Takes a message; answers whether it is new.
     pub fn take(&mut self, message: Message) -> bool {
-        let conversation = self.conversations.entry(message.conversation_id.clone()).or_default();
+        let conversation = self.conversations.entry(message.conversation_id.to_string()).or_default();
         if let Some(known) = conversation.messages.get(&message.seq) {
             self.redelivered += 1;
             if known.message_id != message.message_id {
@@ -115,11 +115,13 @@ impl Inbox {
 
 #[cfg(test)]
 mod tests {
+    use kith_contract::kinds::MessageType;
+
     use super::*;
 
     fn message(seq: u64, id: &str) -> Message {
         serde_json::from_value(serde_json::json!({
-            "conversation_id": "d:a:b", "seq": seq.to_string(), "message_id": id, "sender_id": "a", "sent_at": "1", "type": "text",
+            "conversation_id": "d:a:b", "seq": seq.to_string(), "message_id": id, "sender_id": "a", "sent_at": "1", "type": MessageType::Text,
             "content": {"text": "x"},
         }))
         .unwrap()

@@ -1,8 +1,16 @@
-//! The contract's JSON, as a client developer would write it down: 64-bit integers are strings and nothing else.
+//! What a client holds: the contract's messages, and the answers of the HTTP API as a client developer would write them down. 64-bit integers
+//! are strings and nothing else.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    ops::{Deref, DerefMut},
+};
 
-use serde::{Deserialize, Serialize};
+use kith_contract::{
+    kinds::{ConversationKind, MessageType},
+    message, problem,
+};
+use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned, de::Error as _};
 use serde_json::Value;
 
 /// 64-bit integers as decimal strings; a JSON number is refused, because the contract says string.
@@ -53,100 +61,90 @@ pub mod decimal {
 }
 
 /// A stored message.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Message {
-    /// Where.
-    pub conversation_id: String,
-    /// Its place, from 1 without a hole.
-    #[serde(with = "decimal")]
-    pub seq: u64,
-    /// ULID.
-    pub message_id: String,
-    /// The sender's own id.
-    #[serde(default)]
-    pub client_msg_id: String,
-    /// Who.
-    pub sender_id: String,
-    /// Unix ms.
-    #[serde(with = "decimal")]
-    pub sent_at: i64,
-    /// text, image, …
-    #[serde(rename = "type")]
-    pub kind: String,
-    /// Null or empty when recalled.
-    #[serde(default)]
-    pub content: Value,
-    /// Mentioned users.
-    #[serde(default)]
-    pub mentions: Vec<String>,
-    /// The sender's own keys.
-    #[serde(default)]
-    pub ext: BTreeMap<String, String>,
-    /// Whether it lost its content.
-    #[serde(default)]
-    pub recalled: bool,
-    /// Unix ms of the last edit.
-    #[serde(default, with = "decimal::option")]
-    pub edited_at: Option<i64>,
-    /// Who reacted with what.
-    #[serde(default)]
-    pub reactions: BTreeMap<String, Vec<String>>,
-    /// How many reacted so.
-    #[serde(default)]
-    pub reaction_counts: BTreeMap<String, u32>,
-    /// The reader's own.
-    #[serde(default)]
-    pub my_reactions: Vec<String>,
+pub type Message = message::Message<'static, Value>;
+/// A problem document.
+pub type Problem = problem::Problem<'static>;
+
+/// Reads what the platform wrote, to the letter: of the fields that the contract has, each must be spelt as the contract spells it. A
+/// number where a string belongs is refused, though the contract's types, which read what clients write, take it.
+pub fn exact<T: DeserializeOwned + Serialize>(text: &str) -> Result<T, serde_json::Error> {
+    exact_value(serde_json::from_str(text)?)
+}
+
+fn exact_value<T: DeserializeOwned + Serialize>(given: Value) -> Result<T, serde_json::Error> {
+    let read: T = serde_json::from_value(given.clone())?;
+    match difference(&given, &serde_json::to_value(&read)?) {
+        None => Ok(read),
+        Some((given, spelt)) => Err(serde_json::Error::custom(format!("{given} instead of {spelt}"))),
+    }
+}
+
+/// The first of the given fields that is spelt otherwise; what a later version has added is none.
+fn difference(given: &Value, spelt: &Value) -> Option<(String, String)> {
+    match (given, spelt) {
+        (Value::Object(given), Value::Object(spelt)) => {
+            given.iter().find_map(|(name, value)| difference(value, spelt.get(name)?))
+        }
+        (Value::Array(given), Value::Array(spelt)) if given.len() == spelt.len() => {
+            given.iter().zip(spelt).find_map(|(given, spelt)| difference(given, spelt))
+        }
+        _ => (given != spelt).then(|| (given.to_string(), spelt.to_string())),
+    }
+}
+
+fn exact_messages<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Message>, D::Error> {
+    let given = Vec::<Value>::deserialize(deserializer)?;
+    given.into_iter().map(|message| exact_value(message).map_err(D::Error::custom)).collect()
+}
+
+fn exact_message<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Message>, D::Error> {
+    let given = Option::<Value>::deserialize(deserializer)?;
+    given.map(|message| exact_value(message).map_err(D::Error::custom)).transpose()
 }
 
 /// A message to send.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Draft {
-    /// Idempotency id.
-    pub client_msg_id: String,
-    /// A known conversation, or
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub conversation_id: Option<String>,
-    /// the other user of a direct one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub recipient_id: Option<String>,
-    /// text, image, …
-    #[serde(rename = "type")]
-    pub kind: String,
-    /// A JSON object.
-    pub content: Value,
-    /// Mentioned users.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub mentions: Vec<String>,
-    /// The sender's own keys.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub ext: BTreeMap<String, String>,
+#[serde(transparent)]
+pub struct Draft(message::SendMessage<Value>);
+
+impl Deref for Draft {
+    type Target = message::SendMessage<Value>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl DerefMut for Draft {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.0
+    }
 }
 
 impl Draft {
     /// A text to a user, with a fresh client_msg_id.
     pub fn to(recipient: impl Into<String>, text: &str) -> Self {
-        Self { recipient_id: Some(recipient.into()), ..Self::text(text) }
+        Self(message::SendMessage { recipient_id: Some(recipient.into()), ..Self::text(text) })
     }
 
     /// A text into a conversation, with a fresh client_msg_id.
     pub fn into_conversation(conversation: impl Into<String>, text: &str) -> Self {
-        Self { conversation_id: Some(conversation.into()), ..Self::text(text) }
+        Self(message::SendMessage { conversation_id: Some(conversation.into()), ..Self::text(text) })
     }
 
     /// The same draft under another client_msg_id.
     #[must_use]
     pub fn with_id(mut self, id: impl Into<String>) -> Self {
-        self.client_msg_id = id.into();
+        self.0.client_msg_id = id.into();
         self
     }
 
-    fn text(text: &str) -> Self {
-        Self {
+    fn text(text: &str) -> message::SendMessage<Value> {
+        message::SendMessage {
             client_msg_id: ulid::Ulid::generate().to_string(),
             conversation_id: None,
             recipient_id: None,
-            kind: "text".to_owned(),
+            kind: MessageType::Text.to_string(),
             content: serde_json::json!({"text": text}),
             mentions: Vec::new(),
             ext: BTreeMap::new(),
@@ -171,23 +169,15 @@ pub struct Sent {
     pub duplicate: bool,
 }
 
-/// A position in a conversation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Position {
-    /// Where.
-    pub conversation_id: String,
-    /// Up to and with.
-    #[serde(with = "decimal")]
-    pub seq: u64,
-}
+pub use kith_contract::message::Position;
 
 /// An entry of a user's list.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct Conversation {
     /// Which.
     pub conversation_id: String,
-    /// direct, group or system.
-    pub kind: String,
+    /// What it is.
+    pub kind: ConversationKind,
     /// Newest seq.
     #[serde(with = "decimal")]
     pub seq: u64,
@@ -198,7 +188,7 @@ pub struct Conversation {
     #[serde(with = "decimal")]
     pub unread: u64,
     /// The newest message.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "exact_message")]
     pub last_message: Option<Message>,
     /// Pinned by the caller.
     #[serde(default)]
@@ -225,6 +215,7 @@ pub struct Conversations {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct History {
     /// Ascending.
+    #[serde(deserialize_with = "exact_messages")]
     pub messages: Vec<Message>,
     /// Whether there is more in the direction asked for.
     pub has_more: bool,
@@ -250,6 +241,7 @@ pub struct Synced {
     #[serde(with = "decimal")]
     pub seq: u64,
     /// After the cursor, ascending.
+    #[serde(deserialize_with = "exact_messages")]
     pub messages: Vec<Message>,
     /// Whether more follow.
     pub has_more: bool,
@@ -265,25 +257,6 @@ pub struct Sync {
     pub next_cursor: Option<String>,
 }
 
-/// A problem document.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Problem {
-    /// URI of the kind.
-    #[serde(rename = "type")]
-    pub kind: String,
-    /// Short text.
-    pub title: String,
-    /// HTTP status.
-    pub status: u16,
-    /// What to do.
-    pub detail: String,
-    /// gRPC code name.
-    pub code: String,
-    /// Where it helps.
-    #[serde(default)]
-    pub reason: Option<String>,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -293,8 +266,9 @@ mod tests {
         let text = r#"{"conversation_id":"d:alice:bob","seq":"42","message_id":"01ARZ3NDEKTSV4RRFFQ69G5FAV","client_msg_id":"c-1",
             "sender_id":"alice","sent_at":"1790000000000","type":"text","content":{"text":"hi"},"mentions":["bob"],"ext":{"k":"v"},
             "recalled":false,"edited_at":null,"reactions":{"👍":["bob"]}}"#;
-        let message: Message = serde_json::from_str(text).unwrap();
+        let message: Message = exact(text).unwrap();
         assert_eq!((message.seq, message.edited_at), (42, None));
-        assert!(serde_json::from_str::<Message>(&text.replace("\"42\"", "42")).is_err());
+        assert!(exact::<Message>(&text.replace("\"42\"", "42")).is_err());
+        assert!(exact::<Message>(&text.replace("\"ext\"", "\"of_a_later_version\":1,\"ext\"")).is_ok());
     }
 }

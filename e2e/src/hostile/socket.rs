@@ -2,15 +2,16 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use serde_json::json;
+use kith_contract::json::U64;
 
 use super::{
     attack::{Attack, Attacker},
     calls::made_up_conversation,
 };
 use crate::client::{
-    ClientFrame, Connection,
+    ClientFrame, Connection, Draft, Position,
     connection::{OpenError, TokenIn},
+    frame::Auth,
 };
 
 /// Cursors of one login.
@@ -48,21 +49,24 @@ pub(super) async fn frames(attacker: &Attacker) {
     }
 }
 
+fn written(frame: &ClientFrame<'_>) -> String {
+    serde_json::to_string(frame).expect("strings always serialize")
+}
+
 /// Writes one kind of frame until the gateway has enough.
 async fn flood(attacker: &Attacker, connection: Connection, n: u64) -> String {
     let Connection { mut reader, mut writer, .. } = connection;
     let frame = |i: u64| match n % 6 {
-        0 => json!({"type": "ping"}).to_string(),
+        0 => written(&ClientFrame::Ping),
         1 => {
-            let acks: Vec<_> = (0..100)
-                .map(|k| json!({"conversation_id": made_up_conversation(n * 1_000 + i, k), "seq": "9"}))
-                .collect();
-            json!({"type": "ack", "acks": acks}).to_string()
+            let place = |k| Position { conversation_id: made_up_conversation(n * 1_000 + i, k), seq: 9 };
+            written(&ClientFrame::Ack { acks: (0..100).map(place).collect() })
         }
-        2 => json!({"type": "typing", "conversation_id": attacker.conversation}).to_string(),
-        3 => json!({"type": "send", "id": i.to_string(), "message": {
-            "client_msg_id": format!("f-{n}-{i}"), "recipient_id": "nobody", "type": "text", "content": {"text": "x"}}})
-        .to_string(),
+        2 => written(&ClientFrame::Typing { conversation_id: attacker.conversation.clone() }),
+        3 => {
+            let message = &Draft::to("nobody", "x").with_id(format!("f-{n}-{i}"));
+            written(&ClientFrame::Send { id: i.to_string(), message })
+        }
         4 => r#"["ping",null,null]"#.to_owned(),
         _ => "x".repeat(TOO_LARGE),
     };
@@ -94,9 +98,10 @@ async fn flood(attacker: &Attacker, connection: Connection, n: u64) -> String {
 
 pub(super) async fn logins(attacker: &Attacker) {
     for n in 0_u64.. {
-        let cursors: BTreeMap<_, _> = (0..CURSORS).map(|i| (made_up_conversation(n, i), "7".to_owned())).collect();
+        let cursors: BTreeMap<_, _> = (0..CURSORS).map(|i| (made_up_conversation(n, i), U64(7))).collect();
         let api = attacker.api();
-        let auth = ClientFrame::Auth { token: api.token(), cursors: Some(cursors), resume_token: None };
+        let auth =
+            ClientFrame::Auth(Auth { token: Some(api.token().to_owned()), cursors: Some(cursors), resume_token: None });
         let answer = match open(attacker, Some(&auth)).await {
             Ok(mut connection) => {
                 connection.writer.close().await;

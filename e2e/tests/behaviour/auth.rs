@@ -31,7 +31,7 @@ pub async fn a_call_without_a_good_token_is_unauthenticated(target: &Target) -> 
         let shown: String = token.chars().take(12).collect();
         assert_eq!(answer.status, 401, "{shown}");
         let problem = answer.problem()?;
-        assert_eq!((problem.code.as_str(), problem.status), ("UNAUTHENTICATED", 401), "{shown}");
+        assert_eq!((problem.code.as_ref(), problem.status), ("UNAUTHENTICATED", 401), "{shown}");
         assert!(token.is_empty() || !problem.detail.contains(&token), "a token is never repeated");
     }
     let answer = alice.api.raw(Method::GET, "/v1/conversations", None).await?;
@@ -43,7 +43,7 @@ fn refused_for_good(result: Result<Connection, OpenError>) -> Result<(), Failure
     match result {
         // A token in the header may already be refused at the upgrade.
         Err(OpenError::Status(401)) => Ok(()),
-        Err(OpenError::Closed(closed)) if closed.code == Some(close::AUTH_FAILED) => Ok(()),
+        Err(OpenError::Closed(closed)) if closed.code == Some(close::AUTHENTICATION) => Ok(()),
         Err(other) => Err(format!("refused in another way: {other}").into()),
         Ok(_) => Err("it was let in".into()),
     }
@@ -67,7 +67,7 @@ pub async fn a_silent_socket_is_closed_after_a_few_seconds(target: &Target) -> P
     let (mut reader, _writer) = dial(&target.ws, None).await?;
     let closed = tokio::time::timeout(Duration::from_secs(12), reader.next()).await?;
     let closed = closed.expect_err("nothing is sent to who does not say who it is");
-    assert_eq!(closed.code, Some(close::AUTH_FAILED), "{closed}");
+    assert_eq!(closed.code, Some(close::AUTHENTICATION), "{closed}");
     Ok(())
 }
 

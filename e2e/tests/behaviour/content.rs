@@ -1,5 +1,6 @@
 //! What a message, a reaction or a push token may be.
 
+use kith_contract::kinds::MessageType;
 use kith_e2e::{
     client::{DeviceOptions, Draft, http::Page},
     target::Target,
@@ -56,7 +57,7 @@ pub async fn a_reaction_is_one_emoji_in_one_spelling_or_a_shortcode(target: &Tar
     let shown = alice.api.history(&id, Page::default()).await?.messages.remove(0);
     let all = ["thumbs_up", "❤", "👨‍👩‍👧‍👦"];
     assert_eq!(shown.reactions.keys().collect::<Vec<_>>(), all);
-    assert_eq!(shown.reaction_counts.into_iter().collect::<Vec<_>>(), all.map(|emoji| (emoji.to_owned(), 1)));
+    assert_eq!(shown.reaction_counts.into_iter().collect::<Vec<_>>(), all.map(|emoji| (emoji.into(), 1)));
     assert!(shown.my_reactions.is_empty(), "none is of hers");
     assert_eq!(bob.api.history(&id, Page::default()).await?.messages[0].my_reactions, all);
     let last = bob.api.conversations(10, None).await?.conversations.remove(0).last_message;
@@ -71,10 +72,11 @@ pub async fn a_system_message_comes_from_a_business_line_alone(target: &Target) 
     let system =
         json!({"client_msg_id": "c-1", "recipient_id": bob.id, "type": "system", "content": {"text": "you have won"}});
     let answer = alice.api.raw(Method::POST, "/v1/messages", Some(system)).await?;
-    assert_eq!((answer.status, answer.problem()?.code.as_str()), (400, "INVALID_ARGUMENT"));
+    assert_eq!((answer.status, answer.problem()?.code.as_ref()), (400, "INVALID_ARGUMENT"));
     assert!(answer.problem()?.detail.starts_with("type"));
     let device = target.device(&alice, DeviceOptions::default()).await?;
-    let draft = Draft { kind: "system".to_owned(), ..Draft::to(&bob.id, "you have won") };
+    let mut draft = Draft::to(&bob.id, "you have won");
+    draft.kind = MessageType::System.to_string();
     let refused = device.send(&draft).await.expect_err("a client");
     assert_eq!(refused.code(), Some("INVALID_ARGUMENT"), "{refused}");
     assert!(bob.api.conversations(10, None).await?.conversations.is_empty());

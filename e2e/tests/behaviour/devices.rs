@@ -2,11 +2,12 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use kith_contract::json::U64;
 use kith_e2e::{
     client::{
         Connection, Draft,
         connection::{OpenError, TokenIn},
-        frame::{ClientFrame, ServerFrame, close},
+        frame::{Auth, ClientFrame, ServerFrame, close},
     },
     target::{Target, User},
     wait::await_until,
@@ -39,7 +40,7 @@ pub async fn a_device_that_was_sent_away_is_out_at_once_and_not_listed_again(tar
     assert_eq!(send_away(&alice, "phone").await?["changed"], true);
     // Again at once with the same token, while the connection before is being closed.
     match Connection::open(&target.ws, phone.api.token(), TokenIn::Frame, None).await {
-        Err(OpenError::Closed(closed)) => assert_eq!(closed.code, Some(close::AUTH_FAILED), "{closed}"),
+        Err(OpenError::Closed(closed)) => assert_eq!(closed.code, Some(close::AUTHENTICATION), "{closed}"),
         other => return Err(format!("a revoked token: {:?}", other.map(|c| c.hello).err()).into()),
     }
     let closed = tokio::time::timeout(std::time::Duration::from_secs(2), async {
@@ -83,8 +84,9 @@ pub async fn sending_made_up_devices_away_keeps_nobody_out(target: &Target) -> P
 pub async fn a_cursor_above_the_end_hides_no_live_message(target: &Target) -> Proof {
     let (alice, bob) = two(target).await?;
     let id = say(&alice, &bob, &["1", "2", "3"]).await?[0].conversation_id.clone();
-    let cursors = BTreeMap::from([(id.clone(), u64::MAX.to_string()), ("d:nobody:noone".to_owned(), "7".to_owned())]);
-    let auth = ClientFrame::Auth { token: bob.api.token(), cursors: Some(cursors), resume_token: None };
+    let cursors = BTreeMap::from([(id.clone(), U64(u64::MAX)), ("d:nobody:noone".to_owned(), U64(7))]);
+    let auth =
+        ClientFrame::Auth(Auth { token: Some(bob.api.token().to_owned()), cursors: Some(cursors), resume_token: None });
     let mut open = Connection::open(&target.ws, bob.api.token(), TokenIn::Frame, Some(&auth)).await?;
     // What is stored before the position has been looked at lies behind the end to which it is clamped: the first ones may not be shown again.
     // From then on every one is.

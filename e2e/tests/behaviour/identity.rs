@@ -1,5 +1,7 @@
 //! Ids, and what others may learn from them: one id is one thing, whatever its words; who is not in a conversation learns nothing of it.
 
+use std::borrow::Cow;
+
 use kith_e2e::{
     client::{ClientError, DeviceOptions, Draft, http::Answer},
     target::{Target, User, unique},
@@ -12,7 +14,8 @@ use super::{Failure, Proof, SOON, two};
 /// What is told of a refusal, with the ids that the caller gave itself taken out.
 fn told(answer: &Answer, given: &str) -> Result<(u16, String, String, Option<String>), ClientError> {
     let problem = answer.problem()?;
-    Ok((answer.status, problem.code, problem.detail.replace(given, "…"), problem.reason))
+    let reason = problem.reason.map(Cow::into_owned);
+    Ok((answer.status, problem.code.into_owned(), problem.detail.replace(given, "…"), reason))
 }
 
 pub async fn ids_that_could_be_read_in_two_ways_are_refused(target: &Target) -> Proof {
@@ -27,7 +30,7 @@ pub async fn ids_that_could_be_read_in_two_ways_are_refused(target: &Target) -> 
     assert_eq!(alice.api.send(&colon).await.expect_err("a colon").code(), Some("INVALID_ARGUMENT"));
     for bad in ["d:a:b:c", "d:b:a", "d:a", "g:01arz3ndektsv4rrffq69g5fav", "s:news", "d:@all:b"] {
         let answer = alice.api.raw(Method::GET, &format!("/v1/conversations/{bad}"), None).await?;
-        assert_eq!((answer.status, answer.problem()?.code.as_str()), (400, "INVALID_ARGUMENT"), "{bad}");
+        assert_eq!((answer.status, answer.problem()?.code.as_ref()), (400, "INVALID_ARGUMENT"), "{bad}");
         let refused = alice.api.send(&Draft::into_conversation(bad, "hi")).await.expect_err("no such id");
         assert_eq!(refused.code(), Some("INVALID_ARGUMENT"), "{bad}: {refused}");
     }

@@ -19,7 +19,7 @@ const MADE_UP: [&str; 6] = [
 
 fn refused(case: &str, answer: &kith_e2e::client::http::Answer) -> Proof {
     let problem = answer.problem()?;
-    assert_eq!((answer.status, problem.code.as_str()), (400, "INVALID_ARGUMENT"), "{case}");
+    assert_eq!((answer.status, problem.code.as_ref()), (400, "INVALID_ARGUMENT"), "{case}");
     assert!(problem.detail.starts_with("cursor"), "{case}: {}", problem.detail);
     Ok(())
 }

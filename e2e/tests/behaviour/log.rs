@@ -1,5 +1,6 @@
 //! The event log says what the store says.
 
+use kith_contract::events::Kind;
 use kith_e2e::{target::Target, wait::await_every};
 use std::time::Duration;
 
@@ -19,8 +20,8 @@ pub async fn the_event_log_replays_to_the_same_conversation(target: &Target) -> 
     })
     .await?;
     assert!(replay.faults.is_empty(), "{:?}", replay.faults);
-    for kind in ["conversation.created", "message.created", "receipt.read"] {
-        assert!(replay.kinds.contains_key(&format!("dev.kith.{kind}.v1")), "{kind}: {:?}", replay.kinds);
+    for kind in [Kind::ConversationCreated, Kind::MessageCreated, Kind::ReceiptRead] {
+        assert!(replay.kinds.contains_key(kind.ce_type()), "{kind}: {:?}", replay.kinds);
     }
     Ok(())
 }

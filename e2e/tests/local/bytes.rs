@@ -26,7 +26,9 @@ const PAGE_BYTES: usize = 4 << 20;
 fn heavy(to: &str) -> Draft {
     let mentions = (0..100).map(|n| format!("{n:0>64}")).collect();
     let ext = (0..32).map(|n| (format!("{n:0>4}"), "x".repeat(124))).collect();
-    Draft { mentions, ext, ..Draft::to(to, "x") }
+    let mut draft = Draft::to(to, "x");
+    (draft.mentions, draft.ext) = (mentions, ext);
+    draft
 }
 
 /// Conversations that each hold as much as one sender may send at once.

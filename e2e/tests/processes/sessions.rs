@@ -38,7 +38,7 @@ async fn send_one_away(target: &Target, round: usize) -> Result<Duration, Failur
     let begun = Instant::now();
     // Again at once, with the same token.
     match Connection::open(&target.ws, phone.api.token(), TokenIn::Frame, None).await {
-        Err(OpenError::Closed(closed)) => assert_eq!(closed.code, Some(close::AUTH_FAILED), "{closed}"),
+        Err(OpenError::Closed(closed)) => assert_eq!(closed.code, Some(close::AUTHENTICATION), "{closed}"),
         other => return Err(format!("a revoked token: {:?}", other.map(|c| c.hello).err()).into()),
     }
     let closed = tokio::time::timeout(KICKED_WITHIN, async {
@@ -49,7 +49,7 @@ async fn send_one_away(target: &Target, round: usize) -> Result<Duration, Failur
         }
     });
     let closed = closed.await.map_err(|_| format!("round {round}: the kicked connection still stands"))?;
-    assert!(matches!(closed.code, Some(close::KICKED | close::AUTH_FAILED)), "{closed}");
+    assert!(matches!(closed.code, Some(close::KICKED | close::AUTHENTICATION)), "{closed}");
     let took = begun.elapsed();
     await_until("the device to be no more", SOON, || listed(&owner, false)).await?;
     // The other device never left.

@@ -14,7 +14,7 @@ use jsonwebtoken::{
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 
-use kith_contract::ids;
+use kith_contract::{ids, kinds::Platform};
 use kith_kit::{clock, config::MAX_TOKEN_LIFE};
 use kith_rpc::error::{Error, reason};
 
@@ -30,7 +30,7 @@ pub struct Claims {
     pub sub: String,
     /// Device id.
     pub dev: String,
-    /// Platform: ios, android, web, mweb or pc.
+    /// Platform: the name of a [`Platform`].
     pub plt: String,
     /// Business line.
     pub line: String,
@@ -48,6 +48,11 @@ pub struct Claims {
 }
 
 impl Claims {
+    /// The platform; none for one that the contract does not name, which no token that was verified has.
+    pub fn platform(&self) -> Option<Platform> {
+        self.plt.parse().ok()
+    }
+
     /// When the token was issued, Unix ms. Tokens of other issuers may not carry milliseconds.
     pub fn issued_at_ms(&self) -> i64 {
         if self.iat_ms > 0 { self.iat_ms } else { i64::try_from(self.iat).unwrap_or(i64::MAX).saturating_mul(1_000) }
@@ -65,9 +70,6 @@ impl Claims {
 pub fn expired() -> Error {
     Error::unauthenticated("the token has expired: get a new one").with_reason(reason::EXPIRED)
 }
-
-/// Platforms of the contract.
-pub const PLATFORMS: [&str; 5] = ["ios", "android", "web", "mweb", "pc"];
 
 /// Why keys could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -160,7 +162,7 @@ impl Verifier {
         }
         ids::check_id("sub", &claims.sub)?;
         ids::check_id("dev", &claims.dev)?;
-        if !PLATFORMS.contains(&claims.plt.as_str()) {
+        if claims.plt.parse::<Platform>().is_err() {
             return Err(malformed());
         }
         Ok(claims)

@@ -1,8 +1,20 @@
-//! The external contract, written once: ids, texts, and where pushes go. It knows no transport and no process.
+//! The external contract, written once: ids, texts, names, messages, events, frames, problems. It knows no transport and no process.
+//!
+//! Each type is written and read by serde and described by a JSON Schema; `docs/events.md`, `docs/websocket.md` and `docs/schemas` are
+//! generated from them (see `pages`, which compares them in a test). Nobody else spells an event, a frame or a name of [`kinds`].
 
 use std::borrow::Cow;
 
+pub mod events;
+pub mod found;
+pub mod frames;
 pub mod ids;
+pub mod json;
+pub mod kinds;
+pub mod message;
+#[cfg(test)]
+mod pages;
+pub mod problem;
 pub mod push;
 pub mod text;
 

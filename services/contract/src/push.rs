@@ -1,9 +1,7 @@
 //! Where a device's offline pushes go, as its client says it.
 
-use crate::Refused;
+use crate::{Refused, kinds::Provider};
 
-/// Who delivers offline pushes.
-pub const PROVIDERS: [&str; 4] = ["apns", "fcm", "webpush", "webhook"];
 /// A token, in bytes; a subscription of a browser is the longest.
 const MAX_TOKEN_BYTES: usize = 4_096;
 
@@ -11,8 +9,9 @@ const MAX_TOKEN_BYTES: usize = 4_096;
 /// object. `webhook`: opaque text that is passed on to the line's own address. Whatever it looks like, it never becomes an address that the
 /// platform calls.
 pub fn check(provider: &str, token: &str) -> Result<(), Refused> {
-    if !provider.is_empty() && !PROVIDERS.contains(&provider) {
-        return Err(Refused::new(format!("provider: one of {}, or empty", PROVIDERS.join(", "))));
+    let known: Option<Provider> = provider.parse().ok();
+    if !provider.is_empty() && known.is_none() {
+        return Err(Refused::new(format!("provider: one of {}, or empty", Provider::NAMES.join(", "))));
     }
     if token.is_empty() != provider.is_empty() || token.len() > MAX_TOKEN_BYTES {
         return Err(Refused::new(format!("token: 1 to {MAX_TOKEN_BYTES} bytes with a provider, empty without")));
@@ -20,7 +19,8 @@ pub fn check(provider: &str, token: &str) -> Result<(), Refused> {
     if token.chars().any(char::is_control) {
         return Err(Refused::new("token: no control characters"));
     }
-    if provider == "webpush" && serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(token).is_err() {
+    let object = || serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(token);
+    if known == Some(Provider::Webpush) && object().is_err() {
         return Err(Refused::new("token: of webpush, the subscription as a JSON object"));
     }
     Ok(())

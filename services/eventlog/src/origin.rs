@@ -12,15 +12,15 @@ use thiserror::Error;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::sequence::Place;
-use kith_contract::ids;
+use kith_contract::{
+    events::{
+        CORRUPT, REPAIR_MARKER,
+        envelope::{self, header},
+    },
+    ids,
+};
 use kith_kit::config::Cluster;
 
-/// The end of a repair's reading; the one type on `<cluster>.events` that has no place in the order.
-pub const REPAIR_MARKER: &str = "dev.kith.repair.marker.v1";
-/// An entry of the outbox that could not be read: it has a place and says nothing, not even whom it was about.
-pub const CORRUPT: &str = "dev.kith.corrupt.v1";
-/// The header with the ChatCluster's UID.
-pub const CLUSTER_HEADER: &str = "ce_kithcluster";
 /// Of a record that was set aside: bytes of its key and data, headers, and bytes of each.
 const KEPT_BYTES: usize = 64 << 10;
 const KEPT_HEADERS: usize = 32;
@@ -160,14 +160,14 @@ impl<'a> Said<'a> {
         let mut said = Self::default();
         for (name, value) in headers {
             match name {
-                "ce_type" => said.kind = Some(text(value, "ce_type")?),
-                "ce_id" => said.id = Some(text(value, "ce_id")?),
-                "ce_source" => said.source = Some(text(value, "ce_source")?),
-                "ce_specversion" => said.version = Some(text(value, "ce_specversion")?),
-                "ce_partitionkey" => said.key = Some(text(value, "ce_partitionkey")?),
-                CLUSTER_HEADER => said.cluster = Some(text(value, CLUSTER_HEADER)?),
-                "ce_kithpartition" => said.stream = Some(number(value, "ce_kithpartition")?),
-                "ce_kithver" => said.ver = Some(number(value, "ce_kithver")?),
+                header::TYPE => said.kind = Some(text(value, header::TYPE)?),
+                header::ID => said.id = Some(text(value, header::ID)?),
+                header::SOURCE => said.source = Some(text(value, header::SOURCE)?),
+                header::SPEC_VERSION => said.version = Some(text(value, header::SPEC_VERSION)?),
+                header::PARTITION_KEY => said.key = Some(text(value, header::PARTITION_KEY)?),
+                header::CLUSTER => said.cluster = Some(text(value, header::CLUSTER)?),
+                header::PARTITION => said.stream = Some(number(value, header::PARTITION)?),
+                header::VERSION => said.ver = Some(number(value, header::VERSION)?),
                 _ => {}
             }
         }
@@ -199,7 +199,7 @@ impl Origin {
 
     /// `ce_source` of the records that a service writes.
     pub fn source(cluster: &Cluster, service: &str) -> String {
-        format!("kith://{}/{service}", cluster.name)
+        envelope::source(&cluster.name, service)
     }
 
     /// Checks a record.
@@ -227,14 +227,14 @@ impl Origin {
     }
 
     fn check(&self, said: &Said<'_>, key: &str, partition: i32) -> Result<(), Foreign> {
-        let kind = said.kind.filter(|k| !k.is_empty()).ok_or(Foreign::Header("ce_type"))?;
-        if said.version != Some("1.0") {
-            return Err(Foreign::Header("ce_specversion"));
+        let kind = said.kind.filter(|k| !k.is_empty()).ok_or(Foreign::Header(header::TYPE))?;
+        if said.version != Some(envelope::SPEC_VERSION) {
+            return Err(Foreign::Header(header::SPEC_VERSION));
         }
-        let id = said.id.filter(|id| !id.is_empty()).ok_or(Foreign::Header("ce_id"))?;
+        let id = said.id.filter(|id| !id.is_empty()).ok_or(Foreign::Header(header::ID))?;
         // An empty value may come back as none.
         if said.key.unwrap_or_default() != key {
-            return Err(Foreign::Header("ce_partitionkey"));
+            return Err(Foreign::Header(header::PARTITION_KEY));
         }
         self.check_cluster(said)?;
         if self.counted && kind == REPAIR_MARKER {
@@ -242,7 +242,7 @@ impl Origin {
             return self.check_place(stream, partition);
         }
         let Some(stream) = said.stream else {
-            return if self.counted { Err(Foreign::Header("ce_kithpartition")) } else { Ok(()) };
+            return if self.counted { Err(Foreign::Header(header::PARTITION)) } else { Ok(()) };
         };
         let stream = u32::try_from(stream).map_err(|_| Foreign::Partition)?;
         self.check_place(stream, partition)?;
@@ -251,9 +251,9 @@ impl Origin {
             return Err(Foreign::Partition);
         }
         if self.counted {
-            let ver = said.ver.filter(|ver| *ver != 0).ok_or(Foreign::Header("ce_kithver"))?;
+            let ver = said.ver.filter(|ver| *ver != 0).ok_or(Foreign::Header(header::VERSION))?;
             if id != format!("{stream}-{ver}") {
-                return Err(Foreign::Header("ce_id"));
+                return Err(Foreign::Header(header::ID));
             }
         }
         Ok(())
@@ -267,7 +267,7 @@ impl Origin {
     }
 
     fn check_cluster(&self, said: &Said<'_>) -> Result<(), Foreign> {
-        let source = said.source.ok_or(Foreign::Header("ce_source"))?;
+        let source = said.source.ok_or(Foreign::Header(header::SOURCE))?;
         let name = &self.cluster.name;
         let ours = source.strip_prefix("kith://").and_then(|rest| rest.strip_prefix(name.as_str()));
         let (ours, older) = match ours {

@@ -3,6 +3,8 @@
 //! `tests/bootstrap.rs` regenerates `src/gen` and fails when it differs from what is committed.
 #![allow(missing_docs, clippy::pedantic, clippy::all, unreachable_pub)]
 
+mod kinds;
+
 /// `kith.chat.v1`: what a message is.
 pub mod chat {
     /// Version 1.

@@ -5,36 +5,13 @@
 
 use std::{borrow::Cow, collections::HashMap, time::Duration};
 
+pub use kith_contract::problem::reason;
 use kith_proto::storage::v1::ItemError;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 /// `ErrorInfo.domain` of everything that Kith reports.
 pub const DOMAIN: &str = "kith.dev";
-
-/// Reasons that callers act upon.
-pub mod reason {
-    /// The instance does not hold the partition; metadata `holder` names who does, when known.
-    pub const WRONG_HOLDER: &str = "WRONG_HOLDER";
-    /// The sender is not in the conversation.
-    pub const NOT_MEMBER: &str = "NOT_MEMBER";
-    /// The recipient blocks the sender.
-    pub const BLOCKED: &str = "BLOCKED";
-    /// The sender, or the group, is muted.
-    pub const MUTED: &str = "MUTED";
-    /// The caller's role or credentials do not allow it.
-    pub const NOT_ALLOWED: &str = "NOT_ALLOWED";
-    /// The verdict of `antispam`.
-    pub const ANTISPAM: &str = "ANTISPAM";
-    /// A token that has been revoked.
-    pub const REVOKED: &str = "REVOKED";
-    /// A token past its `exp`.
-    pub const EXPIRED: &str = "EXPIRED";
-    /// Content over its bound: 413 in HTTP.
-    pub const TOO_LARGE: &str = "TOO_LARGE";
-    /// Stored data is missing or damaged; the partition is closed until it is repaired.
-    pub const DATA_LOSS: &str = "DATA_LOSS";
-}
 
 /// A refused or failed call, in the words of the contract.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

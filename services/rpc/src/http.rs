@@ -25,7 +25,6 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use parking_lot::Mutex;
-use serde::Serialize;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -41,6 +40,7 @@ use crate::{
     pace::{Pace, UNKNOWN, Verdict},
     progress::Progress,
 };
+use kith_contract::problem::{self, Problem};
 use kith_kit::tls::ListenerTls;
 
 /// HTTP/2 pings find clients that vanished.
@@ -52,9 +52,6 @@ const STREAMS: u32 = 64;
 const GOODBYE: Duration = Duration::from_secs(5);
 /// The pause after a failed accept (out of file descriptors, most likely).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// The content type of problem documents.
-pub const PROBLEM_JSON: &str = "application/problem+json";
 
 /// Bounds of a server.
 #[derive(Debug, Clone, Copy)]
@@ -270,18 +267,6 @@ impl Drop for Answer {
     }
 }
 
-/// A problem document.
-#[derive(Debug, Serialize)]
-struct Problem<'a> {
-    r#type: &'static str,
-    title: &'static str,
-    status: u16,
-    detail: &'a str,
-    code: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<&'a str>,
-}
-
 /// The answer for an error, with the status of the contract's table.
 pub fn problem(error: &Error) -> Response {
     problem_with(error, StatusCode::from_u16(error.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR))
@@ -289,17 +274,17 @@ pub fn problem(error: &Error) -> Response {
 
 /// The answer for an error with a status of its own (405, 413, 415, …).
 pub fn problem_with(error: &Error, status: StatusCode) -> Response {
-    let problem = Problem {
-        r#type: "about:blank",
-        title: status.canonical_reason().unwrap_or("Error"),
+    let document = Problem {
+        kind: problem::TYPE.into(),
+        title: status.canonical_reason().unwrap_or("Error").into(),
         status: status.as_u16(),
-        detail: &error.detail,
-        code: error.code_name(),
-        reason: error.reason.as_deref(),
+        detail: error.detail.as_ref().into(),
+        code: error.code_name().into(),
+        reason: error.reason.as_deref().map(Into::into),
     };
     // These fields always serialize.
-    let body = serde_json::to_vec(&problem).unwrap_or_default();
-    let mut response = (status, [(header::CONTENT_TYPE, PROBLEM_JSON)], body).into_response();
+    let body = serde_json::to_vec(&document).unwrap_or_default();
+    let mut response = (status, [(header::CONTENT_TYPE, problem::MEDIA_TYPE)], body).into_response();
     let after = error.retry_after.or((error.code == tonic::Code::ResourceExhausted).then_some(Duration::from_secs(1)));
     if let Some(after) = after {
         let seconds = after.as_millis().div_ceil(1_000).max(1);
@@ -328,7 +313,7 @@ mod tests {
         let response = problem(&Error::exhausted("too many requests", Duration::from_millis(1_200)));
         assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
         assert_eq!(response.headers()[header::RETRY_AFTER], "2");
-        assert_eq!(response.headers()[header::CONTENT_TYPE], PROBLEM_JSON);
+        assert_eq!(response.headers()[header::CONTENT_TYPE], problem::MEDIA_TYPE);
     }
 
     #[tokio::test]

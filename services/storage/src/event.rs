@@ -6,31 +6,36 @@
 //! The data of an event is enough to restore what it changed (see [`crate::repair`]): where the contract's own fields are not, others
 //! stand beside them.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
 
 use bytes::Bytes;
-use kith_proto::chat::v1::{Message, MessageType};
+use kith_contract::{
+    events::{self, Kind},
+    found,
+    kinds::MessageType,
+    message::{Given, MessageCreated},
+};
+use kith_proto::chat::v1::Message;
 use serde::Serialize;
-use serde_json::{Value, value::RawValue};
 
 use crate::codec;
 
-/// In the data of an event: replaced by the value that the function found (JSON text never holds this byte).
-pub(crate) const FOUND: char = '\u{1}';
+/// The events of storage, all but messages without content.
+pub(crate) use kith_contract::events::{Event as Told, Plain};
 
 /// A body for the outbox.
-pub(crate) fn body(kind: &str, key: &str, at_ms: i64, data: &Value) -> Bytes {
-    format!("j{kind}\n{key}\n{at_ms}\n{data}").into()
+pub(crate) fn body<C: Serialize>(event: &Told<'_, C>, at_ms: i64) -> Bytes {
+    format!("j{}\n{}\n{at_ms}\n{}", event.kind().name(), event.key(), event.json()).into()
 }
 
-/// A body with a place for what the function finds: JSON text spells the byte as an escape, the function looks for the byte itself.
-pub(crate) fn with_found(body: &Bytes) -> Bytes {
-    String::from_utf8_lossy(body).replace("\\u0001", &FOUND.to_string()).into()
+/// A body with a place for what the function finds: see [`kith_contract::found`].
+pub(crate) fn open_body(event: &Plain<'_>, at_ms: i64) -> Bytes {
+    format!("j{}\n{}\n{at_ms}\n{}", event.kind().name(), event.key(), found::open(&event.json())).into()
 }
 
-/// A body whose data is JSON text already.
-pub(crate) fn body_of<T: Serialize>(kind: &str, key: &str, at_ms: i64, data: &T) -> Result<Bytes, serde_json::Error> {
-    Ok(format!("j{kind}\n{key}\n{at_ms}\n{}", serde_json::to_string(data)?).into())
+/// The body with what the function found.
+pub(crate) fn filled(open: &[u8], found: impl std::fmt::Display) -> Bytes {
+    found::fill(open, found).into()
 }
 
 /// The outbox body of a message.
@@ -42,8 +47,8 @@ pub(crate) fn message_body(conversation_id: &str, seq: u64, privileged: bool) ->
 /// A record of the event log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Event {
-    /// `message.created` and so on.
-    pub(crate) kind: String,
+    /// The name of its kind; another version may have written one that is not known here.
+    pub(crate) kind: Cow<'static, str>,
     /// Conversation or user id.
     pub(crate) key: String,
     /// Unix ms.
@@ -63,107 +68,44 @@ pub(crate) fn read(body: &[u8], row: Option<Bytes>) -> Result<Event, String> {
         let row = codec::unpack(row).map_err(|e| format!("{conversation_id} seq {seq}: {e}"))?;
         let (at_ms, message) = (row.sent_at(), row.into_message(conversation_id, seq));
         let data = message_data(&message, privileged).map_err(|e| format!("{conversation_id} seq {seq}: {e}"))?;
-        return Ok(Event { kind: "message.created".to_owned(), key: conversation_id.to_owned(), at_ms, data });
+        return Ok(Event { kind: Kind::MessageCreated.name().into(), key: conversation_id.to_owned(), at_ms, data });
     }
     let rest = text.strip_prefix('j').ok_or("an outbox entry of an unknown kind")?;
     let mut parts = rest.splitn(4, '\n');
     let mut next = || parts.next().ok_or("an outbox entry that ends early");
     let (kind, key, at, data) = (next()?, next()?, next()?, next()?);
     let at_ms = at.parse().map_err(|_| "an outbox entry without a time".to_owned())?;
-    Ok(Event { kind: kind.to_owned(), key: key.to_owned(), at_ms, data: data.as_bytes().to_vec() })
+    let kind = Kind::of_name(kind).map_or_else(|| kind.to_owned().into(), |kind| kind.name().into());
+    Ok(Event { kind, key: key.to_owned(), at_ms, data: data.as_bytes().to_vec() })
 }
 
-/// The message type of a contract's name; none for a name that is none.
-pub(crate) fn type_of(name: &str) -> Option<MessageType> {
-    (0..).map_while(|n| MessageType::try_from(n).ok()).skip(1).find(|kind| type_name(*kind as i32) == name)
-}
-
-/// The contract's name of a message type.
-pub(crate) fn type_name(kind: i32) -> &'static str {
-    match MessageType::try_from(kind).unwrap_or_default() {
-        MessageType::Unspecified | MessageType::Custom => "custom",
-        MessageType::Text => "text",
-        MessageType::Image => "image",
-        MessageType::File => "file",
-        MessageType::Audio => "audio",
-        MessageType::Video => "video",
-        MessageType::Location => "location",
-        MessageType::Card => "card",
-        MessageType::System => "system",
+/// What takes the place of an entry that cannot be read: consumers wait for every version.
+pub(crate) fn corrupt() -> Event {
+    Event {
+        kind: events::CORRUPT_NAME.into(),
+        key: String::new(),
+        at_ms: 0,
+        data: events::CORRUPT_DATA.as_bytes().to_vec(),
     }
-}
-
-/// JSON that a caller gave, as it goes into an event: as it is. What a reader of JSON would not give back byte by byte (space around it,
-/// text that is no JSON) stands beside it in hexadecimal.
-#[derive(Debug, Serialize)]
-pub(crate) struct Content {
-    content: Box<RawValue>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    content_bytes: Option<String>,
-}
-
-impl Content {
-    pub(crate) fn new(given: &[u8]) -> Result<Self, serde_json::Error> {
-        // Raw text is taken more freely than most readers take it: only what all of them read is passed on.
-        let raw = serde_json::from_slice::<Value>(given).and_then(|_| serde_json::from_slice::<Box<RawValue>>(given));
-        let content = match raw {
-            Ok(raw) => raw,
-            Err(_) => RawValue::from_string("{}".to_owned())?,
-        };
-        let content_bytes = (content.get().as_bytes() != given).then(|| to_hex(given));
-        Ok(Self { content, content_bytes })
-    }
-}
-
-fn to_hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    bytes.iter().flat_map(|b| [b >> 4, b & 15]).map(|digit| char::from(DIGITS[usize::from(digit)])).collect()
-}
-
-/// Bytes that were written by [`Content`]; none for anything else.
-pub(crate) fn from_hex(text: &str) -> Option<Vec<u8>> {
-    let digit = |c: u8| char::from(c).to_digit(16);
-    let (pairs, []) = text.as_bytes().as_chunks::<2>() else { return None };
-    pairs.iter().map(|[high, low]| Some(((digit(*high)? << 4) | digit(*low)?) as u8)).collect()
-}
-
-/// A message as the external contract spells it.
-#[derive(Serialize)]
-struct MessageData<'a> {
-    conversation_id: &'a str,
-    seq: String,
-    message_id: &'a str,
-    client_msg_id: &'a str,
-    sender_id: &'a str,
-    sent_at: String,
-    r#type: &'static str,
-    #[serde(flatten)]
-    content: Content,
-    mentions: &'a [String],
-    ext: &'a BTreeMap<String, String>,
-    recalled: bool,
-    edited_at: Option<String>,
-    reactions: BTreeMap<&'a str, &'a [String]>,
-    /// Not counted as read by its sender.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    privileged: bool,
 }
 
 fn message_data(message: &Message, privileged: bool) -> Result<Vec<u8>, serde_json::Error> {
-    serde_json::to_vec(&MessageData {
-        conversation_id: &message.conversation_id,
-        seq: message.seq.to_string(),
-        message_id: &message.message_id,
-        client_msg_id: &message.client_msg_id,
-        sender_id: &message.sender_id,
-        sent_at: message.sent_at.to_string(),
-        r#type: type_name(message.r#type),
-        content: Content::new(&message.content)?,
-        mentions: &message.mentions,
-        ext: &message.ext,
+    let Given { content, content_bytes } = Given::new(&message.content)?;
+    serde_json::to_vec(&MessageCreated {
+        conversation_id: message.conversation_id.as_str().into(),
+        seq: message.seq,
+        message_id: message.message_id.as_str().into(),
+        client_msg_id: message.client_msg_id.as_str().into(),
+        sender_id: message.sender_id.as_str().into(),
+        sent_at: message.sent_at,
+        kind: MessageType::from(message.r#type()),
+        content,
+        content_bytes,
+        mentions: message.mentions.as_slice().into(),
+        ext: Cow::Borrowed(&message.ext),
         recalled: message.recalled,
-        edited_at: (message.edited_at != 0).then(|| message.edited_at.to_string()),
-        reactions: message.reactions.iter().map(|r| (r.emoji.as_str(), r.user_ids.as_slice())).collect(),
+        edited_at: (message.edited_at != 0).then_some(message.edited_at),
+        reactions: message.reactions.iter().map(|r| (r.emoji.as_str().into(), r.user_ids.as_slice().into())).collect(),
         privileged,
     })
 }
@@ -188,26 +130,8 @@ pub(crate) fn rfc3339(at_ms: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kith_contract::{events::ReceiptRead, found::Found, json::U64};
     use proptest::prelude::*;
-    use serde_json::json;
-
-    #[test]
-    fn content_stands_in_an_event_as_it_was_given_and_no_byte_is_lost() {
-        let text = |given: &[u8]| serde_json::to_string(&Content::new(given).unwrap()).unwrap();
-        assert_eq!(text(br#"{"b": 1.0, "a":1e2}"#), r#"{"content":{"b": 1.0, "a":1e2}}"#);
-        assert_eq!(text(b" {} "), r#"{"content":{},"content_bytes":"207b7d20"}"#);
-        assert_eq!(text(b"{\xff"), r#"{"content":{},"content_bytes":"7bff"}"#);
-        assert_eq!(from_hex("7bff").unwrap(), b"{\xff");
-        assert!(from_hex("7b0").is_none() && from_hex("zz").is_none());
-    }
-
-    #[test]
-    fn a_type_is_found_by_its_name() {
-        for kind in 1..10 {
-            assert_eq!(type_of(type_name(kind)).unwrap() as i32, kind);
-        }
-        assert_eq!(type_of("smell"), None);
-    }
 
     #[test]
     fn times_are_spelt_as_rfc_3339() {
@@ -218,10 +142,26 @@ mod tests {
 
     #[test]
     fn an_event_reads_back_as_it_was_put() {
-        let put = body("receipt.read", "d:a:b", 7, &json!({"seq": "3"}));
-        let event = read(&put, None).unwrap();
-        assert_eq!((event.kind.as_str(), event.key.as_str(), event.at_ms), ("receipt.read", "d:a:b", 7));
-        assert_eq!(event.data, br#"{"seq":"3"}"#);
+        let read_seq = |found| {
+            Plain::ReceiptRead(ReceiptRead { conversation_id: "d:a:b".into(), read_seq: found, user_id: "a".into() })
+        };
+        let known = body(&read_seq(Found::Is(U64(3))), 7);
+        assert_eq!(
+            known,
+            b"jreceipt.read\nd:a:b\n7\n{\"conversation_id\":\"d:a:b\",\"read_seq\":\"3\",\"user_id\":\"a\"}"[..]
+        );
+        let open = open_body(&read_seq(Found::Later), 7);
+        assert_eq!(open.iter().filter(|byte| **byte == 1).count(), 1);
+        assert_eq!(filled(&open, 3), known);
+        let event = read(&known, None).unwrap();
+        assert_eq!((&*event.kind, event.key.as_str(), event.at_ms), (Kind::ReceiptRead.name(), "d:a:b", 7));
+        assert_eq!(event.data, &known[known.len() - event.data.len()..]);
+    }
+
+    #[test]
+    fn an_entry_of_another_version_keeps_its_name() {
+        let event = read(b"jof.later\nk\n7\n{}", None).unwrap();
+        assert_eq!((&*event.kind, &event.data[..]), ("of.later", &b"{}"[..]));
     }
 
     #[test]

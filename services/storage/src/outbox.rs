@@ -11,9 +11,10 @@ use std::{
     time::Duration,
 };
 
+use kith_contract::events::{self, RepairMarker, envelope::Envelope};
 use kith_eventlog::{
     admin::{Topic, ensured},
-    origin::{CLUSTER_HEADER, CORRUPT, Origin, REPAIR_MARKER},
+    origin::Origin,
     producer::{Delivery, ProduceError, Record},
     scan::Log,
     supervised::Supervised,
@@ -111,17 +112,17 @@ impl Outbox {
     /// pass it by: it has no version.
     pub(crate) async fn mark(&self, partition: u32, id: &str) -> Result<(), ProduceError> {
         let (key, time) = (format!("repair:{partition}"), event::rfc3339(kith_kit::clock::now_ms()));
-        let headers = [
-            ("ce_specversion", "1.0"),
-            ("ce_id", id),
-            ("ce_type", REPAIR_MARKER),
-            ("ce_source", self.source.as_str()),
-            ("ce_time", time.as_str()),
-            ("ce_partitionkey", key.as_str()),
-            (CLUSTER_HEADER, self.uid.as_str()),
-            ("content-type", "application/json"),
-        ];
-        let payload = serde_json::json!({"repair_id": id, "partition": partition}).to_string();
+        let envelope = Envelope {
+            id,
+            ce_type: events::REPAIR_MARKER,
+            source: &self.source,
+            time: &time,
+            key: &key,
+            cluster: &self.uid,
+        };
+        let headers = envelope.unplaced();
+        // A number and a text always serialize.
+        let payload = serde_json::to_string(&RepairMarker { partition, repair_id: id.into() }).unwrap_or_default();
         let marker = Record {
             topic: &self.topic,
             partition: Some(self.part(partition)),
@@ -286,25 +287,21 @@ impl Outbox {
                 // Its place must not stay empty: consumers wait for every version.
                 tracing::error!(partition, ver = pending.ver, %problem, "an outbox entry cannot be read; its place is marked on the event log");
                 metrics::counter!("kith_storage_outbox_corrupt_total").increment(1);
-                event::Event { kind: "corrupt".to_owned(), key: String::new(), at_ms: 0, data: b"{}".to_vec() }
+                event::corrupt()
             }
         };
         let (id, number, ver) =
             (format!("{partition}-{}", pending.ver), partition.to_string(), pending.ver.to_string());
-        let (kind, time) = (format!("dev.kith.{}.v1", event.kind), event::rfc3339(event.at_ms));
-        debug_assert!(event.kind != "corrupt" || kind == CORRUPT);
-        let headers = [
-            ("ce_specversion", "1.0"),
-            ("ce_id", id.as_str()),
-            ("ce_type", kind.as_str()),
-            ("ce_source", self.source.as_str()),
-            ("ce_time", time.as_str()),
-            ("ce_partitionkey", event.key.as_str()),
-            (CLUSTER_HEADER, self.uid.as_str()),
-            ("ce_kithpartition", number.as_str()),
-            ("ce_kithver", ver.as_str()),
-            ("content-type", "application/json"),
-        ];
+        let (ce_type, time) = (events::type_of(&event.kind), event::rfc3339(event.at_ms));
+        let envelope = Envelope {
+            id: &id,
+            ce_type: &ce_type,
+            source: &self.source,
+            time: &time,
+            key: &event.key,
+            cluster: &self.uid,
+        };
+        let headers = envelope.placed(&number, &ver);
         self.producer.send(&Record {
             topic: &self.topic,
             partition: Some(self.part(partition)),

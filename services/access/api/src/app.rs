@@ -89,7 +89,7 @@ impl App {
     }
 }
 
-/// All routes of API.md that this version has.
+/// All routes of the HTTP API.
 pub(crate) fn router(app: App) -> Router {
     let routes = Router::new()
         .route("/v1/messages", post(messages::send))

@@ -6,11 +6,11 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
+use kith_contract::json::Object;
 use kith_rpc::{
     error::{Error, reason},
     http::problem_with,
 };
-use kith_send::json::Object;
 use serde::de::DeserializeOwned;
 
 /// A JSON body.
@@ -117,7 +117,7 @@ pub(crate) fn limit(given: Option<u32>, max: u32) -> Result<u32, Error> {
 
 #[cfg(test)]
 mod tests {
-    use kith_send::json::U64;
+    use kith_contract::json::U64;
     use serde::Deserialize;
     use serde_json::value::RawValue;
 

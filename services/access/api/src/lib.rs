@@ -1,6 +1,6 @@
 //! The short-connection external HTTP API.
 //!
-//! Each route translates: it checks what it can tell alone, asks storage or sessions, and shows the answer as API.md has it. Sending
+//! Each route translates: it checks what it can tell alone, asks storage or sessions, and shows the answer as the contract has it. Sending
 //! goes through `kith_send`. It never knows a shard, and decides nothing about membership: storage does.
 
 mod app;

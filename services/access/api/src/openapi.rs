@@ -1,11 +1,11 @@
 //! The OpenAPI 3.1 document, from the handlers' own descriptions. `tests/openapi.rs` keeps `docs/openapi.json` equal to it.
 
-use std::collections::BTreeMap;
-
+use kith_contract::problem;
+use serde_json::Value;
 use utoipa::{
-    Modify, OpenApi, ToSchema,
+    Modify, OpenApi, PartialSchema, ToSchema,
     openapi::{
-        ContentBuilder, Ref, RefOr, ResponseBuilder,
+        ContentBuilder, Ref, RefOr, ResponseBuilder, Schema,
         path::Operation,
         security::{Http, HttpAuthScheme, SecurityScheme},
     },
@@ -13,52 +13,40 @@ use utoipa::{
 
 use crate::routes::{blocks, conversations, devices, friends, messages, meta, presence, sync, users};
 
-/// A message, as `kith_send::json` writes it.
-#[derive(ToSchema)]
-#[allow(dead_code)] // A description: nothing builds it.
-pub(crate) struct Message {
-    #[schema(example = "d:alice:bob")]
-    conversation_id: String,
-    /// From "1", without a hole, per conversation.
-    #[schema(example = "42")]
-    seq: String,
-    /// ULID.
-    message_id: String,
-    client_msg_id: String,
-    sender_id: String,
-    /// Unix ms.
-    sent_at: String,
-    /// text, image, file, audio, video, location, card, custom, system
-    r#type: String,
-    /// Empty when recalled.
-    #[schema(value_type = Object)]
-    content: (),
-    mentions: Vec<String>,
-    ext: BTreeMap<String, String>,
-    recalled: bool,
-    /// Unix ms; null: never edited.
-    edited_at: Option<String>,
-    /// Users by emoji: at most 20 each, the first who reacted so.
-    reactions: BTreeMap<String, Vec<String>>,
-    /// How many reacted so, by emoji.
-    reaction_counts: BTreeMap<String, u32>,
-    /// The reactions of the user who asks.
-    my_reactions: Vec<String>,
+/// Schemas of the contract under their names in the document: they are described once, in `kith_contract`.
+macro_rules! of_contract {
+    ($($(#[$doc:meta])* $name:ident: $type:ty;)*) => {$(
+        $(#[$doc])*
+        pub(crate) struct $name;
+
+        impl PartialSchema for $name {
+            fn schema() -> RefOr<Schema> {
+                described(kith_contract::json::schema::<$type>())
+            }
+        }
+
+        impl ToSchema for $name {}
+    )*};
+}
+of_contract! {
+    /// A message.
+    Message: kith_contract::message::Message<'static, Value>;
+    /// The body of a send.
+    SendMessage: kith_contract::message::SendMessage<Value>;
+    /// Any error.
+    Problem: kith_contract::problem::Problem<'static>;
 }
 
-/// Any error (RFC 9457).
-#[derive(ToSchema)]
-#[allow(dead_code)] // A description: `kith_rpc::http` writes it.
-pub(crate) struct Problem {
-    r#type: String,
-    title: String,
-    status: u16,
-    /// What to do about it.
-    detail: String,
-    /// A gRPC code's name, for example INVALID_ARGUMENT.
-    code: String,
-    /// NOT_MEMBER, BLOCKED, MUTED, NOT_ALLOWED, ANTISPAM, EXPIRED, REVOKED, …
-    reason: Option<String>,
+/// A schema of the contract in the words of OpenAPI 3.1, which are those of JSON Schema.
+fn described(mut schema: Value) -> RefOr<Schema> {
+    if let Some(fields) = schema.as_object_mut() {
+        fields.remove("$schema");
+        fields.remove("title");
+    }
+    serde_json::from_value(schema).unwrap_or_else(|error| {
+        tracing::error!(%error, "a schema of the contract is none of OpenAPI");
+        RefOr::T(Schema::default())
+    })
 }
 
 #[derive(OpenApi)]
@@ -76,11 +64,19 @@ pub(crate) struct Problem {
         friends::reject, friends::withdraw, blocks::list, blocks::block, blocks::unblock, presence::query, devices::list,
         devices::push_token, devices::remove, meta::jwks,
     ),
-    components(schemas(Message, Problem)),
+    components(schemas(Message, SendMessage, Problem)),
     security(("token" = [])),
     modifiers(&Common)
 )]
 struct Api;
+
+/// What every call may be answered with.
+const PROBLEM: &str = "A problem document: `code` tells what kind, `reason` more where it helps, `detail` what to do about it. \
+    400 INVALID_ARGUMENT (413 with reason TOO_LARGE, 415 without JSON): malformed; the detail names the field. 401 UNAUTHENTICATED: no token, or \
+    one that is bad, expired or revoked. 403 PERMISSION_DENIED: reason NOT_MEMBER, BLOCKED, MUTED or NOT_ALLOWED. 404 NOT_FOUND: also where \
+    the caller may not know that it exists. 409 ALREADY_EXISTS: a client_msg_id that stands for another message; ABORTED, \
+    FAILED_PRECONDITION: it does not fit what is there. 429 RESOURCE_EXHAUSTED: later, see Retry-After. 503 UNAVAILABLE, \
+    504 DEADLINE_EXCEEDED: outcome unknown or not done; retry with the same client_msg_id. 500 INTERNAL, DATA_LOSS: it has been logged.";
 
 /// What holds for every call: the token, and problem documents.
 struct Common;
@@ -102,10 +98,7 @@ impl Modify for Common {
 
 fn add_problem(operation: &mut Operation) {
     let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
-    let problem = ResponseBuilder::new()
-        .description("A problem; see the table of codes in API.md")
-        .content(kith_rpc::http::PROBLEM_JSON, content)
-        .build();
+    let problem = ResponseBuilder::new().description(PROBLEM).content(problem::MEDIA_TYPE, content).build();
     operation.responses.responses.insert("default".to_owned(), RefOr::T(problem));
 }
 
@@ -128,7 +121,8 @@ mod tests {
     fn the_described_message_has_the_fields_that_are_written() {
         let message = kith_proto::chat::v1::Message { content: "{}".into(), ..Default::default() };
         let written = kith_send::json::message_json(&message).unwrap();
-        let written: BTreeMap<String, serde_json::Value> = serde_json::from_str(written.get()).unwrap();
+        let written: std::collections::BTreeMap<String, serde_json::Value> =
+            serde_json::from_str(written.get()).unwrap();
         let document: serde_json::Value = serde_json::from_str(&document()).unwrap();
         let described = document["components"]["schemas"]["Message"]["properties"].as_object().unwrap();
         assert_eq!(

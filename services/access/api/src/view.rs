@@ -1,13 +1,14 @@
-//! The JSON objects of API.md; 64-bit integers are strings.
+//! The JSON objects of the HTTP API besides messages, which are the contract's; 64-bit integers are strings.
 
 use std::collections::BTreeMap;
 
+use kith_contract::{json::U64, kinds::ConversationKind};
 use kith_proto::{
-    chat::v1::{ConversationKind, Message, Receipt},
+    chat::v1::{Message, Receipt},
     storage::v1 as storage,
 };
 use kith_rpc::error::Error;
-use kith_send::json::{U64, message_json};
+use kith_send::json::message_json;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
@@ -81,7 +82,8 @@ impl From<Error> for Failure {
 pub(crate) struct Conversation {
     conversation_id: String,
     /// direct, group or system
-    kind: &'static str,
+    #[schema(value_type = String)]
+    kind: ConversationKind,
     /// The newest message.
     #[schema(value_type = String)]
     seq: U64,
@@ -103,11 +105,7 @@ pub(crate) struct Conversation {
 
 impl From<storage::Conversation> for Conversation {
     fn from(stored: storage::Conversation) -> Self {
-        let kind = match stored.kind() {
-            ConversationKind::Group => "group",
-            ConversationKind::System => "system",
-            ConversationKind::Direct | ConversationKind::Unspecified => "direct",
-        };
+        let kind = ConversationKind::from(stored.kind());
         let (last_message, unreadable) = match stored.last_message.as_ref().map(message_json).transpose() {
             Ok(last) => (last, None),
             Err(error) => (None, Some(error)),

@@ -3,12 +3,8 @@
 use std::{collections::HashMap, time::Duration};
 
 use futures::{StreamExt, TryFutureExt, stream};
-use kith_clients::{
-    auth::{self, Signer},
-    sessions::Sessions,
-    storage::Storage,
-};
-use kith_contract::ids;
+use kith_clients::{auth::Signer, sessions::Sessions, storage::Storage};
+use kith_contract::{ids, kinds};
 use kith_proto::{
     business::v1::{
         BatchSendMessagesRequest, BatchSendMessagesResponse, BatchSendResult, ConversationSummary, GetUsersRequest,
@@ -20,7 +16,7 @@ use kith_proto::{
     storage::v1::{self as storage_v1, Device, ListDevicesRequest, PutDeviceRequest},
 };
 use kith_rpc::error::{Error, reason};
-use kith_send::{Door, Doorway, Draft, Target, draft::MAX_CONTENT_BYTES, json};
+use kith_send::{Door, Doorway, Draft, Target, draft::MAX_CONTENT_BYTES};
 use serde_json::value::RawValue;
 use tonic::{Code, Request, Response, Status};
 
@@ -69,8 +65,7 @@ impl Business {
 
     async fn issue(&self, line: &str, request: IssueTokenRequest) -> Result<IssueTokenResponse, Error> {
         ids::check_id("device_id", &request.device_id)?;
-        let platform = json::platform(&request.platform)
-            .ok_or_else(|| Error::invalid(format!("platform: one of {}", auth::PLATFORMS.join(", "))))?;
+        let platform = Platform::from(request.platform.parse::<kinds::Platform>()?);
         let ttl = match request.ttl_s {
             0 => self.token_ttl,
             ttl if ttl >= SHORTEST_S && Duration::from_secs(ttl.into()) <= self.token_ttl => {
@@ -304,7 +299,7 @@ impl ImBusiness for Business {
 
 fn presence(found: Vec<kith_proto::sessions::v1::Presence>) -> QueryPresenceResponse {
     let shown = found.into_iter().map(|p| {
-        let platforms = p.platforms().filter_map(json::platform_name).map(str::to_owned).collect();
+        let platforms = p.platforms().filter_map(|platform| platform.known()).map(|known| known.to_string()).collect();
         UserPresence { online: p.online, platforms, last_seen: p.last_seen, user_id: p.user_id }
     });
     QueryPresenceResponse { presence: shown.collect() }
@@ -340,7 +335,7 @@ mod tests {
             sender_id: sender.into(),
             recipient_id: recipient.into(),
             client_msg_id: "c".into(),
-            r#type: "text".into(),
+            r#type: kinds::MessageType::Text.to_string(),
             content_json: r#"{"text":"hi"}"#.into(),
             ..Default::default()
         }

@@ -15,6 +15,7 @@ use axum::{
     response::Response,
     routing::get,
 };
+use kith_contract::frames::SUBPROTOCOL;
 use kith_rpc::{
     admission::Seat,
     error::{Error, reason},
@@ -30,8 +31,6 @@ use crate::{
     machine::io::Settings,
 };
 
-/// The subprotocol of JSON frames.
-const JSON: &str = "kith.v1.json";
 /// Most connections are idle: small buffers that grow with need.
 const READ_BUFFER: usize = 2 << 10;
 const WRITE_BUFFER: usize = 8 << 10;
@@ -124,10 +123,10 @@ async fn connect(
     if !gate.0.origins.allow_request(&headers, &uri) {
         return problem(&Error::denied(reason::NOT_ALLOWED, "Origin: pages of this origin may not connect"));
     }
-    let upgrade = upgrade.protocols([JSON]);
+    let upgrade = upgrade.protocols([SUBPROTOCOL]);
     // A client that names none gets JSON; one that names only others would not understand it.
     if upgrade.selected_protocol().is_none() && upgrade.requested_protocols().next().is_some() {
-        return problem(&Error::invalid(format!("Sec-WebSocket-Protocol: this gateway speaks {JSON}")));
+        return problem(&Error::invalid(format!("Sec-WebSocket-Protocol: this gateway speaks {SUBPROTOCOL}")));
     }
     let upgrade = upgrade
         .read_buffer_size(READ_BUFFER)

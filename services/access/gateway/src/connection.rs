@@ -11,9 +11,11 @@ use axum::extract::ws::{CloseFrame, Message, WebSocket};
 use bytes::Bytes;
 use futures::{FutureExt, SinkExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use kith_kit::clock;
-use kith_proto::{chat::v1::Position, sessions::v1::Session};
+use kith_proto::{
+    chat::v1::{Platform, Position},
+    sessions::v1::Session,
+};
 use kith_rpc::{admission::Seat, budget::Held};
-use kith_send::json::platform;
 use metrics::Counter;
 use tokio::{sync::mpsc, task::JoinError};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -317,7 +319,7 @@ impl Connection {
             session_id: opened.session_id.clone(),
             user_id: claims.sub.clone(),
             device_id: claims.dev.clone(),
-            platform: platform(&claims.plt).unwrap_or_default().into(),
+            platform: claims.platform().map_or(Platform::Unspecified, Into::into).into(),
             line: claims.line.clone(),
             opened_at: opened.opened_at,
             cursors: cursors.collect(),

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use kith_contract::frames::{close, server};
 use kith_proto::{
     chat::v1::Message,
     sessions::v1::{attach_response, delivery},
@@ -9,7 +10,6 @@ use kith_proto::{
 use kith_send::json::message_json;
 
 use crate::{
-    frame,
     machine::{io::Delivery, order::Item},
     registry::{Kick, Registry},
 };
@@ -20,7 +20,7 @@ pub(crate) fn handle(registry: &Registry, frame: attach_response::Frame) {
         attach_response::Frame::Welcome(_) => {}
         attach_response::Frame::Kick(kick) => {
             if let Some(handle) = registry.get(&kick.session_id) {
-                let code = u16::try_from(kick.code).unwrap_or(frame::close::KICKED);
+                let code = u16::try_from(kick.code).unwrap_or(close::KICKED);
                 handle.kick(Kick { code, reason: kick.reason });
             }
         }
@@ -48,7 +48,7 @@ fn show(payload: delivery::Payload) -> Option<Delivery> {
             done: messages.catch_up_done,
             failed: messages.catch_up_failed,
         }),
-        delivery::Payload::Event(event) => match frame::event(&event.event, &event.data) {
+        delivery::Payload::Event(event) => match server::event(&event.event, &event.data) {
             Some(text) => Some(Delivery::Event(text.into())),
             None => {
                 tracing::warn!(event = %event.event, "an event is unknown or not JSON; dropped");

@@ -7,6 +7,7 @@ use kith_clients::{
     login::Authenticator,
     storage::{PAGE_BYTES, Storage},
 };
+use kith_contract::message;
 use kith_proto::{
     chat::v1::Position,
     sessions::v1::SessionAckRequest,
@@ -30,7 +31,7 @@ use crate::{
         order::{Item, Need},
         sends::Send,
     },
-    typing::Typing,
+    typing::Typists,
 };
 
 /// Logins and fresh tokens of a user: a second on average, and at once. All devices of a user may come back together.
@@ -54,7 +55,7 @@ pub(crate) struct Worker {
     pub(crate) doorway: Doorway,
     pub(crate) authenticator: Authenticator,
     pub(crate) links: Links,
-    pub(crate) typing: Typing,
+    pub(crate) typing: Typists,
     pub(crate) sends: Limiter,
     /// Tokens that a device may have verified, and those of a user of which that held.
     attempts: Limiter,
@@ -84,7 +85,7 @@ impl Worker {
         storage: Storage,
         authenticator: Authenticator,
         links: Links,
-        typing: Typing,
+        typing: Typists,
         sends: Limiter,
         doorway: Doorway,
     ) -> Self {
@@ -203,8 +204,11 @@ impl Worker {
     }
 
     /// Through `sessions`, which coalesces; straight to storage when there is no way to it.
-    async fn ack(&self, opened: &Opened, acks: Vec<(String, u64)>) {
-        let acks: Vec<_> = acks.into_iter().map(|(conversation_id, seq)| Position { conversation_id, seq }).collect();
+    async fn ack(&self, opened: &Opened, acks: Vec<message::Position>) {
+        let acks: Vec<_> = acks
+            .into_iter()
+            .map(|message::Position { conversation_id, seq }| Position { conversation_id, seq })
+            .collect();
         let (user_id, device_id) = (opened.claims.sub.clone(), opened.claims.dev.clone());
         let request = SessionAckRequest { user_id: user_id.clone(), device_id: device_id.clone(), acks: acks.clone() };
         if self.links.ack(request) {

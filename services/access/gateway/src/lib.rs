@@ -34,7 +34,7 @@ use kith_rpc::{admission::Seats, http, origins::Origins, route::RouteError};
 use kith_send::{Doorway, Limiter};
 use tokio::{net::TcpListener, time::Instant};
 
-use crate::{accept::Gate, jobs::Worker, links::Links, machine::io::Settings, registry::Registry, typing::Typing};
+use crate::{accept::Gate, jobs::Worker, links::Links, machine::io::Settings, registry::Registry, typing::Typists};
 
 /// Connections of one address that have shown no token yet.
 const UNKNOWN_PER_ADDRESS: usize = 512;
@@ -103,7 +103,7 @@ pub async fn run(
         storage.clone(),
         Authenticator::new(verifier, storage.clone()),
         links,
-        Typing::new(storage, sessions),
+        Typists::new(storage, sessions),
         Limiter::new(config.limits.sends_per_second),
         doorway,
     ));

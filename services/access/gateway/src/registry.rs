@@ -43,7 +43,7 @@ pub(crate) struct Cut {
 /// `sessions` ends the session.
 #[derive(Debug, Clone)]
 pub(crate) struct Kick {
-    /// A close code of API.md.
+    /// A close code of the contract.
     pub(crate) code: u16,
     /// In words.
     pub(crate) reason: String,

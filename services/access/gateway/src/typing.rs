@@ -6,6 +6,7 @@ use kith_clients::{
     sessions::{Sessions, key},
     storage::Storage,
 };
+use kith_contract::frames::{EventName, server::Typing};
 use kith_proto::{
     sessions::v1::{DeliverRequest, Delivery, deliver_request, delivery, sessions_client::SessionsClient},
     storage::v1::ListMembersRequest,
@@ -22,14 +23,14 @@ const MAX_MEMBERS: u32 = 200;
 const DEADLINE: Duration = Duration::from_secs(1);
 
 /// Tells who is typing.
-pub(crate) struct Typing {
+pub(crate) struct Typists {
     storage: Storage,
     sessions: Sessions,
     /// The others, by (user, conversation).
     members: Cache<(String, String), Arc<[String]>>,
 }
 
-impl Typing {
+impl Typists {
     pub(crate) fn new(storage: Storage, sessions: Sessions) -> Self {
         let members = Cache::builder().max_capacity(MEMBERS).time_to_live(MEMBERS_TTL).build();
         Self { storage, sessions, members }
@@ -44,8 +45,8 @@ impl Typing {
             Ok(_) => return,
             Err(error) => return tracing::debug!(%error, "typing is not passed on"),
         };
-        let data = serde_json::json!({"conversation_id": conversation_id, "user_id": user}).to_string();
-        let event = delivery::Event { event: "typing".to_owned(), data: data.into() };
+        let typing = Typing { conversation_id: (&conversation_id).into(), user_id: user.into() };
+        let event = delivery::Event { event: EventName::Typing.to_string(), data: typing.json().into() };
         let delivery = Delivery { session_ids: Vec::new(), payload: Some(delivery::Payload::Event(event)) };
         let told = self.sessions.router().batch(
             DEADLINE,

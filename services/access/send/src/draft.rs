@@ -3,8 +3,8 @@
 use std::{borrow::Cow, collections::BTreeMap};
 
 use bytes::Bytes;
-use kith_contract::{ids, text::is_blank};
-use kith_proto::chat::v1::{self as chat, MessageType};
+use kith_contract::{ids, kinds::MessageType, message::SendMessage, text::is_blank};
+use kith_proto::chat::v1 as chat;
 use kith_rpc::error::{Error, reason};
 use serde_json::{Value, value::RawValue};
 
@@ -83,6 +83,20 @@ pub struct Checked {
 }
 
 impl Draft {
+    /// What a client gives, in the name of `sender_id`.
+    pub fn of_client(message: SendMessage<Box<RawValue>>, sender_id: &str) -> Result<Self, Error> {
+        Ok(Self {
+            door: Door::Client,
+            sender_id: sender_id.to_owned(),
+            target: Target::of(message.conversation_id, message.recipient_id)?,
+            client_msg_id: message.client_msg_id,
+            kind: message.kind,
+            content: message.content,
+            mentions: message.mentions,
+            ext: message.ext,
+        })
+    }
+
     /// Checks everything that can be told without asking storage; the first fault is named by its field.
     pub fn check(self) -> Result<Checked, Error> {
         ids::check_id("sender_id", &self.sender_id)?;
@@ -97,7 +111,7 @@ impl Draft {
                 (ids::direct_conversation_id(&self.sender_id, &peer)?, Some(peer))
             }
         };
-        let kind_of_message = message_type(&self.kind)?;
+        let kind_of_message: MessageType = self.kind.parse()?;
         if kind_of_message == MessageType::System && self.door == Door::Client {
             return Err(Error::invalid("type: system messages come from business lines and the platform only"));
         }
@@ -107,37 +121,13 @@ impl Draft {
         let draft = chat::Draft {
             client_msg_id: self.client_msg_id,
             sender_id: self.sender_id,
-            r#type: kind_of_message.into(),
+            r#type: chat::MessageType::from(kind_of_message).into(),
             content,
             mentions: self.mentions,
             ext: self.ext,
         };
         Ok(Checked { conversation_id, recipient_id, draft })
     }
-}
-
-/// Names of the message types, in the order of the contract.
-const TYPES: [(&str, MessageType); 9] = [
-    ("text", MessageType::Text),
-    ("image", MessageType::Image),
-    ("file", MessageType::File),
-    ("audio", MessageType::Audio),
-    ("video", MessageType::Video),
-    ("location", MessageType::Location),
-    ("card", MessageType::Card),
-    ("custom", MessageType::Custom),
-    ("system", MessageType::System),
-];
-
-/// The type of a contract name.
-pub fn message_type(name: &str) -> Result<MessageType, Error> {
-    let found = TYPES.iter().find(|(n, _)| *n == name).map(|(_, t)| *t);
-    found.ok_or_else(|| Error::invalid("type: one of text, image, file, audio, video, location, card, custom, system"))
-}
-
-/// The contract name of a type; `custom` for one of a later version.
-pub fn type_name(kind: MessageType) -> &'static str {
-    TYPES.iter().find(|(_, t)| *t == kind).map_or("custom", |(n, _)| n)
 }
 
 /// Checks content and makes it compact: a JSON object of at most 64 KiB, with a `text` that is not blank where the type asks for it.

@@ -244,8 +244,11 @@ impl Hub {
                 Effect::Kick { stream, session, code, reason } => {
                     metrics::counter!("kith_sessions_kicks_total", "code" => code.to_string()).increment(1);
                     if let Some(outlet) = state.outlets.get(&stream) {
-                        let kick =
-                            attach_response::Kick { session_id: session.to_string(), code, reason: reason.to_owned() };
+                        let kick = attach_response::Kick {
+                            session_id: session.to_string(),
+                            code: code.into(),
+                            reason: reason.to_owned(),
+                        };
                         outlet.control(attach_response::Frame::Kick(kick));
                     }
                 }

@@ -2,16 +2,21 @@
 //! acknowledged. An opened session whose event found no room is announced later from the registry: its catch-up must happen.
 
 use std::{
-    collections::{BTreeMap, HashSet, VecDeque},
+    borrow::Cow,
+    collections::{HashSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
 
 use futures::{StreamExt, stream::FuturesUnordered};
-use kith_contract::ids;
+use kith_contract::{
+    events::{Plain, SessionData, envelope::Envelope},
+    ids,
+    json::U64,
+};
 use kith_eventlog::{
     admin::{Topic, ensured},
-    origin::{CLUSTER_HEADER, Origin},
+    origin::Origin,
     producer::{Delivery, ProduceError, Record},
     supervised::Supervised,
 };
@@ -21,7 +26,6 @@ use kith_kit::{
 };
 use kith_proto::chat::v1::Platform;
 use parking_lot::Mutex;
-use serde::Serialize;
 use thiserror::Error;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -64,19 +68,8 @@ pub struct SessionEvent {
     pub ver: u64,
 }
 
-#[derive(Serialize)]
-struct Data<'a> {
-    user_id: &'a str,
-    device_id: &'a str,
-    session_id: &'a str,
-    platform: &'static str,
-    line: &'a str,
-    gateway: &'a str,
-    opened_at: String,
-    cursors: BTreeMap<&'a str, String>,
-}
-
 impl Kind {
+    /// In the id of its event.
     fn name(self) -> &'static str {
         match self {
             Self::Opened => "opened",
@@ -87,56 +80,51 @@ impl Kind {
 }
 
 impl SessionEvent {
-    fn data(&self) -> Result<Vec<u8>, serde_json::Error> {
+    fn told(&self) -> Plain<'_> {
         let session = &self.session;
-        serde_json::to_vec(&Data {
-            user_id: &session.user,
-            device_id: &session.device,
-            session_id: &session.id,
-            platform: platform_name(session.platform),
-            line: &session.line,
-            gateway: &self.gateway,
-            opened_at: session.opened_at.to_string(),
-            cursors: session.cursors.iter().map(|(id, seq)| (id.as_str(), seq.to_string())).collect(),
-        })
+        let data = SessionData {
+            user_id: Cow::Borrowed(&session.user),
+            device_id: Cow::Borrowed(&session.device),
+            session_id: Cow::Borrowed(&session.id),
+            platform: Platform::try_from(session.platform).unwrap_or_default().known(),
+            line: Cow::Borrowed(&session.line),
+            gateway: Cow::Borrowed(&self.gateway),
+            opened_at: session.opened_at,
+            cursors: session.cursors.iter().map(|(id, seq)| (id.as_str().into(), U64(*seq))).collect(),
+        };
+        match self.kind {
+            Kind::Opened => Plain::SessionOpened(data),
+            Kind::Resumed => Plain::SessionResumed(data),
+            Kind::Closed => Plain::SessionClosed(data),
+        }
     }
 
     fn send(&self, sender: &Sender) -> Result<Delivery, String> {
         let Sender { producer, topic, source, cluster } = sender;
-        let data = self.data().map_err(|e| e.to_string())?;
-        let kind = self.kind.name();
-        let (id, kind) = (format!("{}.{kind}.{}", self.session.id, self.at), format!("dev.kith.session.{kind}.v1"));
+        let (told, name) = (self.told(), self.kind.name());
+        let data = told.json();
+        let id = format!("{}.{name}.{}", self.session.id, self.at);
         let time = jiff::Timestamp::from_millisecond(self.at).unwrap_or_default().to_string();
         let stream = ids::partition_of(&self.session.user, cluster.partitions);
         // Where a consumer looks for it: it checks that a record stands in its key's partition.
         let place = stream % cluster.event_partitions;
         let (partition, ver) = (stream.to_string(), self.ver.to_string());
-        let headers = [
-            ("ce_specversion", "1.0"),
-            ("ce_id", &id),
-            ("ce_type", &kind),
-            ("ce_source", source.as_str()),
-            ("ce_time", &time),
-            ("ce_partitionkey", &self.session.user),
-            (CLUSTER_HEADER, &cluster.uid),
-            ("ce_kithpartition", &partition),
-            ("ce_kithver", &ver),
-            ("content-type", "application/json"),
-        ];
-        let record =
-            Record { topic, partition: Some(place), key: &self.session.user, headers: &headers, payload: &data };
+        let envelope = Envelope {
+            id: &id,
+            ce_type: told.kind().ce_type(),
+            source,
+            time: &time,
+            key: told.key(),
+            cluster: &cluster.uid,
+        };
+        let record = Record {
+            topic,
+            partition: Some(place),
+            key: told.key(),
+            headers: &envelope.placed(&partition, &ver),
+            payload: data.as_bytes(),
+        };
         producer.send(&record).map_err(|e| e.to_string())
-    }
-}
-
-fn platform_name(platform: i32) -> &'static str {
-    match Platform::try_from(platform) {
-        Ok(Platform::Ios) => "ios",
-        Ok(Platform::Android) => "android",
-        Ok(Platform::Web) => "web",
-        Ok(Platform::Mweb) => "mweb",
-        Ok(Platform::Pc) => "pc",
-        Ok(Platform::Unspecified) | Err(_) => "unknown",
     }
 }
 
@@ -335,7 +323,7 @@ mod tests {
 
     #[test]
     fn the_data_are_what_the_contract_says() {
-        let data: serde_json::Value = serde_json::from_slice(&event(Kind::Opened, 1).data().unwrap()).unwrap();
+        let data: serde_json::Value = serde_json::from_str(&event(Kind::Opened, 1).told().json()).unwrap();
         assert_eq!(
             data,
             serde_json::json!({

@@ -9,6 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use kith_contract::frames::close;
+
 use crate::kicks::{Kicks, Recent};
 
 /// How long a session outlives its stream.
@@ -20,16 +22,6 @@ const MAX_HELD: usize = 128;
 /// How long a closed session that is reported once more is closed once more, and how many are remembered.
 const KICKED_MEMORY: Duration = Duration::from_secs(60);
 const MAX_KICKED: usize = 10_000;
-
-/// Close codes of the external contract that are decided here.
-pub mod close {
-    /// Kicked or logged in elsewhere.
-    pub const KICKED: u32 = 4003;
-    /// Too slow a reader.
-    pub const TOO_SLOW: u32 = 4004;
-    /// Too many sessions of one user: reconnect with back-off.
-    pub const TOO_MANY: u32 = 4029;
-}
 
 /// One gateway stream.
 pub type StreamId = u64;
@@ -81,7 +73,7 @@ pub enum Effect<P> {
         /// Which.
         session: Arc<str>,
         /// A constant of [`close`].
-        code: u32,
+        code: u16,
         /// For people.
         reason: &'static str,
     },
@@ -132,7 +124,7 @@ enum Place<P> {
 
 #[derive(Debug)]
 struct Kicked {
-    code: u32,
+    code: u16,
     reason: &'static str,
 }
 
@@ -423,7 +415,7 @@ impl<P: Clone> Registry<P> {
     }
 
     /// Removes a session, kicks it and remembers that, so that a gateway that missed the kick gets it again.
-    fn end(&mut self, id: &Arc<str>, code: u32, reason: &'static str, now: Instant) -> Vec<Effect<P>> {
+    fn end(&mut self, id: &Arc<str>, code: u16, reason: &'static str, now: Instant) -> Vec<Effect<P>> {
         let effects = self.end_quietly(id, code, reason);
         if !effects.is_empty() {
             self.remember_kick(id.clone(), code, reason, now);
@@ -431,7 +423,7 @@ impl<P: Clone> Registry<P> {
         effects
     }
 
-    fn end_quietly(&mut self, id: &str, code: u32, reason: &'static str) -> Vec<Effect<P>> {
+    fn end_quietly(&mut self, id: &str, code: u16, reason: &'static str) -> Vec<Effect<P>> {
         let Some(entry) = self.remove(id) else { return Vec::new() };
         let mut effects = Vec::with_capacity(2);
         if let Place::Attached(stream) = entry.place {
@@ -441,7 +433,7 @@ impl<P: Clone> Registry<P> {
         effects
     }
 
-    fn remember_kick(&mut self, id: Arc<str>, code: u32, reason: &'static str, now: Instant) {
+    fn remember_kick(&mut self, id: Arc<str>, code: u16, reason: &'static str, now: Instant) {
         self.kicked.insert(id, Kicked { code, reason }, now);
     }
 }

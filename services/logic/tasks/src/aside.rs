@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use kith_contract::events::envelope::header;
 use kith_eventlog::{
     admin::{Topic, ensured},
     origin::{Foreign, Stray},
@@ -121,10 +122,10 @@ async fn send(producer: &Supervised, topic: &str, record: &Stray, why: &Foreign)
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let key = text(&record.key);
     // Nobody else's word stands under the names of ours.
-    let theirs = record.headers.iter().filter(|(name, _)| name != "ce_kitherror" && !name.starts_with("kith_"));
+    let theirs = record.headers.iter().filter(|(name, _)| name != header::ERROR && !name.starts_with("kith_"));
     let mut headers: Vec<(String, String)> = theirs.map(|(name, value)| (name.clone(), text(value))).collect();
     headers.extend([
-        ("ce_kitherror".to_owned(), format!("{}: {why}", why.reason())),
+        (header::ERROR.to_owned(), format!("{}: {why}", why.reason())),
         ("kith_topic".to_owned(), record.topic.clone()),
         ("kith_partition".to_owned(), record.partition.to_string()),
         ("kith_offset".to_owned(), record.offset.to_string()),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kith_contract::ids;
+use kith_contract::{frames::EventName, ids};
 use kith_proto::{
     chat::v1::Message,
     sessions::v1::delivery::{Event, Messages, Payload},
@@ -96,7 +96,7 @@ pub fn plan(change: Change, audience: &Audience) -> Option<Planned> {
         Change::Message(message) => (message_recipients(&message, audience), messages(*message)),
         Change::Conversation(change) => {
             let recipients = change_recipients(&change, audience);
-            (recipients, event(change.event, change.data))
+            (recipients, event(&change.event, change.data))
         }
         Change::Profile { user, data } => {
             let mut recipients = match audience {
@@ -104,9 +104,9 @@ pub fn plan(change: Change, audience: &Audience) -> Option<Planned> {
                 Audience::Nobody | Audience::Members(_) => Vec::new(),
             };
             recipients.push(user.into());
-            (recipients, event("profile", data))
+            (recipients, event(&EventName::Profile, data))
         }
-        Change::Users { event: name, users, data } => (users.into_iter().map(Into::into).collect(), event(name, data)),
+        Change::Users { event: name, users, data } => (users.into_iter().map(Into::into).collect(), event(&name, data)),
         Change::Ignored => return None,
     };
     let recipients = once_each(recipients);
@@ -155,8 +155,8 @@ fn messages(message: Message) -> Payload {
     Payload::Messages(Messages { messages: vec![message], ..Messages::default() })
 }
 
-fn event(name: &str, data: bytes::Bytes) -> Payload {
-    Payload::Event(Event { event: name.to_owned(), data })
+fn event(name: &EventName<'_>, data: bytes::Bytes) -> Payload {
+    Payload::Event(Event { event: name.to_string(), data })
 }
 
 #[cfg(test)]
@@ -209,7 +209,7 @@ mod tests {
     fn change(small_only: bool, others: &[&str]) -> Change {
         Change::Conversation(ConversationChange {
             conversation: "g:1".to_owned(),
-            event: "group",
+            event: EventName::Group,
             actor: Some("alice".to_owned()),
             others: others.iter().map(ToString::to_string).collect(),
             members_changed: !others.is_empty(),

@@ -81,7 +81,7 @@ pub mod attach_response {
     pub struct Kick {
         #[prost(string, tag = "1")]
         pub session_id: ::prost::alloc::string::String,
-        /// A WebSocket close code of API.md.
+        /// Close code, see docs/websocket.md
         #[prost(uint32, tag = "2")]
         pub code: u32,
         #[prost(string, tag = "3")]

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use kith_contract::ids;
+use kith_contract::{events::Kind, ids};
 use kith_proto::{
     chat::v1::{ConversationKind, Draft, MessageType, Position},
     storage::v1::{
@@ -287,12 +287,12 @@ pub(super) async fn replays(engine: &MemoryEngine, caller: &Caller) -> Result<()
         let told = event::read(&body, row).map_err(TestCaseError::fail)?;
         let data: serde_json::Value = serde_json::from_slice(&told.data).unwrap();
         let seq = data["seq"].as_str().and_then(|s| s.parse::<u64>().ok());
-        match told.kind.as_str() {
-            "message.created" => {
+        match Kind::of_name(&told.kind) {
+            Some(Kind::MessageCreated) => {
                 let last = created.insert(told.key.clone(), seq.unwrap()).unwrap_or(0);
                 proptest::prop_assert_eq!(seq.unwrap(), last + 1);
             }
-            "message.recalled" => *recalled.entry((told.key.clone(), seq.unwrap())).or_default() += 1,
+            Some(Kind::MessageRecalled) => *recalled.entry((told.key.clone(), seq.unwrap())).or_default() += 1,
             _ => {}
         }
     }

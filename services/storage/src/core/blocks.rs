@@ -1,14 +1,13 @@
 //! Blocks: written into the direct conversation's own row, where they take effect, and listed with the user who blocks.
 
-use kith_contract::ids;
+use kith_contract::{events::Block, ids, json::I64};
 use kith_proto::storage::v1::{DirectBlock, ListBlocksRequest, ListBlocksResponse, SetBlockRequest, Step, step};
 use kith_rpc::error::Error;
-use serde_json::json;
 
 use super::{Core, Plan, check, full, model::key, no_user, relations::pair};
 use crate::{
     engine::{Field, Op},
-    event,
+    event::{self, Plain},
 };
 
 /// Blocked users of one user.
@@ -45,10 +44,10 @@ impl Core {
             if values[0].is_some() == blocked {
                 return Ok(Plan::nothing(false));
             }
-            let kind = if blocked { "block.added" } else { "block.removed" };
             let op = if blocked { Op::Set(field.clone(), now.to_string().into()) } else { Op::Delete(field.clone()) };
-            let data = json!({"user_id": user_id, "target_id": target_id, "at": now.to_string()});
-            let ops = vec![op, Op::Emit(event::body(kind, &user_id, now, &data))];
+            let block = Block { at: Some(I64(now)), target_id: (&target_id).into(), user_id: (&user_id).into() };
+            let told = if blocked { Plain::BlockAdded(block) } else { Plain::BlockRemoved(block) };
+            let ops = vec![op, Op::Emit(event::body(&told, now))];
             let room = Field::new(key::blocks(&user_id), "");
             Ok(if blocked { Plan::new(ops, true).within(room, MOST, TOO_MANY) } else { Plan::freeing(ops, true) })
         });

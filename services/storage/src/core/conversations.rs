@@ -4,15 +4,19 @@ use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use futures::future::join_all;
+use kith_contract::{
+    events::{GroupDissolved, GroupUpdated, ReceiptDelivered, ReceiptRead},
+    found::Found,
+    kinds::Join,
+};
 use kith_proto::{
-    chat::v1::{ConversationKind, Position},
+    chat::v1::Position,
     storage::v1::{
         AckError, AckRequest, AckResponse, Conversation, DissolveRequest, GetConversationsRequest, GetReceiptsRequest,
         GetReceiptsResponse, Group, MarkReadRequest, MarkReadResponse, Role, UpdateConversationRequest,
     },
 };
 use kith_rpc::error::{Error, reason};
-use serde_json::{Value, json};
 use tonic::Code;
 
 use super::{
@@ -22,7 +26,7 @@ use super::{
 };
 use crate::{
     engine::{Cursor, CursorKind, EngineError, Field, Op, Refusal},
-    event::{self, FOUND},
+    event::{self, Plain},
     weight,
 };
 
@@ -32,21 +36,12 @@ const TOO_LARGE: Duration = Duration::from_millis(1);
 const ACKS: usize = 100;
 /// Receipts are told for conversations of at most so many members.
 const RECEIPT_MEMBERS: u32 = 200;
-const JOINS: [&str; 4] = ["", "open", "approval", "invite"];
-
-pub(super) fn kind_name(kind: i32) -> &'static str {
-    match ConversationKind::try_from(kind).unwrap_or_default() {
-        ConversationKind::Group => "group",
-        ConversationKind::System => "system",
-        _ => "direct",
-    }
-}
 
 pub(super) fn check_group(group: &Group) -> Result<(), Error> {
     check::text("group.name", &group.name)?;
     check::text("group.avatar_url", &group.avatar_url)?;
     check::text("group.announcement", &group.announcement)?;
-    if JOINS.contains(&group.join.as_str()) {
+    if group.join.is_empty() || group.join.parse::<Join>().is_ok() {
         Ok(())
     } else {
         Err(Error::invalid("group.join: open, approval or invite"))
@@ -82,13 +77,6 @@ pub(crate) fn group_ops(key: &str, group: &Group) -> Vec<Op> {
     .into_iter()
     .map(|(name, value)| Op::Set(Field::new(key, name), value.into()))
     .collect()
-}
-
-pub(super) fn group_json(id: &str, group: &Group, actor: &str) -> Value {
-    json!({
-        "group_id": id, "conversation_id": id, "name": group.name, "avatar_url": group.avatar_url,
-        "announcement": group.announcement, "join": group.join, "muted": group.muted, "actor_id": actor,
-    })
 }
 
 impl Core {
@@ -136,8 +124,19 @@ impl Core {
         let mut conditions = vec![condition(Field::new(c.clone(), "v"), Some(head.version.to_string().into()))];
         let mut ops = vec![Op::Set(Field::new(c.clone(), "v"), (head.version + 1).to_string().into())];
         ops.extend(group_ops(&c, group));
-        let mut data = group_json(id, group, &request.actor_id);
-        data["version"] = (head.version + 1).to_string().into();
+        let mut updated = GroupUpdated {
+            actor_id: (&request.actor_id).into(),
+            announcement: (&group.announcement).into(),
+            avatar_url: (&group.avatar_url).into(),
+            conversation_id: id.into(),
+            group_id: id.into(),
+            join: (&group.join).into(),
+            muted: group.muted,
+            name: (&group.name).into(),
+            owner_id: None,
+            previous_owner_id: None,
+            version: head.version + 1,
+        };
         if let Some(owner) = request.owner_id.as_ref().filter(|o| **o != head.owner) {
             let members = key::members(id);
             for (user, role) in [(&head.owner, Role::Admin), (owner, Role::Owner)] {
@@ -159,10 +158,10 @@ impl Core {
                 ops.push(Op::Set(field, member.pack()));
             }
             ops.push(Op::Set(Field::new(c, "ow"), owner.clone().into()));
-            data["owner_id"] = owner.clone().into();
-            data["previous_owner_id"] = head.owner.clone().into();
+            updated.owner_id = Some(owner.into());
+            updated.previous_owner_id = Some((&head.owner).into());
         }
-        ops.push(Op::Emit(event::body("group.updated", id, now, &data)));
+        ops.push(Op::Emit(event::body(&Plain::GroupUpdated(updated), now)));
         Ok(self.engine().swap(self.partition(id), crate::engine::Swap { conditions, ops }, Self::end()).await?)
     }
 
@@ -185,8 +184,12 @@ impl Core {
             if values[1].is_some() {
                 return Ok(Plan::nothing(()));
             }
-            let data = json!({"group_id": id, "conversation_id": id, "actor_id": actor_id});
-            let event = Op::Emit(event::body("group.dissolved", &id, now, &data));
+            let dissolved = Plain::GroupDissolved(GroupDissolved {
+                actor_id: (&actor_id).into(),
+                conversation_id: (&id).into(),
+                group_id: (&id).into(),
+            });
+            let event = Op::Emit(event::body(&dissolved, now));
             // Its members' rows are taken away.
             Ok(Plan::freeing(vec![Op::Set(Field::new(c.clone(), "di"), "1".into()), event], ()))
         })
@@ -260,8 +263,12 @@ impl Core {
             return Err(Error::invalid("seq: from 1"));
         }
         // A non-member's call must not tell that the conversation exists.
-        let data = json!({"conversation_id": id, "user_id": user_id, "read_seq": FOUND.to_string()});
-        let moved = self.move_cursor(&id, &user_id, CursorKind::Read, seq, "receipt.read", data).await?;
+        let read = Plain::ReceiptRead(ReceiptRead {
+            conversation_id: (&id).into(),
+            read_seq: Found::Later,
+            user_id: (&user_id).into(),
+        });
+        let moved = self.move_cursor(&id, &user_id, CursorKind::Read, seq, &read).await?;
         let seen = self.seen(&user_id, &id).await?;
         Ok(MarkReadResponse { read_seq: moved.max(seen.read), unread: seen.unread() })
     }
@@ -272,11 +279,10 @@ impl Core {
         user_id: &str,
         kind: CursorKind,
         seq: u64,
-        event: &str,
-        data: Value,
+        told: &Plain<'_>,
     ) -> Result<u64, Error> {
-        let body = event::with_found(&event::body(event, id, Self::now(), &data));
-        let cursor = Cursor { conversation_id: id.to_owned(), user_id: user_id.to_owned(), kind, seq, event: body };
+        let event = event::open_body(told, Self::now());
+        let cursor = Cursor { conversation_id: id.to_owned(), user_id: user_id.to_owned(), kind, seq, event };
         Ok(self.engine().cursor(self.partition(id), cursor, Self::end()).await?.seq)
     }
 
@@ -291,9 +297,14 @@ impl Core {
             if ack.seq == 0 {
                 return self.delivered(&ack.conversation_id, &user_id, &device_id).await;
             }
-            let data = json!({"conversation_id": ack.conversation_id, "user_id": user_id, "device_id": device_id, "seq": FOUND.to_string()});
+            let delivered = Plain::ReceiptDelivered(ReceiptDelivered {
+                conversation_id: (&ack.conversation_id).into(),
+                device_id: (&device_id).into(),
+                seq: Found::Later,
+                user_id: (&user_id).into(),
+            });
             let kind = CursorKind::Delivered(device_id.clone());
-            self.move_cursor(&ack.conversation_id, &user_id, kind, ack.seq, "receipt.delivered", data).await
+            self.move_cursor(&ack.conversation_id, &user_id, kind, ack.seq, &delivered).await
         });
         let mut response = AckResponse::default();
         for (ack, outcome) in acks.iter().zip(join_all(moves).await) {

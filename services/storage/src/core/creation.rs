@@ -3,25 +3,24 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use kith_contract::ids::ConversationId;
+use kith_contract::{events::ConversationCreated, ids::ConversationId};
 use kith_proto::{
     chat::v1::ConversationKind,
     storage::v1::{CreateConversationRequest, CreateConversationResponse, Group, Role},
 };
 use kith_rpc::error::Error;
-use serde_json::json;
 use tonic::Code;
 
 use super::{
     Core, Plan, check,
-    conversations::{check_group, conversation_ops, group_ops, kind_name},
+    conversations::{check_group, conversation_ops, group_ops},
     entering::is_final,
     members::{CHUNK, join_ops},
     model::{Head, MemberData, key},
 };
 use crate::{
     engine::{Field, Op},
-    event,
+    event::{self, Plain},
 };
 
 impl Core {
@@ -153,12 +152,20 @@ fn create_ops(new: &New, now: i64) -> Vec<Op> {
         ops.push(Op::Set(Field::new(key::members(id), owner_id.clone()), MemberData::new(Role::Owner, 1, now).pack()));
         ops.push(Op::Score { key: key::joins(id), score: 1, member: owner_id.clone() });
     }
-    let data = json!({
-        "conversation_id": id, "kind": kind_name(*kind), "owner_id": owner_id, "name": group.name, "avatar_url": group.avatar_url,
-        "announcement": group.announcement, "join": group.join, "muted": group.muted, "created_at": now.to_string(),
-        "idempotency_key": idempotency_key,
-        "member_ids": if owner_id.is_empty() { Vec::new() } else { vec![owner_id] },
+    let members = if owner_id.is_empty() { &[] } else { std::slice::from_ref(owner_id) };
+    let created = Plain::ConversationCreated(ConversationCreated {
+        announcement: Some((&group.announcement).into()),
+        avatar_url: Some((&group.avatar_url).into()),
+        conversation_id: id.into(),
+        created_at: now,
+        idempotency_key: Some(idempotency_key.into()),
+        join: Some((&group.join).into()),
+        kind: ConversationKind::try_from(*kind).unwrap_or_default().into(),
+        member_ids: members.into(),
+        muted: Some(group.muted),
+        name: Some((&group.name).into()),
+        owner_id: Some(owner_id.into()),
     });
-    ops.push(Op::Emit(event::body("conversation.created", id, now, &data)));
+    ops.push(Op::Emit(event::body(&created, now)));
     ops
 }

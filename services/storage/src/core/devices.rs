@@ -7,14 +7,13 @@
 //! at the bound of revocations the oldest one becomes one of all devices.
 
 use bytes::Bytes;
-use kith_contract::push;
+use kith_contract::{events::TokenRevoked, json::I64, push};
 use kith_kit::config::MAX_TOKEN_LIFE;
 use kith_proto::storage::v1::{
     DeleteDeviceRequest, Device, GetRevocationRequest, GetRevocationResponse, PutDeviceRequest, RevokeTokensRequest,
 };
 use kith_rpc::error::{Error, reason};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
 use super::{
     Core, Plan, check, gone,
@@ -22,7 +21,7 @@ use super::{
 };
 use crate::{
     engine::{Field, Op},
-    event,
+    event::{self, Plain},
 };
 
 /// Devices of a user.
@@ -224,19 +223,23 @@ impl Core {
             }
             let Revoked { all: after, dropped } = revoke(before, &others, &device_id, at, now);
             let until = if device_id.is_empty() { after } else { at };
-            let mut data = json!({
-                "user_id": user_id, "device_id": device_id, "issued_at_or_before": until.to_string(),
-            });
+            let mut told = TokenRevoked {
+                all_issued_at_or_before: None,
+                device_id: (&device_id).into(),
+                dropped: [].as_slice().into(),
+                issued_at_or_before: until,
+                user_id: (&user_id).into(),
+            };
             let mut ops = vec![Op::Set(this.clone(), until.to_string().into())];
             if after > before && !device_id.is_empty() {
-                data["all_issued_at_or_before"] = after.to_string().into();
+                told.all_issued_at_or_before = Some(I64(after));
                 ops.push(Op::Set(all.clone(), after.to_string().into()));
             }
             if !dropped.is_empty() {
                 ops.extend(dropped.iter().map(|device| Op::Delete(revocation_field(&user_id, device))));
-                data["dropped"] = dropped.into();
+                told.dropped = dropped.into();
             }
-            ops.push(Op::Emit(event::body("token.revoked", &user_id, now, &data)));
+            ops.push(Op::Emit(event::body(&Plain::TokenRevoked(told), now)));
             Ok(Plan::freeing(ops, ()))
         })
         .await

@@ -1,13 +1,12 @@
 //! Direct conversations: opened by name, or by the first message in them.
 
 use bytes::Bytes;
-use kith_contract::ids;
+use kith_contract::{events::ConversationCreated, ids, kinds};
 use kith_proto::{
     chat::v1::{ConversationKind, Draft},
     storage::v1::{OpenDirectRequest, OpenDirectResponse, Role},
 };
 use kith_rpc::error::Error;
-use serde_json::json;
 use tonic::Code;
 
 use super::{
@@ -15,14 +14,14 @@ use super::{
     conversations::conversation_ops,
     entering::is_final,
     lists::MOST_ENTRIES,
-    members::{JoinPlace, joined_json},
+    members::{JoinPlace, joined},
     messages::same_message,
     model::{self, MemberData, key, whole_of},
     no_conversation, no_user,
 };
 use crate::{
     engine::{Append, Appended, EngineError, Field, Op, Refusal},
-    event,
+    event::{self, Plain},
 };
 
 /// Messages of a conversation up to which it may not be listed yet: those of both sides that can be under way while it is opened.
@@ -64,14 +63,14 @@ impl<'a> Pair<'a> {
     fn plan(&self, values: &[Option<Bytes>], now: i64) -> Result<Plan<bool>, Error> {
         let (id, c) = (&self.id, key::conversation(&self.id));
         let mut ops = Vec::new();
-        let mut joined = Vec::new();
+        let mut joining = Vec::new();
         let created = values[0].is_none();
         for (order, user) in (1..).zip(self.users) {
             // A row may stand before its conversation: a block was written into it.
             if values[order].is_none() {
                 let row = MemberData::new(Role::Member, 1, now).pack();
                 ops.push(Op::Set(Field::new(key::members(id), user), row));
-                joined.push((order, user));
+                joining.push((order, user));
             }
             if created || values[order].is_none() {
                 ops.push(Op::Score { key: key::joins(id), score: order as i64, member: user.to_owned() });
@@ -79,20 +78,31 @@ impl<'a> Pair<'a> {
         }
         if created {
             ops.extend(conversation_ops(&c, ConversationKind::Direct as i32, 2, now));
-            let data = json!({"conversation_id": id, "kind": "direct", "member_ids": self.users, "created_at": now.to_string()});
-            ops.push(Op::Emit(event::body("conversation.created", id, now, &data)));
-        } else if !joined.is_empty() {
+            let told = Plain::ConversationCreated(ConversationCreated {
+                announcement: None,
+                avatar_url: None,
+                conversation_id: id.into(),
+                created_at: now,
+                idempotency_key: None,
+                join: None,
+                kind: kinds::ConversationKind::Direct,
+                member_ids: self.users.map(str::to_owned).to_vec().into(),
+                muted: None,
+                name: None,
+                owner_id: None,
+            });
+            ops.push(Op::Emit(event::body(&told, now)));
+        } else if !joining.is_empty() {
             let stored = |at: usize| {
                 let field = &self.fields()[at];
                 values[at].as_ref().map_or(Ok(0), |value| whole_of::<u64>(field, value))
             };
-            let (count, version) = (stored(3)? + joined.len() as u64, stored(4)? + 1);
+            let (count, version) = (stored(3)? + joining.len() as u64, stored(4)? + 1);
             let set = |name: &str, value: u64| Op::Set(Field::new(c.clone(), name), value.to_string().into());
             ops.extend([set("n", count), set("mv", version)]);
-            for (order, user) in joined {
+            for (order, user) in joining {
                 let place = JoinPlace { seq: 1, order: order as i64, count, version };
-                let data = joined_json(id, &[user.to_owned()], Role::Member as i32, now, "", &place);
-                ops.push(Op::Emit(event::body("member.added", id, now, &data)));
+                ops.push(Op::Emit(joined(id, &[user.to_owned()], Role::Member, now, "", &place)));
             }
         }
         Ok(Plan::new(ops, created))

@@ -2,12 +2,15 @@
 
 use std::collections::HashMap;
 
+use kith_contract::{
+    events::{ConversationCleared, ListEntered, ListLeft, ListUpdated},
+    found::Found,
+};
 use kith_proto::storage::v1::{
     ClearAt, ClearRequest, ClearResponse, EntrySettings, Head, SetListEntryRequest, Settings, SettingsResult, Step,
     step, step_result,
 };
 use kith_rpc::error::Error;
-use serde_json::json;
 
 use super::{
     Core, Plan, check, full,
@@ -16,7 +19,7 @@ use super::{
 };
 use crate::{
     engine::{CursorKind, EngineError, Entry, Field, Got, Op, Refusal, Swap, Want},
-    event,
+    event::{self, Plain},
 };
 
 /// Entries of one user's list.
@@ -45,16 +48,20 @@ impl Core {
         check::user("user_id", user_id)?;
         check::place(conversation_id, user_id)?;
         let now = Self::now();
-        let data = json!({"user_id": user_id, "conversation_id": conversation_id, "activity": activity.to_string()});
-        let gone = json!({"user_id": user_id, "conversation_id": event::FOUND.to_string()});
+        let entered = Plain::ListEntered(ListEntered {
+            activity,
+            conversation_id: conversation_id.into(),
+            user_id: user_id.into(),
+        });
+        let left = Plain::ListLeft(ListLeft { conversation_id: Found::Later, user_id: user_id.into() });
         let entry = Entry {
             user_id: user_id.to_owned(),
             conversation_id: conversation_id.to_owned(),
             activity,
             most: MOST_ENTRIES,
             gives_way: !own,
-            entered: event::body("list.entered", user_id, now, &data),
-            left: event::with_found(&event::body("list.left", user_id, now, &gone)),
+            entered: event::body(&entered, now),
+            left: event::open_body(&left, now),
         };
         match self.engine().enter(self.partition(user_id), entry, Self::end()).await {
             Err(EngineError::Refused(Refusal::Full)) => {
@@ -76,11 +83,12 @@ impl Core {
     }
 
     pub(super) async fn leave_list(&self, user_id: &str, conversation_id: &str) -> Result<bool, Error> {
-        let data = json!({"user_id": user_id, "conversation_id": conversation_id});
+        let left =
+            Plain::ListLeft(ListLeft { conversation_id: Found::Is(conversation_id.into()), user_id: user_id.into() });
         let ops = vec![
             Op::Unscore { key: key::list(user_id), member: conversation_id.to_owned() },
             Op::Delete(Field::new(key::settings(user_id), conversation_id)),
-            Op::Emit(event::body("list.left", user_id, Self::now(), &data)),
+            Op::Emit(event::body(&left, Self::now())),
         ];
         let swap = Swap { conditions: Vec::new(), ops };
         self.engine().free(self.partition(user_id), swap, Self::end()).await?;
@@ -167,11 +175,14 @@ impl Core {
             } else {
                 Op::Set(field.clone(), entry.pack())
             };
-            let data = json!({
-                "user_id": user_id, "conversation_id": conversation_id, "pinned": entry.pinned, "muted": entry.muted,
-                "cleared_seq": entry.cleared.to_string(),
+            let updated = Plain::ListUpdated(ListUpdated {
+                cleared_seq: entry.cleared,
+                conversation_id: conversation_id.into(),
+                muted: entry.muted,
+                pinned: entry.pinned,
+                user_id: user_id.into(),
             });
-            let event = Op::Emit(event::body("list.updated", user_id, Self::now(), &data));
+            let event = Op::Emit(event::body(&updated, Self::now()));
             let key = key::list(user_id);
             let hint = activity.map(|score| Op::Rescore { key, score, member: conversation_id.to_owned() });
             let ops: Vec<Op> = [op, event].into_iter().chain(hint).collect();
@@ -207,10 +218,12 @@ impl Core {
 
     pub(super) async fn clear_at(&self, conversation_id: &str, user_id: &str) -> Result<u64, Error> {
         self.seen(user_id, conversation_id).await?;
-        let data =
-            json!({"conversation_id": conversation_id, "user_id": user_id, "cleared_seq": event::FOUND.to_string()});
-        let seq =
-            self.move_cursor(conversation_id, user_id, CursorKind::Cleared, 0, "conversation.cleared", data).await?;
+        let cleared = Plain::ConversationCleared(ConversationCleared {
+            cleared_seq: Found::Later,
+            conversation_id: conversation_id.into(),
+            user_id: user_id.into(),
+        });
+        let seq = self.move_cursor(conversation_id, user_id, CursorKind::Cleared, 0, &cleared).await?;
         // The next message raises the entry at once.
         self.0.hints.forget(conversation_id);
         Ok(seq)

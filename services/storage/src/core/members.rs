@@ -2,13 +2,16 @@
 
 use std::collections::BTreeSet;
 
-use kith_contract::ids::ConversationId;
+use bytes::Bytes;
+use kith_contract::{
+    events::{MemberAdded, MemberBlocked, MemberRemoved, MemberUpdated},
+    ids::ConversationId,
+};
 use kith_proto::storage::v1::{
     AddMembersRequest, AddMembersResponse, LeaveList, ListMembersRequest, ListMembersResponse, Member,
     RemoveMembersRequest, RemoveMembersResponse, Role, Step, UpdateMemberRequest, step,
 };
 use kith_rpc::error::Error;
-use serde_json::json;
 use tonic::Code;
 
 use super::{
@@ -20,7 +23,7 @@ use super::{
 };
 use crate::{
     engine::{EngineError, Field, Got, Op, Refusal, Swap, Want},
-    event,
+    event::{self, Plain},
 };
 
 /// Members of one call and of one event.
@@ -194,11 +197,14 @@ impl Core {
         let count = u64::from(head.members).saturating_sub(removed.len() as u64);
         ops.push(Op::Set(Field::new(c.clone(), "n"), count.to_string().into()));
         ops.push(Op::Set(Field::new(c.clone(), "mv"), version.to_string().into()));
-        let data = json!({
-            "conversation_id": id, "user_ids": removed, "actor_id": actor_id, "member_count": count,
-            "member_version": version.to_string(),
+        let gone = Plain::MemberRemoved(MemberRemoved {
+            actor_id: actor_id.into(),
+            conversation_id: id.into(),
+            member_count: count,
+            member_version: version,
+            user_ids: (&removed).into(),
         });
-        ops.push(Op::Emit(event::body("member.removed", id, now, &data)));
+        ops.push(Op::Emit(event::body(&gone, now)));
         let conditions = vec![condition(Field::new(c, "mv"), Some(head.member_version.to_string().into()))];
         self.engine().free(self.partition(id), Swap { conditions, ops }, Self::end()).await?;
         Ok(RemoveMembersResponse { removed, member_version: version })
@@ -246,14 +252,18 @@ impl Core {
                 return Ok(Plan::nothing(answer));
             }
             let next = whole_of::<u64>(&version, stands)? + 1;
-            let data = json!({
-                "conversation_id": id, "user_id": user_id, "role": role_name(i32::from(member.role)),
-                "muted_until": member.muted_until.to_string(), "actor_id": actor_id, "member_version": next.to_string(),
+            let updated = Plain::MemberUpdated(MemberUpdated {
+                actor_id: (&actor_id).into(),
+                conversation_id: (&id).into(),
+                member_version: next,
+                muted_until: member.muted_until,
+                role: Role::try_from(i32::from(member.role)).unwrap_or_default().into(),
+                user_id: (&user_id).into(),
             });
             let ops = vec![
                 Op::Set(field.clone(), member.pack()),
                 Op::Set(version.clone(), next.to_string().into()),
-                Op::Emit(event::body("member.updated", &id, now, &data)),
+                Op::Emit(event::body(&updated, now)),
             ];
             Ok(Plan::freeing(ops, answer))
         })
@@ -335,10 +345,13 @@ impl Core {
                 return Ok(Plan::nothing(false));
             }
             let member = MemberData { blocked, ..stored.unwrap_or_else(|| MemberData::new(Role::Member, 1, now)) };
-            let data = json!({
-                "conversation_id": id, "user_id": user_id, "blocked": blocked, "joined_at": member.joined_at.to_string(),
+            let told = Plain::MemberBlocked(MemberBlocked {
+                blocked,
+                conversation_id: id.into(),
+                joined_at: member.joined_at,
+                user_id: user_id.into(),
             });
-            let event = Op::Emit(event::body("member.blocked", id, now, &data));
+            let event = Op::Emit(event::body(&told, now));
             // Without its conversation the row says nothing but the block.
             let op = if blocked || values[1].is_some() {
                 Op::Set(field.clone(), member.pack())
@@ -377,8 +390,7 @@ pub(super) fn join_ops(
     let joins = head.joins + users.len() as i64;
     let set = |name: &str, value: String| Op::Set(Field::new(c.clone(), name), value.into());
     ops.extend([set("n", place.count.to_string()), set("mv", place.version.to_string()), set("jn", joins.to_string())]);
-    let data = joined_json(id, users, role as i32, now, actor_id, &place);
-    ops.push(Op::Emit(event::body("member.added", id, now, &data)));
+    ops.push(Op::Emit(joined(id, users, role, now, actor_id, &place)));
     (ops, place.version)
 }
 
@@ -391,26 +403,18 @@ pub(super) struct JoinPlace {
     pub(super) version: u64,
 }
 
-/// The data of member.added; the users are in join order.
-pub(super) fn joined_json(
-    id: &str,
-    users: &[String],
-    role: i32,
-    now: i64,
-    actor_id: &str,
-    place: &JoinPlace,
-) -> serde_json::Value {
-    json!({
-        "conversation_id": id, "user_ids": users, "role": role_name(role), "joined_at": now.to_string(),
-        "actor_id": actor_id, "joined_seq": place.seq.to_string(), "join_order": place.order.to_string(),
-        "member_count": place.count, "member_version": place.version.to_string(),
-    })
-}
-
-fn role_name(role: i32) -> &'static str {
-    match Role::try_from(role).unwrap_or_default() {
-        Role::Owner => "owner",
-        Role::Admin => "admin",
-        Role::Member | Role::Unspecified => "member",
-    }
+/// The event of new members; the users are in join order.
+pub(super) fn joined(id: &str, users: &[String], role: Role, now: i64, actor_id: &str, place: &JoinPlace) -> Bytes {
+    let added = Plain::MemberAdded(MemberAdded {
+        actor_id: actor_id.into(),
+        conversation_id: id.into(),
+        join_order: place.order,
+        joined_at: now,
+        joined_seq: place.seq,
+        member_count: place.count,
+        member_version: place.version,
+        role: role.into(),
+        user_ids: users.into(),
+    });
+    event::body(&added, now)
 }

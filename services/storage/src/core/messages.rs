@@ -1,7 +1,11 @@
 //! Messages: append, recall, edit, reactions. See [`super::history`] for pages of them.
 
 use bytes::Bytes;
-use kith_contract::text;
+use kith_contract::{
+    events::{MessageEdited, MessageReaction, MessageRecalled},
+    message::Given,
+    text,
+};
 use kith_proto::{
     chat::v1::{Draft, Message, MessageType, Receipt},
     storage::v1::{
@@ -10,8 +14,6 @@ use kith_proto::{
 };
 use kith_rpc::error::{Error, reason};
 use rand::RngExt;
-use serde::Serialize;
-use serde_json::json;
 use tonic::Code;
 use ulid::Ulid;
 
@@ -23,7 +25,7 @@ use super::{
 use crate::{
     codec,
     engine::{Append, Appended, Field, Op, Page, Window},
-    event,
+    event::{self, Plain, Told},
 };
 
 /// Users that one reaction may hold, and kinds of reactions on one message.
@@ -136,13 +138,19 @@ impl Core {
                 return Err(Error::denied(reason::NOT_ALLOWED, "too late: the time for recalling is over"));
             }
         }
-        let data = json!({"conversation_id": id, "seq": seq.to_string(), "message_id": message.message_id, "user_id": user_id, "recalled_at": now.to_string()});
+        let recalled = Plain::MessageRecalled(MessageRecalled {
+            conversation_id: (&id).into(),
+            message_id: (&message.message_id).into(),
+            recalled_at: now,
+            seq,
+            user_id: (&user_id).into(),
+        });
         let changed = self
             .change_overlay(
                 &id,
                 seq,
                 None,
-                || event::body("message.recalled", &id, now, &data),
+                || event::body(&recalled, now),
                 |overlay| {
                     let fresh = overlay.recalled_at == 0;
                     if fresh {
@@ -174,15 +182,17 @@ impl Core {
             return Err(Error::denied(reason::NOT_ALLOWED, "too late: the time for editing is over"));
         }
         let text = String::from_utf8_lossy(&content).into_owned();
-        let data = EditData {
-            conversation_id: &id,
-            seq: seq.to_string(),
-            message_id: &message.message_id,
-            user_id: &user_id,
-            content: event::Content::new(&content).map_err(|e| Error::internal(e.to_string()))?,
-            edited_at: now.to_string(),
-        };
-        let body = event::body_of("message.edited", &id, now, &data).map_err(|e| Error::internal(e.to_string()))?;
+        let given = Given::new(&content).map_err(|e| Error::internal(e.to_string()))?;
+        let edited = Told::MessageEdited(MessageEdited {
+            conversation_id: (&id).into(),
+            seq,
+            message_id: (&message.message_id).into(),
+            user_id: (&user_id).into(),
+            content: given.content,
+            content_bytes: given.content_bytes,
+            edited_at: now,
+        });
+        let body = event::body(&edited, now);
         self.change_overlay(
             &id,
             seq,
@@ -207,14 +217,21 @@ impl Core {
         let emoji = text::reaction(&emoji)?;
         let (message, _) = self.one(&id, seq, &user_id).await?;
         let now = Self::now();
-        let data = json!({"conversation_id": id, "seq": seq.to_string(), "message_id": message.message_id, "user_id": user_id, "emoji": emoji, "added": add});
+        let reaction = Plain::MessageReaction(MessageReaction {
+            added: add,
+            conversation_id: (&id).into(),
+            emoji: emoji.as_ref().into(),
+            message_id: (&message.message_id).into(),
+            seq,
+            user_id: (&user_id).into(),
+        });
         let changed = self
             .change_overlay(
                 &id,
                 seq,
                 // Taking one's own away is left to those who may not write any more.
                 add.then_some(user_id.as_str()),
-                || event::body("message.reaction", &id, now, &data),
+                || event::body(&reaction, now),
                 |overlay| {
                     if overlay.recalled_at != 0 {
                         return Err(Error::not_found("this message has been recalled"));
@@ -235,18 +252,6 @@ pub(super) fn same_message(id: &str, seq: u64, row: Bytes, draft: &Draft) -> Res
     } else {
         Err(Error::new(Code::AlreadyExists, "client_msg_id: used for another message within the last 24 hours"))
     }
-}
-
-/// The data of message.edited.
-#[derive(Serialize)]
-struct EditData<'a> {
-    conversation_id: &'a str,
-    seq: String,
-    message_id: &'a str,
-    user_id: &'a str,
-    #[serde(flatten)]
-    content: event::Content,
-    edited_at: String,
 }
 
 /// Adds or takes away one user's reaction; says whether that changed anything.

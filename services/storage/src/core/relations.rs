@@ -4,12 +4,15 @@
 //! which stays when the friendship ends, `i<peer>` and `o<peer>` requests from and to a peer.
 
 use bytes::Bytes;
+use kith_contract::{
+    events::{FriendAdded, FriendRemoved},
+    json::{I64, U64},
+};
 use kith_proto::storage::v1::{
     DeleteFriendRequest, Friend, ListFriendsRequest, ListFriendsResponse, PutFriendRequest, Relate, Step, relate, step,
     step_result,
 };
 use kith_rpc::error::Error;
-use serde_json::json;
 
 use super::{
     Core, Plan, check,
@@ -20,7 +23,7 @@ use super::{
 };
 use crate::{
     engine::{Field, FieldPage, Op, Range},
-    event,
+    event::{self, Plain},
 };
 
 /// Friends of one user.
@@ -193,10 +196,6 @@ impl Core {
                 alias.clone_into(&mut row.alias);
             }
             row.version = row.version.saturating_add(1);
-            let data = json!({
-                "user_id": user_id, "friend_id": peer_id, "alias": row.alias, "since": row.since.to_string(),
-                "version": row.version.to_string(), "source_version": version.to_string(), "at": at.to_string(),
-            });
             let mut ops = vec![Op::Set(friend.clone(), row.pack())];
             if version != 0 {
                 ops.push(Op::Set(source.clone(), SourceRow { version, at }.pack()));
@@ -206,7 +205,16 @@ impl Core {
                     ops.push(Op::Delete(field.clone()));
                 }
             }
-            ops.push(Op::Emit(event::body("friend.added", user_id, at, &data)));
+            let added = Plain::FriendAdded(FriendAdded {
+                alias: row.alias.into(),
+                at: Some(I64(at)),
+                friend_id: peer_id.into(),
+                since: row.since,
+                source_version: Some(U64(version)),
+                user_id: user_id.into(),
+                version: row.version,
+            });
+            ops.push(Op::Emit(event::body(&added, at)));
             let plan = Plan::new(ops, true);
             Ok(if fresh { plan.within(Field::new(key::friends(user_id), "f"), MOST, TOO_MANY) } else { plan })
         })
@@ -221,14 +229,17 @@ impl Core {
                 return Ok(Plan::nothing(false));
             }
             let kept = version.max(known);
-            let data = json!({
-                "user_id": user_id, "friend_id": peer_id, "source_version": kept.to_string(), "at": at.to_string(),
-            });
             let mut ops = vec![Op::Delete(friend.clone())];
             if kept != 0 {
                 ops.push(Op::Set(source.clone(), SourceRow { version: kept, at }.pack()));
             }
-            ops.push(Op::Emit(event::body("friend.removed", user_id, at, &data)));
+            let removed = Plain::FriendRemoved(FriendRemoved {
+                at: Some(I64(at)),
+                friend_id: peer_id.into(),
+                source_version: Some(U64(kept)),
+                user_id: user_id.into(),
+            });
+            ops.push(Op::Emit(event::body(&removed, at)));
             Ok(Plan::freeing(ops, true))
         })
         .await

@@ -4,12 +4,12 @@
 //! another's inbox for good.
 
 use bytes::Bytes;
+use kith_contract::events::{FriendRequestSent, FriendRequestSettled, FriendRequested};
 use kith_proto::storage::v1::{
     AnswerFriendRequestRequest, FriendRequest, ListFriendRequestsRequest, ListFriendRequestsResponse,
     RequestFriendRequest, relate,
 };
 use kith_rpc::error::Error;
-use serde_json::json;
 use tonic::Code;
 
 use super::{
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     engine::{Field, Op, Swap},
-    event,
+    event::{self, Plain},
 };
 
 /// Requests of one user that wait for others, and of others that wait for one user.
@@ -65,8 +65,8 @@ fn waits(value: Option<&Bytes>, now: i64) -> bool {
 
 /// The event that takes requests of one side away: `i` those from the peer, `o` those to the peer, empty both.
 fn settled_event(user_id: &str, peer_id: &str, side: &str, now: i64) -> Op {
-    let data = json!({"user_id": user_id, "peer_id": peer_id, "side": side});
-    Op::Emit(event::body("friend.request_settled", user_id, now, &data))
+    let settled = FriendRequestSettled { peer_id: peer_id.into(), side: side.into(), user_id: user_id.into() };
+    Op::Emit(event::body(&Plain::FriendRequestSettled(settled), now))
 }
 
 impl Core {
@@ -85,9 +85,13 @@ impl Core {
                 if values[2].is_some() || waiting.is_some_and(|row| row.words == words) {
                     return Ok(Plan::nothing(false));
                 }
-                let data =
-                    json!({"user_id": user_id, "requester_id": peer_id, "text": words, "requested_at": at.to_string()});
-                let event = Op::Emit(event::body("friend.requested", user_id, at, &data));
+                let requested = Plain::FriendRequested(FriendRequested {
+                    requested_at: at,
+                    requester_id: peer_id.into(),
+                    text: words.into(),
+                    user_id: user_id.into(),
+                });
+                let event = Op::Emit(event::body(&requested, at));
                 let plan = Plan::new(vec![Op::Set(incoming.clone(), Row::pack(at, words)), event], true);
                 let room = Field::new(key::friends(user_id), "i");
                 Ok(if values[1].is_some() { plan } else { plan.within(room, MOST_RECEIVED, TOO_MANY_RECEIVED) })
@@ -178,9 +182,13 @@ impl Core {
             if waiting.is_some_and(|row| row.words == text) {
                 return Ok(Plan::nothing(()));
             }
-            let data =
-                json!({"user_id": user_id, "target_id": target_id, "text": text, "requested_at": now.to_string()});
-            let event = Op::Emit(event::body("friend.request_sent", &user_id, now, &data));
+            let sent = Plain::FriendRequestSent(FriendRequestSent {
+                requested_at: now,
+                target_id: (&target_id).into(),
+                text: (&text).into(),
+                user_id: (&user_id).into(),
+            });
+            let event = Op::Emit(event::body(&sent, now));
             let plan = Plan::new(vec![Op::Set(outgoing.clone(), Row::pack(now, &text)), event], ());
             let room = Field::new(key::friends(&user_id), "o");
             Ok(if values[0].is_some() { plan } else { plan.within(room, MOST_SENT, TOO_MANY_SENT) })

@@ -1,14 +1,14 @@
 //! Users: profiles.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use bytes::Bytes;
 use futures::future::join_all;
+use kith_contract::{events::ProfileUpdated, json::U64};
 use kith_proto::storage::v1::{
     GetUsersRequest, GetUsersResponse, UpsertResult, UpsertUsersRequest, UpsertUsersResponse, User, UserUpdate,
 };
 use kith_rpc::error::Error;
-use serde_json::json;
 
 use super::{
     Core, Plan, check,
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     engine::{Field, Op},
-    event,
+    event::{self, Plain},
 };
 
 const USERS: usize = 100;
@@ -145,11 +145,16 @@ impl Core {
 
 fn write_profile(user: &User) -> Result<Vec<Op>, Error> {
     let mut ops = profile_ops(user).map_err(|e| Error::internal(e.to_string()))?;
-    let data = json!({
-        "user_id": user.user_id, "nickname": user.nickname, "avatar_url": user.avatar_url, "attrs": user.attrs,
-        "version": user.version.to_string(), "source_version": user.source_version.to_string(), "line": user.line,
+    let updated = Plain::ProfileUpdated(ProfileUpdated {
+        attrs: Cow::Borrowed(&user.attrs),
+        avatar_url: (&user.avatar_url).into(),
+        line: (&user.line).into(),
+        nickname: (&user.nickname).into(),
+        source_version: Some(U64(user.source_version)),
+        user_id: (&user.user_id).into(),
+        version: user.version,
     });
-    ops.push(Op::Emit(event::body("profile.updated", &user.user_id, Core::now(), &data)));
+    ops.push(Op::Emit(event::body(&updated, Core::now())));
     Ok(ops)
 }
 

@@ -207,8 +207,7 @@ impl Data {
             self.set(key, cursor::devices(&c.user_id), devices);
         }
         if !c.event.is_empty() {
-            let text = String::from_utf8_lossy(&c.event).replace(event::FOUND, &want.to_string());
-            self.emit(text.into());
+            self.emit(event::filled(&c.event, want));
         }
         Ok(Moved { seq: want, moved: true })
     }

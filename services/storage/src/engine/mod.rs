@@ -70,7 +70,7 @@ pub(crate) struct Cursor {
     pub(crate) kind: CursorKind,
     /// 0: to the end.
     pub(crate) seq: u64,
-    /// An outbox body in which [`crate::event::FOUND`] becomes the new value; empty: no event.
+    /// An outbox body with a place for the new value (see [`crate::event::open_body`]); empty: no event.
     pub(crate) event: Bytes,
 }
 
@@ -203,7 +203,7 @@ pub(crate) struct Entry {
     pub(crate) most: u64,
     /// Whether any entry of a full list gives way, the oldest first; else a cleared one alone does.
     pub(crate) gives_way: bool,
-    /// Outbox bodies; in the second [`crate::event::FOUND`] becomes the conversation that gave way.
+    /// Outbox bodies; in the second is a place for the conversation that gave way.
     pub(crate) entered: Bytes,
     pub(crate) left: Bytes,
 }

@@ -3,16 +3,24 @@
 //! Reading is total. An event that says too little (an older version wrote it, or it is damaged) or does not fit what is stored is refused
 //! with a reason, and nothing is guessed. Applying an event again changes nothing.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
-use kith_contract::ids;
+use kith_contract::{
+    events::{
+        ConversationCreated, GroupUpdated, Kind, MemberAdded, MemberBlocked, MemberRemoved, MemberUpdated,
+        MessageEdited, MessageReaction, MessageRecalled, Topic,
+    },
+    found::Found,
+    ids,
+    json::U64,
+    message::MessageCreated,
+};
 use kith_proto::{chat::v1::ConversationKind, storage::v1::Role};
-use serde::Deserialize;
+use serde_json::value::RawValue;
 use thiserror::Error;
 
-use super::{
-    data::{self, Num},
-    of_user,
-};
+use super::{data, of_user};
 use crate::{
     core::{
         conversations::conversation_ops,
@@ -115,55 +123,42 @@ pub(super) fn delete(key: String, name: impl Into<String>) -> Write {
     Write::Op(Op::Delete(Field::new(key, name)))
 }
 
-/// Reads an event: its type without `dev.kith.` and `.v1`, the record's key, and its data.
+/// An event whose content, where it has one, is as it came.
+pub(super) type Event<'a> = kith_contract::events::Event<'a, Option<&'a RawValue>>;
+
+/// Reads an event: the name of its kind, the record's key, and its data.
 pub(crate) fn read(kind: &str, key: &str, data: &[u8]) -> Result<Change, Unrestorable> {
-    match kind {
-        "message.created" => message(key, data),
-        "message.recalled" => Ok(recalled(&parse(key, data)?)),
-        "message.edited" => edited(&parse(key, data)?),
-        "message.reaction" => reaction(parse(key, data)?),
-        "receipt.read" => {
-            let d: data::Read = parse(key, data)?;
-            cursor(&d.conversation_id, CursorKind::Read.field(&d.user_id), &d.user_id, d.read_seq)
+    let known = Kind::of_name(kind).filter(|kind| kind.topic() == Topic::Events);
+    let event = Event::read(known.ok_or_else(|| Unrestorable::Kind(kind.to_owned()))?, data)?;
+    same(key, event.key())?;
+    match event {
+        Event::MessageCreated(d) => message(d),
+        Event::MessageRecalled(d) => recalled(&d),
+        Event::MessageEdited(d) => edited(&d),
+        Event::MessageReaction(d) => reaction(d),
+        Event::ReceiptRead(d) => {
+            cursor(&d.conversation_id, CursorKind::Read.field(&d.user_id), &d.user_id, found(d.read_seq)?)
         }
-        "receipt.delivered" => {
-            let d: data::Delivered = parse(key, data)?;
+        Event::ReceiptDelivered(d) => {
             ids::check_id("device_id", &d.device_id)?;
-            delivered(&d.conversation_id, &d.user_id, &d.device_id, d.seq)
+            delivered(&d.conversation_id, &d.user_id, &d.device_id, found(d.seq)?)
         }
-        "conversation.cleared" => {
-            let d: data::Cleared = parse(key, data)?;
-            cursor(&d.conversation_id, CursorKind::Cleared.field(&d.user_id), &d.user_id, d.cleared_seq)
+        Event::ConversationCleared(d) => {
+            cursor(&d.conversation_id, CursorKind::Cleared.field(&d.user_id), &d.user_id, found(d.cleared_seq)?)
         }
-        "conversation.created" => created(parse(key, data)?),
-        "group.updated" => updated(parse(key, data)?),
-        "group.dissolved" => {
-            let d: data::Dissolved = parse(key, data)?;
-            Ok(Change::plain(vec![set(key::conversation(&d.conversation_id), "di", "1")]))
-        }
-        "member.added" => added(&parse(key, data)?),
-        "member.removed" => removed(&parse(key, data)?),
-        "member.updated" => member_updated(parse(key, data)?),
-        "member.blocked" => member_blocked(parse(key, data)?),
-        _ => of_user::read(kind, key, data),
+        Event::ConversationCreated(d) => created(d),
+        Event::GroupUpdated(d) => updated(d),
+        Event::GroupDissolved(d) => Ok(Change::plain(vec![set(key::conversation(&d.conversation_id), "di", "1")])),
+        Event::MemberAdded(d) => added(&d),
+        Event::MemberRemoved(d) => removed(&d),
+        Event::MemberUpdated(d) => member_updated(&d),
+        Event::MemberBlocked(d) => member_blocked(&d),
+        of_user => of_user::read(key, of_user),
     }
 }
 
-/// Data whose entity must be the record's key.
-pub(super) trait About: for<'de> Deserialize<'de> {
-    fn about(&self) -> &str;
-}
-
-macro_rules! about {
-    ($field:ident: $($name:ident),* $(,)?) => { $(impl About for data::$name { fn about(&self) -> &str { &self.$field } })* };
-}
-about!(conversation_id: Recalled, Edited, Reaction, Read, Delivered, Cleared, Created, Updated, Dissolved, Added, Removed, Member, Blocked);
-about!(user_id: FriendAdded, FriendRemoved, Requested, RequestSent, Settled, Block, Profile, Listed, Unlisted, Settings, Revoked);
-
-pub(super) fn parse<T: About>(key: &str, data: &[u8]) -> Result<T, Unrestorable> {
-    let data: T = serde_json::from_slice(data)?;
-    same(key, data.about())?;
-    Ok(data)
+fn found(seq: Found<U64>) -> Result<u64, Unrestorable> {
+    seq.told().map(|seq| seq.0).ok_or_else(|| Unrestorable::Data("data: a seq that was not put in".into()))
 }
 
 fn same(key: &str, about: &str) -> Result<(), Unrestorable> {
@@ -181,12 +176,11 @@ fn stored(field: &Field, value: Option<&Bytes>) -> Result<Option<u64>, Unrestora
         .transpose()
 }
 
-fn message(key: &str, data: &[u8]) -> Result<Change, Unrestorable> {
-    let data: data::Message = serde_json::from_slice(data)?;
-    same(key, &data.conversation_id)?;
-    let (id, seq, sent_at) = (data.conversation_id.clone(), data.seq.0, data.sent_at.0);
-    let (sender_id, client_msg_id, privileged) = (data.sender_id.clone(), data.client_msg_id.clone(), data.privileged);
-    let row = data.row()?;
+fn message(d: MessageCreated<'_, Option<&RawValue>>) -> Result<Change, Unrestorable> {
+    let (id, seq, sent_at) = (d.conversation_id.clone().into_owned(), data::seq(d.seq)?, d.sent_at);
+    let (sender_id, client_msg_id, privileged) =
+        (d.sender_id.clone().into_owned(), d.client_msg_id.clone().into_owned(), d.privileged);
+    let row = data::row(d)?;
     let c = key::conversation(&id);
     let reads =
         vec![Field::new(c.clone(), "k"), Field::new(c.clone(), "s"), Field::new(key::members(&id), sender_id.clone())];
@@ -235,19 +229,19 @@ fn overlay(
     Change::with(vec![Field::new(key::overlays(id), seq.to_string())], decide)
 }
 
-fn recalled(d: &data::Recalled) -> Change {
-    let recalled_at = d.recalled_at.0;
-    overlay(&d.conversation_id, d.seq.0, move |overlay| {
+fn recalled(d: &MessageRecalled<'_>) -> Result<Change, Unrestorable> {
+    let recalled_at = d.recalled_at;
+    Ok(overlay(&d.conversation_id, data::seq(d.seq)?, move |overlay| {
         *overlay = Overlay { recalled_at, ..Overlay::default() };
         Ok(true)
-    })
+    }))
 }
 
-fn edited(d: &data::Edited) -> Result<Change, Unrestorable> {
-    let text =
-        String::from_utf8(d.content()?.to_vec()).map_err(|_| Unrestorable::Data("data.content: no text".into()))?;
-    let edited_at = d.edited_at.0;
-    Ok(overlay(&d.conversation_id, d.seq.0, move |overlay| {
+fn edited(d: &MessageEdited<'_, Option<&RawValue>>) -> Result<Change, Unrestorable> {
+    let content = data::content(d.content, d.content_bytes.as_deref())?;
+    let text = String::from_utf8(content.to_vec()).map_err(|_| Unrestorable::Data("data.content: no text".into()))?;
+    let edited_at = d.edited_at;
+    Ok(overlay(&d.conversation_id, data::seq(d.seq)?, move |overlay| {
         // A recall is for good.
         if overlay.recalled_at == 0 {
             overlay.edited_at = edited_at;
@@ -257,33 +251,29 @@ fn edited(d: &data::Edited) -> Result<Change, Unrestorable> {
     }))
 }
 
-fn reaction(d: data::Reaction) -> Result<Change, Unrestorable> {
+fn reaction(d: MessageReaction<'_>) -> Result<Change, Unrestorable> {
     ids::check_id("user_id", &d.user_id)?;
-    let (id, seq) = (d.conversation_id.clone(), d.seq.0);
-    Ok(overlay(&id, seq, move |overlay| {
+    let (emoji, user_id, added) = (d.emoji.into_owned(), d.user_id.into_owned(), d.added);
+    Ok(overlay(&d.conversation_id, data::seq(d.seq)?, move |overlay| {
         if overlay.recalled_at != 0 {
             return Ok(false);
         }
-        set_reaction(overlay, &d.emoji, &d.user_id, d.added).map_err(|e| Unrestorable::Unfit(e.detail.into_owned()))
+        set_reaction(overlay, &emoji, &user_id, added).map_err(|e| Unrestorable::Unfit(e.detail.into_owned()))
     }))
 }
 
 /// A cursor never moves back.
-fn cursor(id: &str, name: String, user_id: &str, seq: Num<u64>) -> Result<Change, Unrestorable> {
+fn cursor(id: &str, name: String, user_id: &str, seq: u64) -> Result<Change, Unrestorable> {
     ids::check_id("user_id", user_id)?;
     let field = Field::new(key::cursors(id), name);
     Ok(Change::with(vec![field.clone()], move |values| {
         let before = stored(&field, values[0].as_ref())?.unwrap_or(0);
-        Ok(if seq.0 > before {
-            vec![set(field.key.clone(), field.name.clone(), seq.0.to_string())]
-        } else {
-            Vec::new()
-        })
+        Ok(if seq > before { vec![set(field.key.clone(), field.name.clone(), seq.to_string())] } else { Vec::new() })
     }))
 }
 
 /// The same for a device's cursor, with the note of the devices that have one.
-fn delivered(id: &str, user_id: &str, device_id: &str, seq: Num<u64>) -> Result<Change, Unrestorable> {
+fn delivered(id: &str, user_id: &str, device_id: &str, seq: u64) -> Result<Change, Unrestorable> {
     let cursor = cursor(id, names::delivered(user_id, device_id), user_id, seq)?;
     let devices = Field::new(key::cursors(id), names::devices(user_id));
     let (user_id, device_id) = (user_id.to_owned(), device_id.to_owned());
@@ -300,38 +290,38 @@ fn delivered(id: &str, user_id: &str, device_id: &str, seq: Num<u64>) -> Result<
     }))
 }
 
-fn created(d: data::Created) -> Result<Change, Unrestorable> {
+fn created(d: ConversationCreated<'_>) -> Result<Change, Unrestorable> {
     ids::check_conversation_id("conversation_id", &d.conversation_id)?;
-    for user in &d.member_ids {
+    for user in d.member_ids.iter() {
         member("member_ids", &d.conversation_id, user)?;
     }
-    let (kind, role) = match d.kind.as_str() {
-        "direct" => (ConversationKind::Direct, Role::Member),
-        "group" => (ConversationKind::Group, Role::Owner),
-        "system" => (ConversationKind::System, Role::Owner),
-        other => return Err(Unrestorable::Data(format!("data.kind: {other:?} is no kind"))),
-    };
-    let id = d.conversation_id.clone();
+    let kind = ConversationKind::from(d.kind);
+    let role = if kind == ConversationKind::Direct { Role::Member } else { Role::Owner };
+    let id = d.conversation_id.clone().into_owned();
+    let group = data::created_group(&key::conversation(&id), &d);
+    let (created_at, members) = (d.created_at, d.member_ids.into_owned());
+    let owner_id = d.owner_id.unwrap_or_default().into_owned();
+    let idempotency_key = d.idempotency_key.unwrap_or_default().into_owned();
     let mut reads = vec![Field::new(key::conversation(&id), "k")];
-    reads.extend(d.member_ids.iter().map(|user| Field::new(key::members(&id), user.clone())));
+    reads.extend(members.iter().map(|user| Field::new(key::members(&id), user.clone())));
     let decide = move |values: &[Option<Bytes>]| {
         if values[0].is_some() {
             return Ok(Vec::new());
         }
         let c = key::conversation(&id);
-        let fields = conversation_ops(&c, kind as i32, d.member_ids.len(), d.created_at.0);
+        let fields = conversation_ops(&c, kind as i32, members.len(), created_at);
         let mut writes: Vec<Write> = fields.into_iter().map(Write::Op).collect();
         if kind != ConversationKind::Direct {
-            writes.push(set(c.clone(), "ow", d.owner_id.clone()));
-            writes.extend(d.group.writes(&c));
-            if !d.idempotency_key.is_empty() {
-                writes.push(set(c, "ik", d.idempotency_key.clone()));
+            writes.push(set(c.clone(), "ow", owner_id.clone()));
+            writes.extend(group.clone());
+            if !idempotency_key.is_empty() {
+                writes.push(set(c, "ik", idempotency_key.clone()));
             }
         }
-        for (order, user) in (1..).zip(&d.member_ids) {
+        for (order, user) in (1..).zip(&members) {
             // A row may stand before its conversation.
             if values.get(order as usize).is_none_or(Option::is_none) {
-                writes.push(set(key::members(&id), user.clone(), MemberData::new(role, 1, d.created_at.0).pack()));
+                writes.push(set(key::members(&id), user.clone(), MemberData::new(role, 1, created_at).pack()));
             }
             writes.push(Write::Op(Op::Score { key: key::joins(&id), score: order, member: user.clone() }));
         }
@@ -340,27 +330,29 @@ fn created(d: data::Created) -> Result<Change, Unrestorable> {
     Ok(Change::with(reads, decide))
 }
 
-fn updated(d: data::Updated) -> Result<Change, Unrestorable> {
-    let id = d.conversation_id.clone();
+fn updated(d: GroupUpdated<'_>) -> Result<Change, Unrestorable> {
+    let id = d.conversation_id.clone().into_owned();
     let mut roles: Vec<(Field, Role)> = Vec::new();
     for (user, role) in [(&d.previous_owner_id, Role::Admin), (&d.owner_id, Role::Owner)] {
         if let Some(user) = user.as_ref().filter(|user| !user.is_empty()) {
             ids::check_id("owner_id", user)?;
-            roles.push((Field::new(key::members(&id), user.clone()), role));
+            roles.push((Field::new(key::members(&id), user.as_ref()), role));
         }
     }
     let reads = roles.iter().map(|(field, _)| field.clone()).collect();
+    let group = data::updated_group(&key::conversation(&id), &d);
+    let (version, owner_id) = (d.version, d.owner_id.map(Cow::into_owned));
     let decide = move |values: &[Option<Bytes>]| {
         let c = key::conversation(&id);
-        let mut writes = vec![set(c.clone(), "v", d.version.0.to_string())];
-        writes.extend(d.group.writes(&c));
+        let mut writes = vec![set(c.clone(), "v", version.to_string())];
+        writes.extend(group.clone());
         for ((field, role), value) in roles.iter().zip(values) {
             let Some(row) = value else { continue };
             let mut member = member_of(field, row)?;
             member.role = *role as u8;
             writes.push(Write::Op(Op::Set(field.clone(), member.pack())));
         }
-        if let Some(owner) = &d.owner_id {
+        if let Some(owner) = &owner_id {
             writes.push(set(c, "ow", owner.clone()));
         }
         Ok(writes)
@@ -382,20 +374,19 @@ fn member_of(field: &Field, row: &Bytes) -> Result<MemberData, Unrestorable> {
     MemberData::unpack(row).ok_or_else(|| Unrestorable::Unfit(format!("{} {} is no member row", field.key, field.name)))
 }
 
-fn counts(id: &str, count: u64, version: Num<u64>) -> [Write; 2] {
+fn counts(id: &str, count: u64, version: u64) -> [Write; 2] {
     let c = key::conversation(id);
-    [set(c.clone(), "n", count.to_string()), set(c, "mv", version.0.to_string())]
+    [set(c.clone(), "n", count.to_string()), set(c, "mv", version.to_string())]
 }
 
-fn added(d: &data::Added) -> Result<Change, Unrestorable> {
-    let role = data::role(&d.role)?;
-    if d.join_order.0 < 1 {
-        return Err(Unrestorable::Data(format!("data.join_order: {}", d.join_order.0)));
+fn added(d: &MemberAdded<'_>) -> Result<Change, Unrestorable> {
+    if d.join_order < 1 {
+        return Err(Unrestorable::Data(format!("data.join_order: {}", d.join_order)));
     }
-    let row = MemberData::new(role, d.joined_seq.0, d.joined_at.0).pack();
-    let mut writes: Vec<Write> = counts(&d.conversation_id, d.member_count.0, d.member_version).into();
-    let last = d.join_order.0.saturating_add(d.user_ids.len() as i64 - 1);
-    for (score, user) in (d.join_order.0..=last).zip(&d.user_ids) {
+    let row = MemberData::new(d.role.into(), d.joined_seq, d.joined_at).pack();
+    let mut writes: Vec<Write> = counts(&d.conversation_id, d.member_count, d.member_version).into();
+    let last = d.join_order.saturating_add(d.user_ids.len() as i64 - 1);
+    for (score, user) in (d.join_order..=last).zip(d.user_ids.iter()) {
         member("user_ids", &d.conversation_id, user)?;
         writes.push(set(key::members(&d.conversation_id), user.clone(), row.clone()));
         writes.push(Write::Op(Op::Score { key: key::joins(&d.conversation_id), score, member: user.clone() }));
@@ -411,15 +402,15 @@ fn added(d: &data::Added) -> Result<Change, Unrestorable> {
     }))
 }
 
-fn removed(d: &data::Removed) -> Result<Change, Unrestorable> {
-    let id = d.conversation_id.clone();
-    let mut writes: Vec<Write> = counts(&id, d.member_count.0, d.member_version).into();
-    for user in &d.user_ids {
+fn removed(d: &MemberRemoved<'_>) -> Result<Change, Unrestorable> {
+    let id = d.conversation_id.clone().into_owned();
+    let mut writes: Vec<Write> = counts(&id, d.member_count, d.member_version).into();
+    for user in d.user_ids.iter() {
         ids::check_id("user_ids", user)?;
         writes.push(delete(key::members(&id), user.clone()));
         writes.push(Write::Op(Op::Unscore { key: key::joins(&id), member: user.clone() }));
     }
-    let users = d.user_ids.clone();
+    let users = d.user_ids.clone().into_owned();
     let reads = users.iter().map(|user| Field::new(key::cursors(&id), names::devices(user))).collect();
     Ok(Change::with(reads, move |values| {
         let mut writes = writes.clone();
@@ -431,28 +422,29 @@ fn removed(d: &data::Removed) -> Result<Change, Unrestorable> {
     }))
 }
 
-fn member_updated(d: data::Member) -> Result<Change, Unrestorable> {
+fn member_updated(d: &MemberUpdated<'_>) -> Result<Change, Unrestorable> {
     member("user_id", &d.conversation_id, &d.user_id)?;
-    let role = data::role(&d.role)?;
-    let field = Field::new(key::members(&d.conversation_id), d.user_id.clone());
+    let (role, muted_until, version) = (Role::from(d.role), d.muted_until, d.member_version);
+    let conversation = key::conversation(&d.conversation_id);
+    let field = Field::new(key::members(&d.conversation_id), d.user_id.as_ref());
     Ok(Change::with(vec![field.clone()], move |values| {
         let row = values[0].as_ref().ok_or_else(|| Unrestorable::Missing(format!("{} {}", field.key, field.name)))?;
         let mut member = member_of(&field, row)?;
-        (member.role, member.muted_until) = (role as u8, d.muted_until.0);
-        let version = set(key::conversation(&d.conversation_id), "mv", d.member_version.0.to_string());
+        (member.role, member.muted_until) = (role as u8, muted_until);
+        let version = set(conversation.clone(), "mv", version.to_string());
         Ok(vec![Write::Op(Op::Set(field.clone(), member.pack())), version])
     }))
 }
 
-fn member_blocked(d: data::Blocked) -> Result<Change, Unrestorable> {
-    let data::Blocked { conversation_id, user_id, blocked, joined_at } = d;
-    member("user_id", &conversation_id, &user_id)?;
-    let field = Field::new(key::members(&conversation_id), user_id);
-    let opened = Field::new(key::conversation(&conversation_id), "k");
+fn member_blocked(d: &MemberBlocked<'_>) -> Result<Change, Unrestorable> {
+    let (blocked, joined_at) = (d.blocked, d.joined_at);
+    member("user_id", &d.conversation_id, &d.user_id)?;
+    let field = Field::new(key::members(&d.conversation_id), d.user_id.as_ref());
+    let opened = Field::new(key::conversation(&d.conversation_id), "k");
     Ok(Change::with(vec![field.clone(), opened], move |values| {
         let member = match &values[0] {
             Some(row) => member_of(&field, row)?,
-            None => MemberData::new(Role::Member, 1, joined_at.0),
+            None => MemberData::new(Role::Member, 1, joined_at),
         };
         if !blocked && values[1].is_none() {
             return Ok(vec![delete(field.key.clone(), field.name.clone())]);

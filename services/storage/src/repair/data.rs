@@ -1,14 +1,16 @@
-//! The data of events, as much of them as restoring needs. What is missing here was not written by this version.
-
-use std::collections::BTreeMap;
+//! What the data of events become in storage: rows and fields, as they were written.
 
 use bytes::Bytes;
-use kith_contract::ids;
-use kith_proto::{
-    chat::v1::Draft,
-    storage::v1::{Group, Role},
+use kith_contract::{
+    events::{ConversationCreated, GroupUpdated, ProfileUpdated},
+    ids,
+    json::{I64, U64},
+    message::{Given, MessageCreated},
 };
-use serde::{Deserialize, Deserializer, de};
+use kith_proto::{
+    chat::v1::{Draft, MessageType},
+    storage::v1::{Group, User},
+};
 use serde_json::value::RawValue;
 use ulid::Ulid;
 
@@ -21,391 +23,91 @@ use crate::{
         users,
     },
     engine::{Field, Op, Write},
-    event,
 };
 
-/// A whole number: the contract writes 64-bit ones as text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Num<T>(pub(super) T);
-
-impl<'de, T: std::str::FromStr> Deserialize<'de> for Num<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Spelt {
-            Text(String),
-            Number(serde_json::Number),
-        }
-        let text = match Spelt::deserialize(deserializer)? {
-            Spelt::Text(text) => text,
-            Spelt::Number(number) => number.to_string(),
-        };
-        text.parse().map(Self).map_err(|_| de::Error::custom(format!("{text:?} is no whole number in its range")))
-    }
-}
-
 /// A message's seq, from 1.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Seq(pub(super) u64);
-
-impl<'de> Deserialize<'de> for Seq {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match Num::<u64>::deserialize(deserializer)?.0 {
-            0 => Err(de::Error::custom("seq 0")),
-            seq => Ok(Self(seq)),
-        }
-    }
-}
-
-pub(super) fn role(name: &str) -> Result<Role, Unrestorable> {
-    match name {
-        "member" => Ok(Role::Member),
-        "admin" => Ok(Role::Admin),
-        "owner" => Ok(Role::Owner),
-        other => Err(Unrestorable::Data(format!("data.role: {other:?} is no role"))),
-    }
+pub(super) fn seq(seq: u64) -> Result<u64, Unrestorable> {
+    if seq == 0 { Err(Unrestorable::Data("data.seq: from 1".into())) } else { Ok(seq) }
 }
 
 /// The bytes that the caller gave.
-fn content(json: &RawValue, bytes: Option<&String>) -> Result<Bytes, Unrestorable> {
-    match bytes {
-        None => Ok(Bytes::copy_from_slice(json.get().as_bytes())),
-        Some(hex) => {
-            let bytes =
-                event::from_hex(hex).ok_or_else(|| Unrestorable::Data("data.content_bytes: no bytes".into()))?;
-            Ok(bytes.into())
-        }
+pub(super) fn content(json: Option<&RawValue>, hex: Option<&str>) -> Result<Bytes, Unrestorable> {
+    let json = json.ok_or_else(|| Unrestorable::Data("data.content: missing".into()))?;
+    let bytes = Given::bytes(json, hex).ok_or_else(|| Unrestorable::Data("data.content_bytes: no bytes".into()))?;
+    Ok(Bytes::copy_from_slice(&bytes))
+}
+
+/// The row of a message as it was stored.
+pub(super) fn row(message: MessageCreated<'_, Option<&RawValue>>) -> Result<Bytes, Unrestorable> {
+    ids::check_conversation_id("conversation_id", &message.conversation_id)?;
+    ids::check_client_msg_id(&message.client_msg_id)?;
+    ids::check_id("sender_id", &message.sender_id)?;
+    for mention in message.mentions.iter() {
+        ids::check_id("mentions", mention)?;
     }
-}
-
-#[derive(Deserialize)]
-pub(super) struct Message {
-    pub(super) conversation_id: String,
-    pub(super) seq: Seq,
-    message_id: String,
-    pub(super) client_msg_id: String,
-    pub(super) sender_id: String,
-    pub(super) sent_at: Num<i64>,
-    r#type: String,
-    content: Box<RawValue>,
-    #[serde(default)]
-    content_bytes: Option<String>,
-    #[serde(default)]
-    mentions: Vec<String>,
-    #[serde(default)]
-    ext: BTreeMap<String, String>,
-    #[serde(default)]
-    pub(super) privileged: bool,
-}
-
-impl Message {
-    /// The row as it was stored.
-    pub(super) fn row(self) -> Result<Bytes, Unrestorable> {
-        ids::check_conversation_id("conversation_id", &self.conversation_id)?;
-        ids::check_client_msg_id(&self.client_msg_id)?;
-        ids::check_id("sender_id", &self.sender_id)?;
-        for mention in &self.mentions {
-            ids::check_id("mentions", mention)?;
-        }
-        let id =
-            Ulid::from_string(&self.message_id).map_err(|e| Unrestorable::Data(format!("data.message_id: {e}")))?;
-        if i64::try_from(id.timestamp_ms()) != Ok(self.sent_at.0) {
-            return Err(Unrestorable::Data("data.sent_at: not the time of the message id".into()));
-        }
-        let kind = event::type_of(&self.r#type)
-            .ok_or_else(|| Unrestorable::Data(format!("data.type: {:?} is no message type", self.r#type)))?;
-        let draft = Draft {
-            content: content(&self.content, self.content_bytes.as_ref())?,
-            client_msg_id: self.client_msg_id,
-            sender_id: self.sender_id,
-            r#type: kind as i32,
-            mentions: self.mentions,
-            ext: self.ext,
-        };
-        Ok(codec::pack(id, &draft))
+    let id = Ulid::from_string(&message.message_id).map_err(|e| Unrestorable::Data(format!("data.message_id: {e}")))?;
+    if i64::try_from(id.timestamp_ms()) != Ok(message.sent_at) {
+        return Err(Unrestorable::Data("data.sent_at: not the time of the message id".into()));
     }
+    let draft = Draft {
+        content: content(message.content, message.content_bytes.as_deref())?,
+        client_msg_id: message.client_msg_id.into_owned(),
+        sender_id: message.sender_id.into_owned(),
+        r#type: MessageType::from(message.kind).into(),
+        mentions: message.mentions.into_owned(),
+        ext: message.ext.into_owned(),
+    };
+    Ok(codec::pack(id, &draft))
 }
 
-#[derive(Deserialize)]
-pub(super) struct Recalled {
-    pub(super) conversation_id: String,
-    pub(super) seq: Seq,
-    pub(super) recalled_at: Num<i64>,
+fn group_writes(key: &str, group: &Group) -> Vec<Write> {
+    conversations::group_ops(key, group).into_iter().map(Write::Op).collect()
 }
 
-#[derive(Deserialize)]
-pub(super) struct Edited {
-    pub(super) conversation_id: String,
-    pub(super) seq: Seq,
-    content: Box<RawValue>,
-    #[serde(default)]
-    content_bytes: Option<String>,
-    pub(super) edited_at: Num<i64>,
+/// A group's own fields as it was made.
+pub(super) fn created_group(key: &str, d: &ConversationCreated<'_>) -> Vec<Write> {
+    let text = |field: &Option<std::borrow::Cow<'_, str>>| field.as_deref().unwrap_or_default().to_owned();
+    let group = Group {
+        name: text(&d.name),
+        avatar_url: text(&d.avatar_url),
+        announcement: text(&d.announcement),
+        join: text(&d.join),
+        muted: d.muted.unwrap_or_default(),
+    };
+    group_writes(key, &group)
 }
 
-impl Edited {
-    pub(super) fn content(&self) -> Result<Bytes, Unrestorable> {
-        content(&self.content, self.content_bytes.as_ref())
-    }
+/// A group's own fields as it was changed.
+pub(super) fn updated_group(key: &str, d: &GroupUpdated<'_>) -> Vec<Write> {
+    let group = Group {
+        name: d.name.clone().into_owned(),
+        avatar_url: d.avatar_url.clone().into_owned(),
+        announcement: d.announcement.clone().into_owned(),
+        join: d.join.clone().into_owned(),
+        muted: d.muted,
+    };
+    group_writes(key, &group)
 }
 
-#[derive(Deserialize)]
-pub(super) struct Reaction {
-    pub(super) conversation_id: String,
-    pub(super) seq: Seq,
-    pub(super) user_id: String,
-    pub(super) emoji: String,
-    pub(super) added: bool,
+/// The version of a line's own record that an event of a friend came from; absent or 0: none.
+pub(super) fn source(user_id: &str, friend_id: &str, version: Option<U64>, at: Option<I64>) -> Option<Write> {
+    let (U64(version), I64(at)) = (version?, at?);
+    let row = SourceRow { version, at }.pack();
+    (version != 0).then(|| Write::Op(Op::Set(Field::new(key::friends(user_id), format!("v{friend_id}")), row)))
 }
 
-#[derive(Deserialize)]
-pub(super) struct Read {
-    pub(super) conversation_id: String,
-    pub(super) user_id: String,
-    pub(super) read_seq: Num<u64>,
-}
-
-#[derive(Deserialize)]
-pub(super) struct Delivered {
-    pub(super) conversation_id: String,
-    pub(super) user_id: String,
-    pub(super) device_id: String,
-    pub(super) seq: Num<u64>,
-}
-
-#[derive(Deserialize)]
-pub(super) struct Cleared {
-    pub(super) conversation_id: String,
-    pub(super) user_id: String,
-    pub(super) cleared_seq: Num<u64>,
-}
-
-/// A group's own fields, as its events spell them.
-#[derive(Deserialize)]
-pub(super) struct GroupFields {
-    #[serde(default)]
-    name: String,
-    #[serde(default)]
-    avatar_url: String,
-    #[serde(default)]
-    announcement: String,
-    #[serde(default)]
-    join: String,
-    #[serde(default)]
-    muted: bool,
-}
-
-impl GroupFields {
-    pub(super) fn writes(&self, key: &str) -> Vec<Write> {
-        let Self { name, avatar_url, announcement, join, muted } = self;
-        let group = Group {
-            name: name.clone(),
-            avatar_url: avatar_url.clone(),
-            announcement: announcement.clone(),
-            join: join.clone(),
-            muted: *muted,
-        };
-        conversations::group_ops(key, &group).into_iter().map(Write::Op).collect()
-    }
-}
-
-#[derive(Deserialize)]
-pub(super) struct Created {
-    pub(super) conversation_id: String,
-    pub(super) kind: String,
-    pub(super) created_at: Num<i64>,
-    #[serde(default)]
-    pub(super) owner_id: String,
-    pub(super) member_ids: Vec<String>,
-    #[serde(default)]
-    pub(super) idempotency_key: String,
-    #[serde(flatten)]
-    pub(super) group: GroupFields,
-}
-
-#[derive(Deserialize)]
-pub(super) struct Updated {
-    pub(super) conversation_id: String,
-    pub(super) version: Num<u64>,
-    #[serde(default)]
-    pub(super) owner_id: Option<String>,
-    #[serde(default)]
-    pub(super) previous_owner_id: Option<String>,
-    #[serde(flatten)]
-    pub(super) group: GroupFields,
-}
-
-#[derive(Deserialize)]
-pub(super) struct Dissolved {
-    pub(super) conversation_id: String,
-}
-
-#[derive(Deserialize)]
-pub(super) struct Added {
-    pub(super) conversation_id: String,
-    pub(super) user_ids: Vec<String>,
-    pub(super) role: String,
-    pub(super) joined_at: Num<i64>,
-    pub(super) joined_seq: Num<u64>,
-    pub(super) join_order: Num<i64>,
-    pub(super) member_count: Num<u64>,
-    pub(super) member_version: Num<u64>,
-}
-
-#[derive(Deserialize)]
-pub(super) struct Removed {
-    pub(super) conversation_id: String,
-    pub(super) user_ids: Vec<String>,
-    pub(super) member_count: Num<u64>,
-    pub(super) member_version: Num<u64>,
-}
-
-#[derive(Deserialize)]
-pub(super) struct Member {
-    pub(super) conversation_id: String,
-    pub(super) user_id: String,
-    pub(super) role: String,
-    pub(super) muted_until: Num<i64>,
-    pub(super) member_version: Num<u64>,
-}
-
-#[derive(Deserialize)]
-pub(super) struct Blocked {
-    pub(super) conversation_id: String,
-    pub(super) user_id: String,
-    pub(super) blocked: bool,
-    pub(super) joined_at: Num<i64>,
-}
-
-#[derive(Deserialize)]
-pub(super) struct FriendAdded {
-    pub(super) user_id: String,
-    pub(super) friend_id: String,
-    pub(super) alias: String,
-    pub(super) since: Num<i64>,
-    pub(super) version: Num<u64>,
-    #[serde(flatten)]
-    pub(super) source: Source,
-}
-
-/// Which record of a line's source an event of a friend came from; absent or 0: none.
-#[derive(Deserialize)]
-pub(super) struct Source {
-    #[serde(default)]
-    source_version: Option<Num<u64>>,
-    #[serde(default)]
-    at: Option<Num<i64>>,
-}
-
-impl Source {
-    pub(super) fn write(&self, user_id: &str, friend_id: &str) -> Option<Write> {
-        let (version, at) = (self.source_version?.0, self.at?.0);
-        let row = SourceRow { version, at }.pack();
-        (version != 0).then(|| Write::Op(Op::Set(Field::new(key::friends(user_id), format!("v{friend_id}")), row)))
-    }
-}
-
-#[derive(Deserialize)]
-pub(super) struct FriendRemoved {
-    pub(super) user_id: String,
-    pub(super) friend_id: String,
-    #[serde(flatten)]
-    pub(super) source: Source,
-}
-
-#[derive(Deserialize)]
-pub(super) struct Requested {
-    pub(super) user_id: String,
-    pub(super) requester_id: String,
-    pub(super) text: String,
-    pub(super) requested_at: Num<i64>,
-}
-
-#[derive(Deserialize)]
-pub(super) struct RequestSent {
-    pub(super) user_id: String,
-    pub(super) target_id: String,
-    pub(super) text: String,
-    pub(super) requested_at: Num<i64>,
-}
-
-#[derive(Deserialize)]
-pub(super) struct Settled {
-    pub(super) user_id: String,
-    pub(super) peer_id: String,
-    /// `i` or `o`: of these alone; empty: of both.
-    #[serde(default)]
-    pub(super) side: String,
-}
-
-#[derive(Deserialize)]
-pub(super) struct Block {
-    pub(super) user_id: String,
-    pub(super) target_id: String,
-    #[serde(default)]
-    pub(super) at: Option<Num<i64>>,
-}
-
-#[derive(Deserialize)]
-pub(super) struct Profile {
-    pub(super) user_id: String,
-    nickname: String,
-    avatar_url: String,
-    attrs: BTreeMap<String, String>,
-    version: Num<u64>,
-    #[serde(default)]
-    source_version: Option<Num<u64>>,
-    line: String,
-}
-
-impl Profile {
-    pub(super) fn writes(self) -> Result<Vec<Write>, Unrestorable> {
-        let user = kith_proto::storage::v1::User {
-            user_id: self.user_id,
-            nickname: self.nickname,
-            avatar_url: self.avatar_url,
-            attrs: self.attrs,
-            version: self.version.0,
-            source_version: self.source_version.map_or(0, |v| v.0),
-            line: self.line,
-            last_seen: 0,
-        };
-        let ops: Vec<Op> = users::profile_ops(&user)?;
-        Ok(ops.into_iter().map(Write::Op).collect())
-    }
-}
-
-#[derive(Deserialize)]
-pub(super) struct Listed {
-    pub(super) user_id: String,
-    pub(super) conversation_id: String,
-    pub(super) activity: Num<i64>,
-}
-
-#[derive(Deserialize)]
-pub(super) struct Unlisted {
-    pub(super) user_id: String,
-    pub(super) conversation_id: String,
-}
-
-#[derive(Deserialize)]
-pub(super) struct Settings {
-    pub(super) user_id: String,
-    pub(super) conversation_id: String,
-    pub(super) pinned: bool,
-    pub(super) muted: bool,
-    pub(super) cleared_seq: Num<u64>,
-}
-
-#[derive(Deserialize)]
-pub(super) struct Revoked {
-    pub(super) user_id: String,
-    pub(super) device_id: String,
-    pub(super) issued_at_or_before: Num<i64>,
-    /// What the revocation of all tokens was raised to, since there were too many of single devices.
-    #[serde(default)]
-    pub(super) all_issued_at_or_before: Option<Num<i64>>,
-    /// Devices whose revocations have become superfluous.
-    #[serde(default)]
-    pub(super) dropped: Vec<String>,
+/// A profile, all but when its user was seen last.
+pub(super) fn profile(d: ProfileUpdated<'_>) -> Result<Vec<Write>, Unrestorable> {
+    let user = User {
+        user_id: d.user_id.into_owned(),
+        nickname: d.nickname.into_owned(),
+        avatar_url: d.avatar_url.into_owned(),
+        attrs: d.attrs.into_owned(),
+        version: d.version,
+        source_version: d.source_version.map_or(0, |v| v.0),
+        line: d.line.into_owned(),
+        last_seen: 0,
+    };
+    let ops: Vec<Op> = users::profile_ops(&user)?;
+    Ok(ops.into_iter().map(Write::Op).collect())
 }

@@ -16,7 +16,7 @@ const BATCH_BYTES: usize = 1 << 20;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Logged {
     pub(crate) ver: u64,
-    /// Its type without `dev.kith.` and `.v1`.
+    /// The name of its kind.
     pub(crate) kind: String,
     pub(crate) key: String,
     pub(crate) data: Bytes,

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use kith_contract::events;
 use kith_eventlog::scan::{Found, Log, Record, ScanError};
 use parking_lot::Mutex;
 use thiserror::Error;
@@ -259,8 +260,7 @@ impl InOrder {
             if ver < next || self.present.from(ver) != Some(ver) || self.held.contains_key(&ver) {
                 continue;
             }
-            let name = record.kind.strip_prefix("dev.kith.").and_then(|k| k.strip_suffix(".v1"));
-            let kind = name.unwrap_or(&record.kind).to_owned();
+            let kind = events::name_of(&record.kind).unwrap_or(&record.kind).to_owned();
             let event = Logged { ver, kind, key: record.key, data: record.data };
             if ver == next {
                 return Ok(Some(self.give(event)));

@@ -12,6 +12,7 @@ use std::{
 
 use crate::common::{InstanceProcess, Platform, events, text, user};
 use kith_clients::storage::Storage;
+use kith_contract::events::Kind;
 use kith_proto::storage::v1::{ListMessagesRequest, OpenDirectRequest};
 use kith_testing::eventually;
 use parking_lot::Mutex;
@@ -173,7 +174,7 @@ async fn check(platform: &Platform, client: &Storage, load: &Load) -> usize {
         stored.extend(found.into_iter().map(|(seq, client_msg_id)| (id.clone(), seq, client_msg_id)));
     }
     let messages = |found: &crate::common::Events| {
-        let created = found.values().filter(|(kind, _)| kind == "dev.kith.message.created.v1");
+        let created = found.values().filter(|(kind, _)| kind == Kind::MessageCreated.ce_type());
         let place = |d: &serde_json::Value| {
             let text = |name: &str| d[name].as_str().unwrap().to_owned();
             (text("conversation_id"), text("seq").parse::<u64>().unwrap(), text("client_msg_id"))

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::{Platform, events, text, user};
 use kith_clients::storage::Storage;
-use kith_contract::ids;
+use kith_contract::{events::Kind, ids};
 use kith_proto::storage::v1::{ListConversationsRequest, ListMessagesRequest, OpenDirectRequest};
 use kith_testing::eventually;
 use tonic::Code;
@@ -33,7 +33,7 @@ async fn history(client: &Storage, id: &str) -> Result<Vec<(u64, String)>, kith_
 }
 
 fn created(found: &crate::common::Events, id: &str) -> Vec<(u64, String)> {
-    let messages = found.values().filter(|(kind, _)| kind == "dev.kith.message.created.v1");
+    let messages = found.values().filter(|(kind, _)| kind == Kind::MessageCreated.ce_type());
     let messages = messages.filter(|(_, data)| data["conversation_id"] == id);
     messages
         .map(|(_, data)| {

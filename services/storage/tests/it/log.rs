@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::common::{EVENT_PARTITIONS, PARTITIONS, Platform, events, text, user};
+use kith_contract::events::Kind;
 use kith_proto::storage::v1::OpenDirectRequest;
 use rdkafka::{
     mocking::MockCluster,
@@ -40,7 +41,7 @@ async fn events_go_on_in_order_when_the_producer_has_failed_for_good() {
         }
         let told = (round + 1) * sends;
         let messages = |found: &crate::common::Events| {
-            found.values().filter(|(kind, _)| kind == "dev.kith.message.created.v1").count() == told
+            found.values().filter(|(kind, _)| kind == Kind::MessageCreated.ce_type()).count() == told
         };
         let found = events(&platform, LIMIT, messages).await;
         let vers: Vec<u64> = found.keys().filter(|(p, _)| *p == partition).map(|(_, ver)| *ver).collect();

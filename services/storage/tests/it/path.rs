@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use crate::common::{Platform, events, text, user};
+use kith_contract::events::Kind;
 use kith_proto::{
     chat::v1::Position,
     storage::v1::{
@@ -130,11 +131,11 @@ async fn what_is_sent_is_stored_once_listed_counted_and_on_the_event_log() {
     assert_eq!(receipts.delivered_to, ["alice"]);
 
     let found = events(&platform, Duration::from_secs(20), |found| found.len() == 3 + 2 + 1 + 2 + 2).await;
-    let created: Vec<_> = found.values().filter(|(kind, _)| kind == "dev.kith.message.created.v1").collect();
+    let created: Vec<_> = found.values().filter(|(kind, _)| kind == Kind::MessageCreated.ce_type()).collect();
     assert_eq!(created.len(), 2);
     assert_eq!(created[0].1["content"]["text"], "hi");
     assert_eq!(created[0].1["seq"], "1");
-    let read: Vec<_> = found.values().filter(|(kind, _)| kind == "dev.kith.receipt.read.v1").collect();
+    let read: Vec<_> = found.values().filter(|(kind, _)| kind == Kind::ReceiptRead.ce_type()).collect();
     assert_eq!(read[0].1["read_seq"], "2");
     one.stop().await;
 }

@@ -2,11 +2,11 @@
 
 use axum::{Json, extract::State};
 use kith_contract::ids;
+use kith_contract::json::U64;
 use kith_proto::storage::v1::{
     ClearRequest, GetReceiptsRequest, ListConversationsRequest, MarkReadRequest, SetListEntryRequest,
 };
 use kith_rpc::error::Error;
-use kith_send::json::U64;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 

@@ -1,14 +1,14 @@
 //! The caller's devices: the list, this one's push token, and sending one away.
 
 use axum::{Json, extract::State};
-use kith_contract::{ids, push};
+use kith_contract::{ids, json::U64, kinds::Platform, push};
 use kith_kit::clock;
 use kith_proto::{
+    chat::v1 as chat,
     sessions::v1::KickRequest,
     storage::v1::{self as storage, DeleteDeviceRequest, ListDevicesRequest, PutDeviceRequest, RevokeTokensRequest},
 };
 use kith_rpc::error::Error;
-use kith_send::json::{U64, platform, platform_name};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -24,7 +24,8 @@ use crate::{
 pub(crate) struct Device {
     device_id: String,
     /// ios, android, web, mweb or pc
-    platform: Option<&'static str>,
+    #[schema(value_type = Option<String>)]
+    platform: Option<Platform>,
     /// apns, fcm, webpush, webhook, or null: no offline push. The token itself is never shown.
     push_provider: Option<String>,
     #[schema(value_type = String)]
@@ -44,7 +45,7 @@ pub(crate) struct Devices {
 pub(crate) async fn list(State(app): State<Shared>, caller: Caller) -> Result<Json<Devices>, Error> {
     let found = app.storage.list_devices(ListDevicesRequest { user_id: caller.user() }).await?;
     let shown = found.devices.into_iter().map(|d| Device {
-        platform: platform_name(d.platform()),
+        platform: d.platform().known(),
         current: d.device_id == caller.device(),
         push_provider: Some(d.push_provider).filter(|p| !p.is_empty()),
         last_seen: ms(d.last_seen),
@@ -81,7 +82,7 @@ pub(crate) async fn push_token(
     push::check(&provider, &token)?;
     let device = storage::Device {
         device_id: caller.device().to_owned(),
-        platform: platform(&caller.claims().plt).unwrap_or_default().into(),
+        platform: caller.claims().platform().map_or(chat::Platform::Unspecified, Into::into).into(),
         push_provider: provider.clone(),
         push_token: token,
         last_seen: 0,

@@ -2,12 +2,12 @@
 
 use axum::{Json, extract::State, http::StatusCode};
 use kith_contract::ids;
+use kith_contract::json::U64;
 use kith_proto::storage::v1::{
     AnswerFriendRequestRequest, DeleteFriendRequest, ListFriendRequestsRequest, ListFriendsRequest, PutFriendRequest,
     RequestFriendRequest,
 };
 use kith_rpc::error::Error;
-use kith_send::json::U64;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 

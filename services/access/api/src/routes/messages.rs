@@ -1,15 +1,13 @@
 //! Messages: send, history, recall, edit, reactions.
 
-use std::collections::BTreeMap;
-
 use axum::{Json, extract::State, http::StatusCode};
-use kith_contract::{ids, text};
+use kith_contract::{ids, json::U64, message::SendMessage, text};
 use kith_proto::{
     chat::v1 as chat,
     storage::v1::{EditRequest, ListMessagesRequest, ReactRequest, RecallRequest},
 };
 use kith_rpc::error::Error;
-use kith_send::{Door, Draft, Target, draft::check_content, json::U64};
+use kith_send::{Draft, draft::check_content};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
@@ -18,56 +16,25 @@ use crate::{
     app::{App, Shared},
     caller::Caller,
     extract::{Body, Params, Segments, limit},
+    openapi,
     view::{self, Changed, ROOM, Sent, ms},
 };
 
 /// Messages of one page.
 const MAX_PAGE: u32 = 200;
 
-/// A message to send; exactly one of `conversation_id` and `recipient_id`.
-#[derive(Debug, Deserialize, ToSchema)]
-pub(crate) struct SendMessage {
-    /// The sender's own, for retries: 1 to 64 bytes of [A-Za-z0-9._:@-].
-    client_msg_id: String,
-    #[serde(default)]
-    conversation_id: Option<String>,
-    /// Opens the direct conversation where there is none yet.
-    #[serde(default)]
-    recipient_id: Option<String>,
-    /// text, image, file, audio, video, location, card, custom
-    r#type: String,
-    /// A JSON object of at most 64 KiB; type text needs a `text` that is not blank.
-    #[schema(value_type = Object)]
-    content: Box<RawValue>,
-    /// At most 100 users.
-    #[serde(default)]
-    mentions: Option<Vec<String>>,
-    /// At most 32 entries, 4 KiB in all.
-    #[serde(default)]
-    ext: Option<BTreeMap<String, String>>,
-}
-
 /// Sends a message. A success is durable. A retry with the same client_msg_id within 24 h is answered 200 with the same ids.
-#[utoipa::path(post, path = "/v1/messages", tag = "messages", request_body = SendMessage,
+#[utoipa::path(post, path = "/v1/messages", tag = "messages", request_body = openapi::SendMessage,
     responses((status = 201, description = "Stored", body = Sent), (status = 200, description = "Had been stored before", body = Sent)))]
 pub(crate) async fn send(
     State(app): State<Shared>,
     caller: Caller,
-    Body(message): Body<SendMessage>,
+    Body(message): Body<SendMessage<Box<RawValue>>>,
 ) -> Result<(StatusCode, Json<Sent>), Error> {
     app.sends
         .check(&caller.claims().sub)
         .map_err(|wait| Error::exhausted("too many messages of this user: slow down", wait))?;
-    let draft = Draft {
-        door: Door::Client,
-        sender_id: caller.user(),
-        target: Target::of(message.conversation_id, message.recipient_id)?,
-        client_msg_id: message.client_msg_id,
-        kind: message.r#type,
-        content: message.content,
-        mentions: message.mentions.unwrap_or_default(),
-        ext: message.ext.unwrap_or_default(),
-    };
+    let draft = Draft::of_client(message, &caller.claims().sub)?;
     let sent = Sent::from(app.doorway.send(draft).await?);
     let status = if sent.duplicate { StatusCode::OK } else { StatusCode::CREATED };
     Ok((status, Json(sent)))
@@ -218,7 +185,7 @@ pub(crate) async fn edit(
         .first()
         .filter(|m| m.seq == seq.0)
         .ok_or_else(|| Error::not_found(format!("no message {} in {conversation_id}", seq.0)))?;
-    let content = check_content("content", message.r#type(), &edit.content)?;
+    let content = check_content("content", message.r#type().into(), &edit.content)?;
     let request = EditRequest {
         conversation_id: conversation_id.clone(),
         seq: seq.0,

@@ -1,4 +1,4 @@
-//! The routes of API.md, a file for each group of them.
+//! The routes of the HTTP API, a file for each group of them.
 
 pub(crate) mod blocks;
 pub(crate) mod conversations;

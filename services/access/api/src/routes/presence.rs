@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use axum::{Json, extract::State};
+use kith_contract::{json::U64, kinds::Platform};
 use kith_rpc::error::Error;
-use kith_send::json::{U64, platform_name};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -23,7 +23,8 @@ pub(crate) struct PresenceOf {
 pub(crate) struct Presence {
     online: bool,
     /// Where: ios, android, web, mweb, pc.
-    platforms: Vec<&'static str>,
+    #[schema(value_type = Vec<String>)]
+    platforms: Vec<Platform>,
     /// Unix ms; "0": never seen.
     #[schema(value_type = String)]
     last_seen: U64,
@@ -48,7 +49,7 @@ pub(crate) async fn query(
     let user_ids = seen.into_iter().map(|user| user.user_id).collect();
     let found = app.sessions.presence(&app.storage, user_ids).await?;
     let shown = found.into_iter().map(|p| {
-        let platforms = p.platforms().filter_map(platform_name).collect();
+        let platforms = p.platforms().filter_map(|platform| platform.known()).collect();
         (p.user_id, Presence { online: p.online, platforms, last_seen: ms(p.last_seen) })
     });
     Ok(Json(Presences { presence: shown.collect() }))

@@ -4,12 +4,12 @@ use std::{collections::BTreeMap, ops::Bound};
 
 use axum::{Json, extract::State};
 use kith_contract::ids;
+use kith_contract::json::{Object, U64};
 use kith_proto::{
     chat::v1 as chat,
     storage::v1::{ConversationMessages, ListBehindRequest},
 };
 use kith_rpc::error::Error;
-use kith_send::json::{Object, U64};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tonic::Code;

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use axum::extract::ws::Utf8Bytes;
 use kith_clients::auth::Claims;
+use kith_contract::message::Position;
 use kith_proto::chat::v1::Receipt;
 use kith_rpc::error::Error;
 
@@ -149,7 +150,7 @@ pub enum Output {
     Ping,
     /// Close, and do nothing more.
     Close {
-        /// A close code of API.md.
+        /// A close code of the contract.
         code: u16,
         /// In words.
         reason: String,
@@ -190,7 +191,7 @@ pub enum Job {
         send: Send,
     },
     /// Acknowledge what arrived; nobody waits for it.
-    Ack(Vec<(String, u64)>),
+    Ack(Vec<Position>),
     /// Tell the others; nobody waits for it.
     Typing(String),
     /// Read what [`super::order`] needs.

@@ -17,6 +17,7 @@ use std::{
 use axum::extract::ws::Utf8Bytes;
 use kith_clients::auth::Claims;
 use kith_rpc::error::Error;
+use kith_send::Draft;
 
 use self::{
     bucket::Bucket,
@@ -30,7 +31,7 @@ use crate::{
 };
 
 /// The first frame must have come by then.
-pub const AUTH_DEADLINE: Duration = Duration::from_secs(5);
+pub const AUTH_DEADLINE: Duration = Duration::from_secs(frame::AUTH_SECONDS);
 /// `tasks` must have caught the session up by then; else the gateway does it itself.
 pub const CATCH_UP_DEADLINE: Duration = Duration::from_secs(5);
 /// Between two looks whether the token has been revoked. Kicks come at once; this is for one that got lost.
@@ -161,7 +162,7 @@ impl Machine {
 
     /// When [`Input::Tick`] is due.
     pub fn next_tick(&self) -> Instant {
-        let mut next = (self.heard + self.settings.heartbeat * 2).min(self.next_ping);
+        let mut next = (self.heard + self.settings.heartbeat * frame::SILENT_HEARTBEATS).min(self.next_ping);
         match &self.identified {
             None => next = next.min(self.auth_deadline),
             Some(identified) => {
@@ -268,14 +269,14 @@ impl Machine {
     }
 
     fn read(&mut self, text: Utf8Bytes) {
-        match frame::decode(&text) {
-            Err(problem) => self.close(close::PROTOCOL, problem),
+        match ClientFrame::read(&text) {
+            Err(refused) => self.close(close::PROTOCOL, refused.into_detail()),
             Ok(ClientFrame::Ping) => self.frame(frame::pong()),
             Ok(ClientFrame::Auth(auth)) => self.auth(auth),
             Ok(_) if self.identified.is_none() => self.early(text),
-            Ok(ClientFrame::Ack(acks)) => self.out.push(Output::Job(Job::Ack(acks))),
+            Ok(ClientFrame::Ack { acks }) => self.out.push(Output::Job(Job::Ack(acks))),
             Ok(ClientFrame::Send { id, message }) => self.send(id, message),
-            Ok(ClientFrame::Typing(conversation_id)) => self.typing(conversation_id),
+            Ok(ClientFrame::Typing { conversation_id }) => self.typing(conversation_id),
         }
     }
 
@@ -312,7 +313,8 @@ impl Machine {
             let error = Error::exhausted("too many messages are under way", Duration::from_millis(500));
             return self.frame(frame::sent(&id, &Err(error)));
         }
-        match message.read().and_then(|m| m.draft(&identified.claims.sub)) {
+        let read = message.read().map_err(Error::from);
+        match read.and_then(|message| Draft::of_client(message, &identified.claims.sub)) {
             Ok(draft) => {
                 let started = self.sends.push(Send { id, draft });
                 self.start_send(started);
@@ -366,7 +368,7 @@ impl Machine {
     }
 
     fn tick(&mut self, now: Instant) {
-        if now >= self.heard + self.settings.heartbeat * 2 {
+        if now >= self.heard + self.settings.heartbeat * frame::SILENT_HEARTBEATS {
             return self.close(close::TOO_SLOW, "no sign of life for two heartbeats");
         }
         if now >= self.next_ping {

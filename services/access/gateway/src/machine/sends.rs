@@ -71,6 +71,7 @@ impl Sends {
 
 #[cfg(test)]
 mod tests {
+    use kith_contract::kinds::MessageType;
     use serde_json::value::RawValue;
 
     use super::*;
@@ -81,7 +82,7 @@ mod tests {
             sender_id: "alice".into(),
             target,
             client_msg_id: id.into(),
-            kind: "text".into(),
+            kind: MessageType::Text.to_string(),
             content: RawValue::from_string("{}".into()).unwrap(),
             mentions: vec![],
             ext: std::collections::BTreeMap::new(),

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use kith_contract::events::Kind;
 use kith_eventlog::{
     admin::{Topic, ensure_topic},
     client_config,
@@ -240,7 +241,7 @@ impl Written {
         let headers = [
             ("ce_specversion", "1.0".to_owned()),
             ("ce_id", format!("{stream}-{seq}")),
-            ("ce_type", "dev.kith.message.created.v1".to_owned()),
+            ("ce_type", Kind::MessageCreated.ce_type().to_owned()),
             ("ce_source", "kith://demo/storage".to_owned()),
             ("ce_partitionkey", conversation.to_owned()),
             ("ce_kithcluster", "u-1".to_owned()),

@@ -41,7 +41,7 @@ impl Data {
             let gone = self.gives_way(&list, &settings, gives_way).ok_or(EngineError::Refused(Refusal::Full))?;
             self.scores.entry(list.clone()).or_default().remove(&gone);
             self.hashes.entry(settings).or_default().remove(&gone);
-            self.emit(String::from_utf8_lossy(&left).replace(event::FOUND, &gone).into());
+            self.emit(event::filled(&left, &gone));
         }
         self.scores.entry(list).or_default().insert(conversation_id, activity);
         self.emit(entered);

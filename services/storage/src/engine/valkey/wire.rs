@@ -15,8 +15,7 @@ use crate::{
         Append, Cursor, EngineError, Entry, Expect, FieldPage, Got, HeadRow, History, Last, ListRow, MemberPage,
         MemberRow, Op, Page, Range, Spot, Stored, Swap, Want, Window, Write,
     },
-    event::{self, FOUND},
-    weight,
+    event, weight,
 };
 
 const DAY_MS: i64 = 86_400_000;
@@ -61,15 +60,13 @@ pub(super) fn emitted(emits: &Emits, ver: u64, values: &[Value]) -> Vec<Pending>
         Emits::Cursor(body) => {
             let moved = values.get(2).and_then(number) == Some(1) && !body.is_empty();
             let seq = values.get(1).and_then(number).unwrap_or(0);
-            let text = String::from_utf8_lossy(body).replace(FOUND, &seq.to_string());
-            if moved { vec![Pending { ver, body: text.into(), row: None }] } else { Vec::new() }
+            if moved { vec![Pending { ver, body: event::filled(body, seq), row: None }] } else { Vec::new() }
         }
         Emits::Entry { entered, left } => {
             let gone = values.get(2).cloned().and_then(text).unwrap_or_default();
-            let left = String::from_utf8_lossy(left).replace(FOUND, &gone).into();
             let told: Vec<Bytes> = match values.get(1).and_then(number) {
                 Some(1) => vec![entered.clone()],
-                Some(2) => vec![left, entered.clone()],
+                Some(2) => vec![event::filled(left, gone), entered.clone()],
                 _ => Vec::new(),
             };
             in_a_row(ver, &told)
