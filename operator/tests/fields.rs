@@ -250,7 +250,7 @@ fn effect(cluster: &Value, edge: Option<&Value>) -> Vec<Value> {
         KafkaPlan::Managed(managed) => kafka::external_hosts(&plan, managed, &BTreeMap::new(), None),
         KafkaPlan::External(_) => Vec::new(),
     };
-    all.extend(Component::ALL.map(|c| json!(format!("{:?}", certificate_request(&plan, c, &hosts)))));
+    all.extend(Component::of(&plan.version).map(|c| json!(format!("{:?}", certificate_request(&plan, c, &hosts)))));
     all.push(json!(shard_steps(&plan, &Live::new(), None).create));
     all
 }
