@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use kith_platform::Service;
 use kith_testing::Jit;
 use tokio::sync::Semaphore;
 
@@ -18,7 +19,7 @@ use super::{
 use crate::{
     client::Draft,
     load::Via,
-    local::{Options, Platform},
+    local::{Instances, Options, Platform},
 };
 
 /// After a phase, until all is answered and delivered.
@@ -84,7 +85,7 @@ pub async fn run(options: PathOptions) -> Result<(), BenchError> {
     options.check()?;
     println!("starting local processes …");
     let mut local = Options {
-        storages: options.storages,
+        instances: Instances::default().with(Service::Storage, options.storages),
         event_partitions: options.event_partitions,
         tls: options.tls,
         log: "warn".to_owned(),
