@@ -22,7 +22,7 @@ fn root() -> PathBuf {
 const SHARED: &[(&str, &[&str])] = &[
     ("kith-unify", &[]),
     ("kith-platform", &[]),
-    ("kith-proto", &[]),
+    ("kith-proto", &["kith-contract"]),
     ("kith-contract", &[]),
     ("kith-kit", &["kith-platform"]),
     ("kith-rpc", &["kith-contract", "kith-kit", "kith-platform", "kith-proto"]),
