@@ -22,7 +22,7 @@ pub(super) async fn apply(applier: &Applier, plan: &Plan, observed: &Observed) -
         .collect();
     applier.apply_all(accounts, &observed.accounts).await?;
 
-    let policies = network::policies_of(plan, &left::with_those_of(plan, observed));
+    let policies = network::policies_of(plan, &left::with_left(applier, plan, observed));
     let keep: Vec<String> = policies.iter().map(ResourceExt::name_any).collect();
     applier.apply_all(policies, &observed.policies).await?;
     applier.prune(&keep, &observed.policies).await?;
