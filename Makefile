@@ -2,7 +2,7 @@
 
 LOCAL := e2e/local
 
-.PHONY: help up down env token status test nightly bench bench-cluster bench-operator chaos upgrade
+.PHONY: help up down env token status test generate nightly bench bench-cluster bench-operator chaos upgrade
 
 help:
 	@echo 'make up       builds everything, starts a local Kubernetes (NODES=3 for three nodes; KITH_KUBECONFIG=FILE uses yours),'
@@ -12,6 +12,7 @@ help:
 	@echo 'make status   nodes, Kith objects, pods'
 	@echo 'make down     takes the local cluster down and leaves nothing behind'
 	@echo 'make test     the whole check, ending in one line: N passed, N failed'
+	@echo 'make generate writes anew what follows from the table of services, the .proto files and the types'
 	@echo 'make bench    measures storage alone and the whole path on local processes, without Kubernetes'
 	@echo 'make bench-cluster   measures the platform that make up runs, and what each of its processes uses'
 	@echo 'make bench-operator  measures one operator over 300 ChatClusters with imitated engines'
@@ -36,6 +37,9 @@ status:
 
 test:
 	@$(LOCAL)/test.sh
+
+generate:
+	@$(LOCAL)/generate.sh
 
 nightly:
 	@NIGHTLY=1 $(LOCAL)/test.sh

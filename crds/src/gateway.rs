@@ -3,14 +3,30 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::{CustomResource, KubeSchema, ResourceExt};
+use kube::{CustomResource, KubeSchema, ResourceExt, core::Rule};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::shared::{
-    Autoscaling, Duration, ExternalTrafficPolicy, LocalRef, PodSettings, Quantity, Resources, ServiceType,
-    default_is_empty_object,
+use crate::{
+    names,
+    shared::{
+        Autoscaling, Duration, ExternalTrafficPolicy, LocalRef, PodSettings, Quantity, Resources, ServiceType,
+        default_is_empty_object,
+    },
 };
+
+/// No Gateway that is made is named like a part of Kith.
+fn named_unlike_a_part() -> Rule {
+    let names: Vec<_> = names::reserved_for_parts().collect();
+    let quoted: Vec<_> = names.iter().map(|name| format!("'{name}'")).collect();
+    let message = format!(
+        "a Gateway cannot be named like a part of Kith ({}), whose objects would have the same names: choose another name",
+        names.join(", ")
+    );
+    Rule::new(format!("oldSelf.hasValue() || !(self.metadata.name in [{}])", quoted.join(", ")))
+        .optional_old_self(true)
+        .message(message.as_str())
+}
 
 /// An access point for the clients of a ChatCluster: the short-connection API, the WebSocket, or both. A ChatCluster may
 /// have several, for example one per region of the internet or one for tests.
@@ -30,11 +46,7 @@ use crate::shared::{
         "self.metadata.name.size() + self.spec.clusterRef.name.size() <= 53 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
         "the names of a Gateway and its ChatCluster have together at most 53 characters, and a Gateway's name has lower-case letters, digits and hyphens only, since Services are named after both"
     ),
-    validation = Rule::new(
-        "oldSelf.hasValue() || !(self.metadata.name in ['storage', 'tasks', 'sessions', 'business', 'api', 'gateway', 'valkey', 'kafka', 'operator'])"
-    )
-    .optional_old_self(true)
-    .message("a Gateway cannot be named like a part of Kith (storage, tasks, sessions, business, api, gateway, valkey, kafka, operator), whose objects would have the same names: choose another name"),
+    validation = crate::gateway::named_unlike_a_part(),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status", description = "Whether clients can connect."),
     printcolumn(name = "Status", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason", description = "Why it is ready or not, in a word."),
     printcolumn(name = "Cluster", type_ = "string", json_path = ".spec.clusterRef.name", description = "The ChatCluster."),

@@ -1,5 +1,7 @@
 //! Labels, annotations, finalizers and the field manager: every key that Kith reads or writes on Kubernetes objects.
 
+use kith_platform::{OPERATOR, Service};
+
 /// The field manager of all that the operator applies.
 pub const FIELD_MANAGER: &str = "kith-operator";
 
@@ -55,5 +57,6 @@ pub const RESERVED_PREFIXES: [&str; 2] = ["kith.dev/", "app.kubernetes.io/"];
 
 /// Names that no Gateway may have, as the rule of its definition says too: those of Kith's own parts, whose objects are named
 /// `<cluster>-<part>-…` as those of a Gateway are.
-pub const RESERVED_GATEWAY_NAMES: [&str; 9] =
-    ["storage", "tasks", "sessions", "business", "api", "gateway", "valkey", "kafka", "operator"];
+pub fn reserved_for_parts() -> impl Iterator<Item = &'static str> {
+    Service::ALL.iter().map(|service| service.name()).chain(["valkey", "kafka", OPERATOR])
+}

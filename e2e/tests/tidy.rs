@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use kith_platform::{Layer, Service};
+
 /// Longest file without a reason of its own, in lines.
 const MAX_LINES: usize = 500;
 
@@ -16,24 +18,43 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("e2e lies in the workspace").to_owned()
 }
 
-/// What each crate may use of the workspace, besides `kith-proto` and `kith-kit`.
-fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
-    BTreeMap::from([
-        // Holds no code: see .cargo/unify/Cargo.toml.
-        ("kith-unify", &[][..]),
-        ("kith-proto", &[][..]),
-        ("kith-kit", &[][..]),
-        ("kith-crds", &[][..]),
-        ("kith-operator", &["kith-crds"][..]),
-        ("kith-storage", &[][..]),
-        ("kith-tasks", &[][..]),
-        ("kith-sessions", &[][..]),
-        ("kith-send", &[][..]),
-        ("kith-api", &["kith-send"][..]),
-        ("kith-gateway", &["kith-send"][..]),
-        ("kith-business", &["kith-send"][..]),
-        ("kith", &["kith-api", "kith-business", "kith-gateway", "kith-sessions", "kith-storage", "kith-tasks"][..]),
-    ])
+/// What crates may use of the workspace that are no service, besides `kith-unify`, which holds no code.
+const SHARED: &[(&str, &[&str])] = &[
+    ("kith-unify", &[]),
+    ("kith-platform", &[]),
+    ("kith-proto", &["kith-contract"]),
+    ("kith-contract", &[]),
+    ("kith-kit", &["kith-platform"]),
+    ("kith-rpc", &["kith-contract", "kith-kit", "kith-platform", "kith-proto"]),
+    ("kith-eventlog", &["kith-contract", "kith-kit"]),
+    ("kith-clients", &["kith-contract", "kith-kit", "kith-platform", "kith-proto", "kith-rpc"]),
+    ("kith-send", &["kith-clients", "kith-contract", "kith-proto", "kith-rpc"]),
+    ("kith-testing", &["kith-kit"]),
+    ("kith-crds", &["kith-platform"]),
+    ("kith-operator", &["kith-clients", "kith-crds", "kith-eventlog", "kith-kit", "kith-platform", "kith-rpc"]),
+];
+
+/// What every service may use. They never use each other.
+const OF_SERVICES: [&str; 6] = ["kith-clients", "kith-contract", "kith-kit", "kith-platform", "kith-proto", "kith-rpc"];
+
+/// The service whose crate has this name.
+fn service_of(name: &str) -> Option<Service> {
+    Service::called(name.strip_prefix("kith-")?)
+}
+
+/// What a crate may use of the workspace; none: it has no place.
+fn allowed(name: &str) -> Option<BTreeSet<String>> {
+    if let Some(service) = service_of(name) {
+        let log = service.log().is_used().then_some("kith-eventlog");
+        let doorway = (service.layer() == Layer::Access).then_some("kith-send");
+        return Some(OF_SERVICES.into_iter().chain(log).chain(doorway).map(str::to_owned).collect());
+    }
+    if name == "kith" {
+        let services = Service::ALL.iter().map(|service| format!("kith-{}", service.name()));
+        return Some(services.chain(["kith-kit", "kith-platform", "kith-rpc"].map(str::to_owned)).collect());
+    }
+    let (_, may) = SHARED.iter().find(|(shared, _)| *shared == name)?;
+    Some(may.iter().map(|name| (*name).to_owned()).collect())
 }
 
 /// Names under `[dependencies]` of a manifest; development dependencies are free, tests may start any part.
@@ -90,24 +111,26 @@ fn relative(path: &Path) -> String {
 
 #[test]
 fn calls_go_down_the_layers_and_services_meet_only_in_proto() {
-    let allowed = allowed();
     let mut wrong = Vec::new();
     for (name, text, _) in manifests() {
-        let Some(may) = allowed.get(name.as_str()) else {
+        let Some(may) = allowed(&name) else {
             assert_eq!(name, "kith-e2e", "a crate without a place in the layers: {name}");
             continue;
         };
-        for dependency in dependencies(&text).iter().filter(|d| d.starts_with("kith")) {
-            if dependency == "kith-unify" {
-                continue;
-            }
-            let shared = name != "kith-proto" && (dependency == "kith-kit" || dependency == "kith-proto");
-            if !shared && !may.contains(&dependency.as_str()) {
-                wrong.push(format!("{name} uses {dependency}"));
-            }
-        }
+        let used = dependencies(&text);
+        let used = used.iter().filter(|d| d.starts_with("kith") && *d != "kith-unify");
+        wrong.extend(used.filter(|d| !may.contains(*d)).map(|dependency| format!("{name} uses {dependency}")));
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn every_service_has_a_crate_where_the_table_says() {
+    let mut found: BTreeMap<String, String> =
+        manifests().into_iter().map(|(name, _, path)| (name, relative(path.parent().expect("a folder")))).collect();
+    for service in Service::ALL {
+        assert_eq!(found.remove(&format!("kith-{}", service.name())), Some(service.folder()));
+    }
 }
 
 #[test]
@@ -115,12 +138,14 @@ fn only_storage_and_the_operator_reach_the_engine_and_access_reaches_no_kafka() 
     let mut wrong = Vec::new();
     for (name, text, path) in manifests() {
         let place = relative(&path);
-        let engine = ["kith-storage", "kith-operator", "kith-kit", "kith-e2e"].contains(&name.as_str());
         let names = dependencies(&text);
+        let others = ["kith-operator", "kith-kit", "kith-testing", "kith-e2e"].contains(&name.as_str());
+        let engine = service_of(&name).map_or(others, Service::reaches_engine);
         if !engine && (names.contains("redis") || text.contains("\"valkey\"")) {
             wrong.push(format!("{name} reaches Valkey"));
         }
-        if place.starts_with("services/access") && (names.contains("rdkafka") || text.contains("\"kafka\"")) {
+        let log = service_of(&name).map_or(!place.starts_with("services/access"), |service| service.log().is_used());
+        if !log && (names.contains("rdkafka") || text.contains("\"kafka\"")) {
             wrong.push(format!("{name} reaches Kafka"));
         }
         if place.starts_with("services") && (names.contains("kube") || names.contains("k8s-openapi")) {

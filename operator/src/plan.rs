@@ -12,11 +12,12 @@ use kith_crds::{
     conditions::{self, Finding, reason},
     shared::{PodSettings, Quantity, Resources, Volume},
 };
+use kith_platform::{Layer, Service, in_order};
 use kube::{Resource, ResourceExt};
 
 use crate::{
     release::{Release, adopt},
-    render::meta::Component,
+    render::{meta::Component, versions},
 };
 
 /// A ChatCluster ready to be built.
@@ -44,8 +45,8 @@ pub struct Plan {
     pub valkey: ValkeyPlan,
     /// The event log.
     pub event_log: EventLogPlan,
-    /// Services, in the order of the layers: storage, tasks, sessions, business.
-    pub services: [ServicePlan; 4],
+    /// The services that the ChatCluster itself runs, in the order of the platform's table.
+    pub services: Vec<ServicePlan>,
     /// The rest of the spec, whose fields need no resolving.
     pub spec: kith_crds::ChatClusterSpec,
     /// Lifetime of a client token, seconds.
@@ -112,7 +113,7 @@ pub struct ManagedPlan {
 #[derive(Clone, Debug)]
 pub struct ServicePlan {
     /// Which.
-    pub component: Component,
+    pub service: Service,
     /// Pods.
     pub replicas: u32,
     /// The pods; resources are set.
@@ -144,13 +145,13 @@ impl Plan {
             uid: owner.uid.clone(),
             data_uid: cluster.data_uid().ok_or_else(|| missing("uid"))?,
             cluster_name: cluster.cluster_name(),
+            services: services(&spec, &version),
             version,
             images,
             pull_policy: spec.image_pull_policy.as_str(),
             owner,
             valkey: valkey(&spec)?,
             event_log: event_log(&spec)?,
-            services: services(&spec),
             token_ttl_s: u32::try_from(token_ttl.as_secs()).map_err(|_| invalid("spec.auth.tokenTtl is too long"))?,
             key_rotation_s: i64::try_from(rotation.as_secs())
                 .map_err(|_| invalid("spec.auth.keyRotationInterval is too long"))?,
@@ -175,9 +176,15 @@ impl Plan {
         format!("{name}-{index}.{name}.{}.svc", self.namespace)
     }
 
-    /// One service.
-    pub fn service(&self, component: Component) -> Option<&ServicePlan> {
-        self.services.iter().find(|s| s.component == component)
+    /// The services that the ChatCluster itself runs, in the order of a rollout.
+    pub fn in_order(&self) -> Vec<&ServicePlan> {
+        let order = in_order(self.services.iter().map(|of| of.service));
+        order.into_iter().filter_map(|service| self.services.iter().find(|of| of.service == service)).collect()
+    }
+
+    /// Those of one layer.
+    pub fn layer(&self, layer: Layer) -> Vec<&ServicePlan> {
+        self.in_order().into_iter().filter(|of| of.service.layer() == layer).collect()
     }
 }
 
@@ -301,19 +308,12 @@ impl Share {
     }
 }
 
-fn services(spec: &kith_crds::ChatClusterSpec) -> [ServicePlan; 4] {
-    let services = &spec.services;
-    let plan = |component, replicas, own: &PodSettings| ServicePlan {
-        component,
-        replicas,
-        pod: pod_settings(spec, own, ServiceSpec::default_resources),
+fn services(spec: &kith_crds::ChatClusterSpec, version: &str) -> Vec<ServicePlan> {
+    let plan = |service| {
+        let (replicas, own) = spec.services.of(service)?;
+        Some(ServicePlan { service, replicas, pod: pod_settings(spec, own, ServiceSpec::default_resources) })
     };
-    [
-        plan(Component::Storage, services.storage.replicas, &services.storage.pod),
-        plan(Component::Tasks, services.tasks.replicas, &services.tasks.pod),
-        plan(Component::Sessions, services.sessions.replicas, &services.sessions.pod),
-        plan(Component::Business, services.business.replicas, &services.business.pod),
-    ]
+    versions::services(version).into_iter().filter_map(plan).collect()
 }
 
 #[cfg(test)]

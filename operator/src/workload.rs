@@ -11,6 +11,7 @@ use kith_crds::{
     conditions::reason,
     names::{LABEL_COMPONENT, LABEL_GATEWAY},
 };
+use kith_platform::Service;
 use kube::ResourceExt;
 
 use crate::{apply::Live, words};
@@ -132,7 +133,10 @@ fn out_of_memory(name: &str, pod: &Pod, container: &ContainerStatus) -> Option<S
         "kafka" => "spec.eventLog.managed.pod".to_owned(),
         "api" => "spec.api.pod of the Gateway".to_owned(),
         "gateway" => "spec.websocket.pod of the Gateway".to_owned(),
-        service => format!("spec.services.{service}.pod"),
+        name => {
+            let field = Service::called(name).map_or_else(|| name.to_owned(), Service::field);
+            format!("spec.services.{field}.pod")
+        }
     };
     Some(format!(
         "pod {name} was ended because it took more memory than {limit}: raise resources.limits.memory of {field}, or give it less to do"

@@ -17,6 +17,7 @@ use kith_operator::{
     plan::KafkaPlan,
     render::{kafka, meta::Component, workloads},
 };
+use kith_platform::Service;
 use serde_json::{Value, json};
 
 /// What shows that a field is honoured.
@@ -79,10 +80,6 @@ const CHAT_CLUSTER: &[(&str, Effect)] = &[
     ("eventLog.external.sasl.mechanism", Shown("PLAIN")),
     ("eventLog.external.sasl.secretRef.name", Shown("other")),
     ("eventLog.external.replicationFactor", Shown("5")),
-    ("services.storage.replicas", Shown("3")),
-    ("services.tasks.replicas", Shown("3")),
-    ("services.sessions.replicas", Shown("3")),
-    ("services.business.replicas", Shown("3")),
     ("services.business.exposure.type", Shown("NodePort")),
     ("services.business.exposure.nodePort", Shown("30443")),
     ("services.business.exposure.loadBalancerClass", Shown("x")),
@@ -250,7 +247,7 @@ fn effect(cluster: &Value, edge: Option<&Value>) -> Vec<Value> {
         KafkaPlan::Managed(managed) => kafka::external_hosts(&plan, managed, &BTreeMap::new(), None),
         KafkaPlan::External(_) => Vec::new(),
     };
-    all.extend(Component::ALL.map(|c| json!(format!("{:?}", certificate_request(&plan, c, &hosts)))));
+    all.extend(Component::of(&plan.version).map(|c| json!(format!("{:?}", certificate_request(&plan, c, &hosts)))));
     all.push(json!(shard_steps(&plan, &Live::new(), None).create));
     all
 }
@@ -279,6 +276,11 @@ fn functions() -> BTreeSet<String> {
 
 fn of(table: &[(&'static str, Effect)], path: &str) -> Option<Effect> {
     let listed = table.iter().find(|(listed, _)| *listed == path).map(|(_, effect)| *effect);
+    // Of every service.
+    let listed = listed.or_else(|| {
+        let service = path.strip_prefix("services.")?.strip_suffix(".replicas")?;
+        Service::ALL.iter().any(|known| known.field() == service).then_some(Shown("3"))
+    });
     listed.or_else(|| {
         let setting = path.strip_prefix("pod.").or_else(|| path.split_once(".pod.").map(|(_, setting)| setting))?;
         POD.iter().find(|(listed, _)| *listed == setting).map(|(_, value)| Shown(value))
@@ -337,7 +339,10 @@ fn templates(cluster: &Value, edge: &Value) -> BTreeMap<String, Value> {
 #[test]
 fn a_change_restarts_the_pods_that_read_it_and_no_others() {
     const BOTH: &[&str] = &["chat-edge-api", "chat-edge-gateway"];
-    const SERVICES: &[&str] = &["chat-sessions", "chat-storage", "chat-tasks"];
+    let mut at_the_log: Vec<String> =
+        Service::ALL.iter().filter(|s| s.log().is_used()).map(|s| format!("chat-{}", s.name())).collect();
+    at_the_log.sort();
+    let at_the_log: Vec<&str> = at_the_log.iter().map(String::as_str).collect();
     let external = "{eventLog: {external: {bootstrapServers: ['a:9092']}}}";
     for (before, after, restarted) in [
         ("{}", "{auth: {tokenTtl: 1h}}", &["chat-business"][..]),
@@ -351,8 +356,8 @@ fn a_change_restarts_the_pods_that_read_it_and_no_others() {
         ("{}", "{services: {tasks: {replicas: 5}}}", &[]),
         ("{}", "{services: {tasks: {pod: {labels: {team: chat}}}}}", &["chat-tasks"]),
         ("{}", "{services: {business: {exposure: {type: NodePort}}}}", &[]),
-        (external, "{eventLog: {external: {bootstrapServers: ['b:9092']}}}", SERVICES),
-        (external, "{eventLog: {external: {bootstrapServers: ['a:9092'], tls: {}}}}", SERVICES),
+        (external, "{eventLog: {external: {bootstrapServers: ['b:9092']}}}", &at_the_log),
+        (external, "{eventLog: {external: {bootstrapServers: ['a:9092'], tls: {}}}}", &at_the_log),
     ] {
         let edge = json!({});
         assert_eq!(changed(&templates(&yaml(before), &edge), &templates(&yaml(after), &edge)), restarted, "{after}");

@@ -109,7 +109,7 @@ spec:
     let secrets = [meta::ca_secret, meta::token_keys_secret, meta::engine_users_secret, meta::business_client_secret];
     all.extend(secrets.map(|secret| ("Secret".to_owned(), secret("c"))));
     all.insert(("ConfigMap".to_owned(), meta::last_spec_config_map("c")));
-    for component in Component::ALL {
+    for component in Component::all() {
         all.insert(("Secret".to_owned(), meta::tls_secret("c", component)));
         all.insert(("ServiceAccount".to_owned(), meta::component_name("c", component)));
     }

@@ -2,6 +2,7 @@
 
 mod event_log;
 mod services;
+mod settings;
 mod status;
 mod storage;
 
@@ -9,7 +10,8 @@ pub use event_log::{
     BROKERS_DEFAULT, EventLogSpec, EventLogVariant, ExternalAccess, ExternalAccessType, ExternalEventLog, ExternalTls,
     HEAP_PERCENT, KafkaSasl, ListenerSecurity, ManagedEventLog, SaslMechanism,
 };
-pub use services::{BusinessExposure, BusinessSpec, ServiceSpec, ServicesSpec};
+pub use services::{BusinessExposure, BusinessSpec, ServiceSpec};
+pub use settings::ServicesSpec;
 pub use status::{ChatClusterStatus, Endpoints, EventLogKind, EventLogStatus, Images, StorageStatus};
 pub use storage::{Durability, Fsync, MAX_MEMORY_PERCENT, StorageSpec, WEIGHT_DEFAULT, WhenDegraded};
 

@@ -1,4 +1,4 @@
-//! The services of a ChatCluster: numbers of pods and their settings.
+//! What a ChatCluster's spec says of one service: the number of its pods and their settings. Which services there are stands in `settings`.
 
 use std::collections::BTreeMap;
 
@@ -7,24 +7,6 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::shared::{ExternalTrafficPolicy, PodSettings, Resources, ServiceType, default_is_empty_object};
-
-/// The services between the layers.
-#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
-#[serde(rename_all = "camelCase")]
-pub struct ServicesSpec {
-    /// `storage`: the only service that reads and writes chat data. Its pods share the partitions among them.
-    #[serde(default)]
-    pub storage: ServiceSpec,
-    /// `tasks`: delivers and pushes what the event log tells.
-    #[serde(default)]
-    pub tasks: ServiceSpec,
-    /// `sessions`: knows who is online where.
-    #[serde(default)]
-    pub sessions: ServiceSpec,
-    /// `business`: ImBusiness, the endpoint of business lines.
-    #[serde(default)]
-    pub business: BusinessSpec,
-}
 
 /// One service.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
@@ -93,7 +75,7 @@ pub struct BusinessExposure {
     pub extra_hosts: Vec<String>,
 }
 
-default_is_empty_object!(ServicesSpec, ServiceSpec, BusinessSpec, BusinessExposure);
+default_is_empty_object!(ServiceSpec, BusinessSpec, BusinessExposure);
 
 fn replicas() -> u32 {
     2

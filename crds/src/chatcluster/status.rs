@@ -1,6 +1,7 @@
 //! What the operator reports about a ChatCluster. Only what changes rarely: live numbers are metrics.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kith_platform::{Service, in_order, listed};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -33,13 +34,24 @@ pub struct ChatClusterStatus {
     /// The event log.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event_log: Option<EventLogStatus>,
-    /// A hash of the pod templates of storage, sessions and tasks, from when all their pods are of these templates and serve until they are
+    /// A hash of the pod templates of the services below access, from when all their pods are of these templates and serve until they are
     /// to have others. A Gateway changes its pods only while this is the hash that its own settings follow from.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(description = rolled_out())]
     pub rolled_out: Option<String>,
     /// Where to connect.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoints: Option<Endpoints>,
+}
+
+/// What is said of the field of that name: it names the services.
+fn rolled_out() -> String {
+    let below = in_order(Service::ALL.iter().copied().filter(|service| service.is_below_access()));
+    format!(
+        "A hash of the pod templates of {}, from when all their pods are of these templates and serve until they are to have others. A \
+         Gateway changes its pods only while this is the hash that its own settings follow from.",
+        listed(below.into_iter().map(Service::name))
+    )
 }
 
 /// The images of a ChatCluster's pods.

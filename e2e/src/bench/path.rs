@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use kith_platform::Service;
 use kith_testing::Jit;
 
 use super::{
@@ -12,7 +13,7 @@ use super::{
 };
 use crate::{
     load::Via,
-    local::{Options, Platform},
+    local::{Instances, Options, Platform},
 };
 
 /// What is sent before anything is measured: a broker's compiler is done with its hot code after some hundred thousand requests, and costs
@@ -67,7 +68,7 @@ pub async fn run(options: PathOptions) -> Result<(), BenchError> {
     options.check()?;
     println!("starting local processes …");
     let mut local = Options {
-        storages: options.storages,
+        instances: Instances::default().with(Service::Storage, options.storages),
         event_partitions: options.event_partitions,
         tls: options.tls,
         log: "warn".to_owned(),

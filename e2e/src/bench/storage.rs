@@ -12,6 +12,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use kith_clients::storage::Storage;
 use kith_contract::ids;
 use kith_kit::shutdown::CancellationToken;
+use kith_platform::Service;
 use kith_proto::{
     chat::v1::{Draft, MessageType},
     storage::v1::{AppendRequest, OpenDirectRequest, UserUpdate},
@@ -25,7 +26,7 @@ use super::{
     pace::pace,
     usage::{Cpu, rewrite_logs, settled_memory, storage_memory},
 };
-use crate::local::{Kind, Options, Platform};
+use crate::local::{Instances, Options, Platform};
 
 /// Appends in flight when going as fast as it goes.
 const WINDOW: usize = 512;
@@ -55,12 +56,7 @@ pub struct StorageOptions {
 pub async fn run(options: StorageOptions) -> Result<(), BenchError> {
     println!("starting local processes …");
     let local = Options {
-        storages: options.storages,
-        sessions: 0,
-        tasks: 0,
-        gateways: 0,
-        apis: 0,
-        businesses: 0,
+        instances: Instances::none().with(Service::Storage, options.storages),
         tls: options.tls,
         log: "warn".to_owned(),
         jit: Jit::Full,
@@ -118,7 +114,7 @@ impl Client {
         shutdown: CancellationToken,
     ) -> Result<Self, BenchError> {
         // Storage takes calls from parts of the platform; the benchmark stands in for the business endpoint.
-        let config = platform.client_config(Kind::Business.name())?;
+        let config = platform.client_config(Service::Business.name())?;
         let storage = Storage::new(&config, shutdown)?;
         storage.discovered().await;
         let pairs = (0..options.users / 2).map(|n| (format!("bench-{n}-a"), format!("bench-{n}-b")));

@@ -5,8 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use kith_platform::Service;
+
 use crate::{
-    local::{Kind, Platform, cpu_of},
+    local::{Platform, cpu_of},
     wait::await_until,
 };
 
@@ -120,6 +122,6 @@ async fn engine_memory(platform: &Platform) -> Result<u64, BenchError> {
 
 /// Resident memory of the storage processes in MB.
 pub(super) fn storage_memory(platform: &Platform) -> Vec<f64> {
-    let all = (0..platform.count(Kind::Storage)).filter_map(|index| platform.find(Kind::Storage, index));
+    let all = (0..platform.count(Service::Storage)).filter_map(|index| platform.find(Service::Storage, index));
     all.filter_map(|at| platform.memory(at)).map(|bytes| bytes as f64 / f64::from(1 << 20)).collect()
 }

@@ -11,6 +11,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::Condition,
 };
 use kith_crds::{ChatCluster, Gateway, StorageShard, conditions, names};
+use kith_platform::{Serves, Service};
 use kube::{
     Api, Client, Config, ResourceExt,
     api::{DeleteParams, ListParams},
@@ -53,6 +54,14 @@ pub enum ClusterError {
     /// What was looked for is not there.
     #[error("{0}")]
     Missing(String),
+}
+
+/// One pod of each service, as entries of `spec.services`: a ChatCluster beside the sample shares its machine. What serves business lines is
+/// left out, since each test exposes it in its own way.
+pub fn one_pod_each() -> String {
+    let plain = |service: &&Service| !service.is_at_gateways() && !matches!(service.serves(), Serves::Lines(_));
+    let entries = Service::ALL.iter().filter(plain).map(|service| format!("{}: {{replicas: 1}}", service.field()));
+    entries.collect::<Vec<_>>().join(", ")
 }
 
 /// The local cluster and the sample ChatCluster in it.

@@ -2,10 +2,11 @@
 
 use std::{fmt, time::Duration};
 
+use kith_platform::Service;
 use kith_testing::TestError;
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 
-use super::{Kind, LocalError, Platform};
+use super::{LocalError, Platform};
 use crate::{
     ledger::Report,
     load::{Load, LoadError, LoadOptions},
@@ -26,8 +27,8 @@ const ROUNDS_PER_LOAD: usize = 20;
 pub enum Fault {
     /// SIGKILL of the Valkey primary; a replica takes over.
     KillPrimary,
-    /// SIGKILL of a storage instance.
-    KillStorage,
+    /// SIGKILL of an instance of a service below access, whose clients know others.
+    Kill(Service),
     /// SIGSTOP of the primary for ten seconds; it wakes up deposed.
     FreezePrimary,
     /// SIGSTOP of a storage instance for ten seconds; it wakes up fenced.
@@ -42,37 +43,34 @@ pub enum Fault {
     RestartKafka,
     /// Kafka stopped until the outbox is full and sends are refused, then started.
     FillOutbox,
-    /// SIGKILL of `tasks`.
-    KillTasks,
-    /// SIGKILL of `sessions`.
-    KillSessions,
     /// SIGTERM of the gateway: a drain.
     DrainGateway,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 12] = [
-        Self::KillPrimary,
-        Self::KillStorage,
-        Self::FreezePrimary,
-        Self::FreezeStorage,
-        Self::CutOffTogether,
-        Self::KillReplica,
-        Self::CutOffReplica,
-        Self::RestartKafka,
-        Self::FillOutbox,
-        Self::KillTasks,
-        Self::KillSessions,
-        Self::DrainGateway,
-    ];
+    pub fn all() -> Vec<Self> {
+        let others = [
+            Self::KillPrimary,
+            Self::FreezePrimary,
+            Self::FreezeStorage,
+            Self::CutOffTogether,
+            Self::KillReplica,
+            Self::CutOffReplica,
+            Self::RestartKafka,
+            Self::FillOutbox,
+            Self::DrainGateway,
+        ];
+        let below = Service::ALL.iter().copied().filter(|service| service.is_below_access());
+        others.into_iter().chain(below.map(Self::Kill)).collect()
+    }
 }
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Kill(service) => return write!(f, "{} killed", service.name()),
             Self::KillPrimary => "primary killed",
-            Self::KillStorage => "storage killed",
             Self::FreezePrimary => "primary frozen",
             Self::FreezeStorage => "storage frozen",
             Self::CutOffTogether => "primary and holder frozen",
@@ -80,8 +78,6 @@ impl fmt::Display for Fault {
             Self::CutOffReplica => "replica cut off",
             Self::RestartKafka => "Kafka restarted",
             Self::FillOutbox => "outbox filled",
-            Self::KillTasks => "tasks killed",
-            Self::KillSessions => "sessions killed",
             Self::DrainGateway => "gateway drained",
         })
     }
@@ -180,18 +176,16 @@ impl Platform {
                 tokio::time::sleep(FREEZE.saturating_sub(PATIENCE)).await;
                 self.valkey.node(0, frozen).process().resume()?;
             }
-            Fault::KillStorage => self.kill_and_restart(Kind::Storage, round).await?,
-            Fault::KillTasks => self.kill_and_restart(Kind::Tasks, round).await?,
-            Fault::KillSessions => self.kill_and_restart(Kind::Sessions, round).await?,
+            Fault::Kill(service) => self.kill_and_restart(service, round).await?,
             Fault::FreezeStorage => {
-                let at = self.pick(Kind::Storage, round);
+                let at = self.pick(Service::Storage, round);
                 self.freeze(at)?;
                 self.unseen(at).await?;
                 self.thaw(at)?;
                 self.set_published(at, true)?;
             }
             Fault::CutOffTogether => {
-                let at = self.pick(Kind::Storage, round);
+                let at = self.pick(Service::Storage, round);
                 let frozen = self.valkey.primary(0).await?;
                 self.freeze(at)?;
                 self.valkey.node(0, frozen).process().pause()?;
@@ -209,7 +203,7 @@ impl Platform {
                 full.map_err(|source| FaultError::NotHealed { fault, source })?;
             }
             Fault::DrainGateway => {
-                let at = self.pick(Kind::Gateway, 0);
+                let at = self.pick(Service::Gateway, 0);
                 self.stop(at).await?;
                 self.restart(at).await?;
             }
@@ -226,7 +220,7 @@ impl Platform {
         let bound = self.options.limits.outbox_bytes as f64;
         await_until("a full outbox", deadline, || async {
             let mut fullest = 0.0_f64;
-            for at in (0..self.count(Kind::Storage)).filter_map(|index| self.find(Kind::Storage, index)) {
+            for at in (0..self.count(Service::Storage)).filter_map(|index| self.find(Service::Storage, index)) {
                 fullest = fullest.max(self.instance(at).metric("kith_storage_outbox_bytes").await.unwrap_or(0.0));
             }
             if fullest >= bound { Ok(()) } else { Err(format!("{fullest:.0} of {bound:.0} bytes")) }
@@ -234,12 +228,12 @@ impl Platform {
         .await
     }
 
-    fn pick(&self, kind: Kind, round: usize) -> usize {
-        self.find(kind, round % self.count(kind).max(1)).unwrap_or_default()
+    fn pick(&self, service: Service, round: usize) -> usize {
+        self.find(service, round % self.count(service).max(1)).unwrap_or_default()
     }
 
-    async fn kill_and_restart(&mut self, kind: Kind, round: usize) -> Result<(), LocalError> {
-        let at = self.pick(kind, round);
+    async fn kill_and_restart(&mut self, service: Service, round: usize) -> Result<(), LocalError> {
+        let at = self.pick(service, round);
         self.kill(at)?;
         self.restart(at).await
     }

@@ -3,6 +3,7 @@
 //! started again.
 
 mod faults;
+mod instances;
 mod keys;
 mod part;
 
@@ -11,13 +12,15 @@ use std::{
     time::Duration,
 };
 
-use kith_kit::config::{Auth, Cluster, Config, Durability, Gateway, Limits, Service, Services, Tls};
+use kith_kit::config::{Auth, Cluster, Config, Durability, Gateway, Limits, Services, Tls};
+use kith_platform::{Service, in_order};
 use kith_testing::{Jit, KafkaBroker, Pki, Process, TestError, ValkeyCluster, ValkeyOptions};
 use tempfile::TempDir;
 
 pub use faults::{Fault, FaultError, Run, fault_run};
+pub use instances::Instances;
+pub use part::Instance;
 pub(crate) use part::cpu_of;
-pub use part::{Instance, Kind};
 
 use crate::{
     business::{self, Business, BusinessError, Files},
@@ -69,18 +72,8 @@ pub enum LocalError {
 /// What to start.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Instances of `storage`.
-    pub storages: usize,
-    /// Instances of `sessions`.
-    pub sessions: usize,
-    /// Instances of `tasks`.
-    pub tasks: usize,
-    /// Instances of `gateway`; clients know the first one alone.
-    pub gateways: usize,
-    /// Instances of `api`; clients know the first one alone.
-    pub apis: usize,
-    /// Instances of `business`.
-    pub businesses: usize,
+    /// How many processes run of each service; of those that clients see, they know the first one alone.
+    pub instances: Instances,
     /// Replicas of the Valkey shard.
     pub replicas: usize,
     /// Partitions of the event log.
@@ -102,12 +95,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            storages: 2,
-            sessions: 1,
-            tasks: 1,
-            gateways: 1,
-            apis: 1,
-            businesses: 1,
+            instances: Instances::default(),
             replicas: 1,
             event_partitions: 8,
             tls: true,
@@ -171,28 +159,17 @@ impl Platform {
     }
 
     fn add_all(&mut self) -> Result<(), LocalError> {
-        let counts = [
-            (Kind::Storage, self.options.storages),
-            (Kind::Sessions, self.options.sessions),
-            (Kind::Tasks, self.options.tasks),
-            (Kind::Business, self.options.businesses),
-            (Kind::Api, self.options.apis),
-            (Kind::Gateway, self.options.gateways),
-        ];
-        for (kind, count) in counts {
-            let tls = if self.options.tls { Some(self.pki.service(kind.name())?) } else { None };
-            for index in 0..count {
-                self.instances.push(Instance::new(kind, index, &self.config(tls.clone()), self.dir.path())?);
+        for service in in_order(Service::ALL.iter().copied()) {
+            let tls = if self.options.tls { Some(self.pki.service(service.name())?) } else { None };
+            for index in 0..self.options.instances.of(service) {
+                self.instances.push(Instance::new(service, index, &self.config(tls.clone()), self.dir.path())?);
             }
         }
-        for kind in [Kind::Storage, Kind::Sessions] {
-            self.publish(kind)?;
-        }
-        Ok(())
+        Service::called_by_others().try_for_each(|service| self.publish(service))
     }
 
     fn config(&self, tls: Option<Tls>) -> Config {
-        let endpoints = |kind: Kind| Service { endpoints: format!("file:{}", self.endpoints_file(kind).display()) };
+        let endpoints = |service| format!("file:{}", self.endpoints_file(service).display());
         Config {
             cluster: Cluster {
                 name: NAME.to_owned(),
@@ -200,7 +177,7 @@ impl Platform {
                 partitions: 1024,
                 event_partitions: self.options.event_partitions,
             },
-            services: Services { storage: endpoints(Kind::Storage), sessions: endpoints(Kind::Sessions) },
+            services: Services::all(endpoints),
             tls,
             valkey: Some(self.valkey.config()),
             kafka: Some(self.kafka.config()),
@@ -211,17 +188,17 @@ impl Platform {
         }
     }
 
-    fn endpoints_file(&self, kind: Kind) -> PathBuf {
-        self.dir.path().join(format!("{}.endpoints", kind.name()))
+    fn endpoints_file(&self, service: Service) -> PathBuf {
+        self.dir.path().join(format!("{}.endpoints", service.name()))
     }
 
-    /// Writes which instances of a kind others may call, as the endpoints of a Service.
-    fn publish(&self, kind: Kind) -> Result<(), LocalError> {
-        let path = self.endpoints_file(kind);
+    /// Writes which instances of a service others may call, as the endpoints of a Service.
+    fn publish(&self, service: Service) -> Result<(), LocalError> {
+        let path = self.endpoints_file(service);
         let lines: Vec<String> = self
             .instances
             .iter()
-            .filter(|i| i.kind == kind && i.published)
+            .filter(|i| i.service == service && i.published)
             .map(|i| format!("{}\n", i.listen))
             .collect();
         // Renamed into place: a reader never sees half a file.
@@ -231,13 +208,13 @@ impl Platform {
     }
 
     /// Where an instance stands among all.
-    pub fn find(&self, kind: Kind, index: usize) -> Option<usize> {
-        self.instances.iter().position(|i| i.kind == kind && i.index == index)
+    pub fn find(&self, service: Service, index: usize) -> Option<usize> {
+        self.instances.iter().position(|i| i.service == service && i.index == index)
     }
 
-    /// Instances of a kind.
-    pub fn count(&self, kind: Kind) -> usize {
-        self.instances.iter().filter(|i| i.kind == kind).count()
+    /// Instances of a service.
+    pub fn count(&self, service: Service) -> usize {
+        self.instances.iter().filter(|i| i.service == service).count()
     }
 
     /// An instance.
@@ -252,10 +229,8 @@ impl Platform {
     }
 
     fn publish_if_called(&self, at: usize) -> Result<(), LocalError> {
-        match self.instances[at].kind {
-            kind @ (Kind::Storage | Kind::Sessions) => self.publish(kind),
-            _ => Ok(()),
-        }
+        let service = self.instances[at].service;
+        if service.rpcs().is_some() { self.publish(service) } else { Ok(()) }
     }
 
     async fn await_ready(&mut self, at: usize) -> Result<(), LocalError> {
@@ -319,17 +294,19 @@ impl Platform {
 
     /// The platform as its users see it.
     pub async fn target(&self) -> Result<Target, LocalError> {
-        let address = |kind| self.find(kind, 0).map(|at| self.instances[at].listen.to_string()).unwrap_or_default();
+        let address =
+            |service| self.find(service, 0).map(|at| self.instances[at].listen.to_string()).unwrap_or_default();
         let files = self.line.as_ref().map(|tls| Files { ca: &tls.ca, identity: Some((&tls.cert, &tls.key)) });
-        let business = Business::connect_to(&address(Kind::Business), NAME, files).await?;
+        let business = Business::connect_to(&address(Service::Business), NAME, files).await?;
         let (api, ws) =
-            (format!("http://{}", address(Kind::Api)), format!("ws://{}/v1/connect", address(Kind::Gateway)));
+            (format!("http://{}", address(Service::Api)), format!("ws://{}/v1/connect", address(Service::Gateway)));
         Ok(Target::new(&api, &ws, business, Reader::plain(&self.kafka.bootstrap()), NAME)?)
     }
 
     /// A connection to ImBusiness with the certificate of a business line, or with none; in plain text where the platform has no TLS.
     pub async fn business_channel(&self, line: Option<&str>) -> Result<tonic::transport::Channel, LocalError> {
-        let address = self.find(Kind::Business, 0).map(|at| self.instances[at].listen.to_string()).unwrap_or_default();
+        let address =
+            self.find(Service::Business, 0).map(|at| self.instances[at].listen.to_string()).unwrap_or_default();
         let own = line.map(|line| self.pki.line(line)).transpose()?;
         let files = self.line.as_ref().map(|tls| Files {
             ca: &tls.ca,
@@ -344,7 +321,7 @@ impl Platform {
         Ok(self.config(tls))
     }
 
-    /// CPU time that the services have used so far, by kind.
+    /// CPU time that the services have used so far, by instance.
     pub fn cpu(&self) -> Vec<(String, Duration)> {
         self.instances.iter().filter_map(|i| Some((i.to_string(), part::cpu_of(i.pid()?)?))).collect()
     }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use kith_kit::config::Config;
+use kith_platform::Service;
 use kith_testing::{Process, TestError, free_port};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -20,41 +21,10 @@ use super::{LocalError, file};
 /// A look at an admin port.
 const PROBE_DEADLINE: Duration = Duration::from_secs(1);
 
-/// What a process runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
-    /// `kith storage`
-    Storage,
-    /// `kith sessions`
-    Sessions,
-    /// `kith tasks`
-    Tasks,
-    /// `kith business`
-    Business,
-    /// `kith api`
-    Api,
-    /// `kith gateway`
-    Gateway,
-}
-
-impl Kind {
-    /// The subcommand and component.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Storage => "storage",
-            Self::Sessions => "sessions",
-            Self::Tasks => "tasks",
-            Self::Business => "business",
-            Self::Api => "api",
-            Self::Gateway => "gateway",
-        }
-    }
-}
-
 /// A service process that may run.
 pub struct Instance {
     /// What it runs.
-    pub kind: Kind,
+    pub service: Service,
     /// Which of its kind.
     pub index: usize,
     /// Where it serves.
@@ -70,25 +40,25 @@ pub struct Instance {
 
 impl fmt::Display for Instance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.kind.name(), self.index)
+        write!(f, "{}-{}", self.service.name(), self.index)
     }
 }
 
 impl Instance {
     /// Writes the configuration and takes two ports.
-    pub(super) fn new(kind: Kind, index: usize, config: &Config, dir: &Path) -> Result<Self, LocalError> {
-        let path = dir.join(format!("{}-{index}.json", kind.name()));
+    pub(super) fn new(service: Service, index: usize, config: &Config, dir: &Path) -> Result<Self, LocalError> {
+        let path = dir.join(format!("{}-{index}.json", service.name()));
         let text = serde_json::to_vec_pretty(config).map_err(|e| file(&path)(e.into()))?;
         std::fs::write(&path, text).map_err(file(&path))?;
         let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
         Ok(Self {
-            kind,
+            service,
             index,
             listen: local(free_port()),
             admin: local(free_port()),
             published: true,
             config: path,
-            log: dir.join(format!("{}-{index}.log", kind.name())),
+            log: dir.join(format!("{}-{index}.log", service.name())),
             process: None,
         })
     }
@@ -97,7 +67,7 @@ impl Instance {
     pub(super) fn spawn(&mut self, filter: &str) -> Result<(), TestError> {
         let mut command = Command::new(binary());
         command
-            .arg(self.kind.name())
+            .arg(self.service.name())
             .arg("--config")
             .arg(&self.config)
             .arg("--listen")

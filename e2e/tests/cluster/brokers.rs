@@ -4,7 +4,12 @@ use std::{path::Path, time::Duration};
 
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kith_crds::{ChatCluster, names};
-use kith_e2e::{cluster::Cluster, kafka::Reader, target::Target, wait::await_until};
+use kith_e2e::{
+    cluster::{Cluster, one_pod_each},
+    kafka::Reader,
+    target::Target,
+    wait::await_until,
+};
 use kube::{
     ResourceExt,
     api::{Patch, PatchParams},
@@ -24,6 +29,7 @@ const NAME: &str = "trio";
 
 /// Small, but for the brokers, whose number is not said. Ports lie above the sample's.
 fn manifest() -> String {
+    let services = one_pod_each();
     format!(
         r"apiVersion: v1
 kind: Namespace
@@ -42,11 +48,7 @@ spec:
       heapSize: 256Mi
       externalAccess: {{type: NodePort, nodePort: 30194, advertisedHost: 127.0.0.1, security: Plaintext}}
       pod: {{resources: {{requests: {{cpu: 50m, memory: 384Mi}}, limits: {{memory: 768Mi}}}}}}
-  services:
-    storage: {{replicas: 1}}
-    sessions: {{replicas: 1}}
-    tasks: {{replicas: 1}}
-    business: {{replicas: 1, exposure: {{type: NodePort, nodePort: 30543, extraHosts: [localhost, 127.0.0.1]}}}}
+  services: {{{services}, business: {{replicas: 1, exposure: {{type: NodePort, nodePort: 30543, extraHosts: [localhost, 127.0.0.1]}}}}}}
 ---
 apiVersion: kith.dev/v1alpha1
 kind: Gateway

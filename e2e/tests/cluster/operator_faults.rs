@@ -14,6 +14,7 @@ use kith_e2e::{
     cluster::{Cluster, OPERATOR_NAMESPACE},
     wait::await_until,
 };
+use kith_platform::{Service, in_order};
 use kube::{
     Api, ResourceExt,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
@@ -300,8 +301,8 @@ async fn another_certificate_authority_takes_over_without_a_pause() -> Proof {
         let taken_up = |c: &ChatCluster| !c.annotations().contains_key(names::ANNOTATION_ROTATE_AUTHORITY);
         cluster.await_object(&cluster.api(), &cluster.name, "the word to be taken away", HEAL, taken_up).await?;
         // Whoever starts now has only ever known the new one; whoever stands has taken it up.
-        for component in ["storage", "sessions", "tasks"] {
-            let pod = cluster.pods(component).await?.pop().ok_or(component)?;
+        for service in in_order(Service::ALL.iter().copied()).into_iter().filter(|service| service.is_below_access()) {
+            let pod = cluster.pods(service.name()).await?.pop().ok_or(service.name())?;
             cluster.delete_pod(&pod.name_any(), 30).await?;
         }
         load.progress(100, HEAL).await?;

@@ -14,13 +14,14 @@ use crate::{alone, behaviour::Proof};
 const GONE: Duration = Duration::from_secs(120);
 
 fn manifest(namespace: &str) -> String {
+    let services = kith_e2e::cluster::one_pod_each();
     format!(
         "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {namespace}, labels: {{pod-security.kubernetes.io/enforce: restricted}}}}\n---\n\
          apiVersion: kith.dev/v1alpha1\nkind: ChatCluster\nmetadata: {{name: second, namespace: {namespace}}}\nspec:\n\
          \x20 pod: {{resources: {{requests: {{cpu: 5m, memory: 16Mi}}, limits: {{memory: 256Mi}}}}}}\n\
          \x20 storage: {{replicas: 1, volume: {{size: 1Gi, reclaimPolicy: Delete}}}}\n\
          \x20 eventLog: {{external: {{bootstrapServers: [\"nobody.example.invalid:9092\"]}}}}\n\
-         \x20 services: {{storage: {{replicas: 1}}, sessions: {{replicas: 1}}, tasks: {{replicas: 1}}, business: {{replicas: 1}}}}\n"
+         \x20 services: {{{services}, business: {{replicas: 1}}}}\n"
     )
 }
 

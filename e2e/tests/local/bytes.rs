@@ -5,9 +5,10 @@ use std::{collections::BTreeMap, time::Duration};
 use futures::{StreamExt, future::try_join_all, stream};
 use kith_e2e::{
     client::{Connection, DeviceOptions, Draft, connection::TokenIn},
-    local::{Kind, Options, Platform},
+    local::{Options, Platform},
     target::{Target, User},
 };
+use kith_platform::Service;
 use reqwest::Method;
 use serde_json::json;
 
@@ -88,7 +89,7 @@ async fn devices_that_take_nothing_of_heavy_messages_cost_little_memory() -> Res
     let bob = target.new_user("bob").await?;
     filled(&target, &bob).await?;
     let gateways: Vec<usize> =
-        (0..platform.count(Kind::Gateway)).filter_map(|n| platform.find(Kind::Gateway, n)).collect();
+        (0..platform.count(Service::Gateway)).filter_map(|n| platform.find(Service::Gateway, n)).collect();
     let memory = || gateways.iter().filter_map(|at| platform.memory(*at)).max().unwrap_or(0);
     let before = memory();
     let mut silent = Vec::new();

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use kith_e2e::{
     hostile::{self, HostileOptions},
-    local::{Kind, Options, Platform},
+    local::{Instances, Options, Platform},
 };
+use kith_platform::Service;
 
 /// What the sample gives each of these pods.
 const MEMORY: u64 = 256 << 20;
@@ -33,10 +34,15 @@ fn look(platform: &Platform, began: &[(usize, Option<u32>)]) -> Vec<String> {
 #[ignore = "the cluster's test does the same; here for make nightly and for people"]
 async fn one_hostile_client_hurts_nobody_else() {
     let seconds = std::env::var("KITH_HOSTILE_SECONDS").ok().and_then(|n| n.parse().ok()).unwrap_or(60);
-    let options = Options { sessions: 2, log: "warn".to_owned(), ..Options::default() };
+    let options = Options {
+        instances: Instances::default().with(Service::Sessions, 2),
+        log: "warn".to_owned(),
+        ..Options::default()
+    };
     let platform = Platform::start(options).await.expect("the local platform");
-    let kinds = [Kind::Storage, Kind::Sessions, Kind::Tasks, Kind::Business, Kind::Api, Kind::Gateway];
-    let all = kinds.iter().flat_map(|kind| (0..platform.count(*kind)).filter_map(|n| platform.find(*kind, n)));
+    let all = Service::ALL.iter().copied();
+    let all = all.flat_map(|service| (0..platform.count(service)).filter_map(move |n| Some((service, n))));
+    let all = all.filter_map(|(service, n)| platform.find(service, n));
     let began: Vec<_> = all.map(|at| (at, platform.instance(at).pid())).collect();
     let target = platform.target().await.expect("addresses");
     let options = HostileOptions { lasts: Duration::from_secs(seconds), ..HostileOptions::default() };

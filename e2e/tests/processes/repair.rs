@@ -6,10 +6,11 @@ use kith_clients::storage::Storage;
 use kith_contract::ids;
 use kith_e2e::{
     kafka,
-    local::{Instance, Kind, Options, Platform},
+    local::{Instance, Instances, Options, Platform},
     wait::await_until,
 };
 use kith_kit::valkey::Connection;
+use kith_platform::Service;
 use kith_proto::{
     chat::v1::{ConversationKind, Draft, Message, MessageType},
     storage::v1::{
@@ -44,8 +45,8 @@ impl Drop for World {
 
 /// Storage and the consumer that takes events strictly in order; nothing else is needed.
 async fn world(storages: usize) -> World {
-    let options =
-        Options { storages, gateways: 0, apis: 0, businesses: 0, log: "warn".to_owned(), ..Options::default() };
+    let instances = Instances::default().with(Service::Storage, storages).closed();
+    let options = Options { instances, log: "warn".to_owned(), ..Options::default() };
     let platform = Platform::start(options).await.expect("the local platform");
     let end = CancellationToken::new();
     let config = platform.client_config("api").expect("a configuration");
@@ -82,8 +83,8 @@ impl World {
     }
 
     fn storages(&self) -> Vec<&Instance> {
-        let storages = 0..self.platform.count(Kind::Storage);
-        storages.filter_map(|n| self.platform.find(Kind::Storage, n)).map(|at| self.platform.instance(at)).collect()
+        let storages = 0..self.platform.count(Service::Storage);
+        storages.filter_map(|n| self.platform.find(Service::Storage, n)).map(|at| self.platform.instance(at)).collect()
     }
 
     /// How a partition stands at the instance that holds it, or has found it lost.
@@ -278,7 +279,7 @@ async fn a_partition_that_went_back_is_repaired_from_the_event_log() {
         .await
         .expect("a replay");
     assert!(replay.faults.is_empty(), "{:?}", replay.faults);
-    let tasks = world.platform.instance(world.platform.find(Kind::Tasks, 0).expect("tasks")).log();
+    let tasks = world.platform.instance(world.platform.find(Service::Tasks, 0).expect("tasks")).log();
     assert!(!tasks.contains("went back") && !tasks.contains("are missing"), "{tasks}");
 
     let (output, text) = world.repair(&["--all"]).await;
@@ -293,7 +294,7 @@ async fn what_the_event_log_never_got_is_told_by_number_and_the_partition_goes_o
     world.say(&id, "alice", 1..3).await;
     let before = world.published(partition).await;
     // An instance that has not found the event log hands nothing over: what it stores is in the store alone.
-    let storage = world.platform.find(Kind::Storage, 0).expect("storage");
+    let storage = world.platform.find(Service::Storage, 0).expect("storage");
     world.platform.stop(storage).await.expect("storage ends");
     world.platform.kafka.stop().await.expect("Kafka ends");
     world.platform.restart(storage).await.expect("storage starts");

@@ -8,10 +8,11 @@ use kith_e2e::{
         connection::{OpenError, TokenIn},
         frame::close,
     },
-    local::{Kind, Options, Platform},
+    local::{Instances, Options, Platform},
     target::{Target, User, unique},
     wait::await_until,
 };
+use kith_platform::Service;
 use reqwest::Method;
 use serde_json::json;
 
@@ -84,7 +85,11 @@ async fn listed(owner: &User, wanted: bool) -> Result<(), String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kick_holds_while_instances_of_sessions_are_replaced_one_after_the_other() {
-    let options = Options { sessions: 2, log: "warn".to_owned(), ..Options::default() };
+    let options = Options {
+        instances: Instances::default().with(Service::Sessions, 2),
+        log: "warn".to_owned(),
+        ..Options::default()
+    };
     let mut platform = Platform::start(options).await.expect("the local platform");
     let target = platform.target().await.expect("addresses");
     let (end, ended) = tokio::sync::watch::channel(false);
@@ -102,7 +107,7 @@ async fn a_kick_holds_while_instances_of_sessions_are_replaced_one_after_the_oth
         Ok::<_, String>((rounds, slowest))
     });
     for round in 0..ROUNDS * 2 {
-        let at = platform.find(Kind::Sessions, round % 2).expect("an instance");
+        let at = platform.find(Service::Sessions, round % 2).expect("an instance");
         // As in a rollout mostly, and as when a node dies.
         if round % 3 == 2 {
             platform.kill(at).expect("killed");

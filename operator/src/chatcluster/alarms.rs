@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Condition, jiff::Timestamp};
 use kith_crds::conditions::{self, Finding, reason};
 use kith_kit::config::Limits;
+use kith_platform::Service;
 
 use super::Facts;
 use crate::{
@@ -113,6 +114,13 @@ fn event_log_lag(found: &Found, before: Option<&Condition>) -> Option<Finding> {
     known.then(|| Finding::fails(kind, reason::ALL_READY, "events are published and handled as they come"))
 }
 
+/// The service that reads in this group, whose name begins with the ChatCluster's.
+fn reader(group: &str) -> Service {
+    let own = group.rsplit_once('.').map_or(group, |(_, own)| own);
+    let reads = |service: &&Service| service.log().consumes.iter().any(|consumer| consumer.group == own);
+    Service::ALL.iter().find(reads).copied().unwrap_or(Service::Tasks)
+}
+
 /// The gravest first. Numbers are told in steps, so that the sentence stands still.
 fn lagging(found: &Found, held: Option<&str>) -> Option<(&'static str, String)> {
     let bound = Limits::default().outbox_bytes.max(1);
@@ -128,8 +136,11 @@ fn lagging(found: &Found, held: Option<&str>) -> Option<(&'static str, String)> 
     let lags = found.lags.iter().flatten();
     if let Some((lag, stuck)) = lags.clone().find_map(|lag| Some((lag, lag.stuck?))) {
         let message = format!(
-            "consumer group {} has stood still at offset {} of partition {} for five minutes or more although events wait: see the log of the tasks pods",
-            lag.group, stuck.offset, stuck.partition
+            "consumer group {} has stood still at offset {} of partition {} for five minutes or more although events wait: see the log of the {} pods",
+            lag.group,
+            stuck.offset,
+            stuck.partition,
+            reader(&lag.group).name()
         );
         return Some((reason::CONSUMER_STUCK, message));
     }
@@ -140,8 +151,10 @@ fn lagging(found: &Found, held: Option<&str>) -> Option<(&'static str, String)> 
             level = level.saturating_mul(2);
         }
         let message = format!(
-            "consumer group {} is {level} events or more behind, so deliveries are late: raise spec.services.tasks.replicas, and see the log of the tasks pods if it does not fall",
-            lag.group
+            "consumer group {} is {level} events or more behind, so deliveries are late: raise spec.services.{}.replicas, and see the log of the {} pods if it does not fall",
+            lag.group,
+            reader(&lag.group).field(),
+            reader(&lag.group).name()
         );
         return Some((reason::CONSUMER_LAGGING, message));
     }

@@ -43,7 +43,7 @@ fn storage_versions<'a>(
     pods: &'a Live<Pod>,
     deployment: Option<&'a Deployment>,
 ) -> impl Iterator<Item = &'a str> {
-    let name = meta::component_name(cluster, Component::Storage);
+    let name = meta::component_name(cluster, Component::STORAGE);
     let running = pods.values().filter(move |pod| is_made_by(pod, &name) && !has_ended(pod)).map(ResourceExt::labels);
     let next = deployment.and_then(|d| d.spec.as_ref()?.template.metadata.as_ref()?.labels.as_ref());
     running.chain(next).map(versions::of)

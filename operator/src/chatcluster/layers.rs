@@ -1,5 +1,6 @@
 //! The services, layer by layer: a change of a layer waits until the one below is wholly of its newest template and serves.
 
+use kith_platform::Layer;
 use kube::ResourceExt;
 
 use super::{Facts, Observed, PassError, Workload, tend};
@@ -28,18 +29,17 @@ pub(super) async fn apply(
     let log = matches!(facts.event_log, Some(Some(Ok(()))));
     // Storage publishes as soon as it starts: it is not made before it is known that the topics are this ChatCluster's. Once it runs, an
     // event log in trouble does not hold up its changes.
-    let made = observed.deployments.contains_key(&meta::component_name(&plan.name, Component::Storage));
+    let made = observed.deployments.contains_key(&meta::component_name(&plan.name, Component::STORAGE));
     let mut open = engine && (log || made);
-    for layer in [&[Component::Storage][..], &[Component::Sessions, Component::Tasks], &[Component::Business]] {
+    for layer in Layer::ALL {
         let mut above = open;
-        for component in layer {
-            let Some(service) = plan.service(*component) else { continue };
+        for service in plan.layer(layer) {
             let workload = one(applier, plan, service, observed, open, facts).await?;
             above &= !workload.waiting && workload.rollout.is_some_and(|r| r.done);
             facts.workloads.push(workload);
         }
         // Logic works off the event log.
-        open = above && (log || !layer.contains(&Component::Storage));
+        open = above && (log || layer != Layer::Storage);
     }
     Ok(())
 }
@@ -52,7 +52,7 @@ async fn one(
     open: bool,
     facts: &mut Facts,
 ) -> Result<Workload, PassError> {
-    let component = service.component;
+    let component = Component::from(service.service);
     let name = meta::component_name(&plan.name, component);
     let objects = workloads::service(plan, service)?;
     if let Some(wanted) = objects.service {

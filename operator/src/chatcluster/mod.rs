@@ -16,6 +16,7 @@ mod eventlog;
 mod former;
 mod identity;
 mod layers;
+mod left;
 mod lowered;
 mod measures;
 mod milestones;
@@ -250,7 +251,7 @@ async fn pass(cluster: &ChatCluster, context: &Arc<Context>, facts: &mut Facts) 
             (Some(trouble), _) | (None, Err(trouble)) => Some(Err(trouble)),
             (None, Ok(target)) => {
                 facts.alarms.certificates = Some(eventlog::certificates(&plan, &observed, &target));
-                runtime.survey.aim(Brief::new(&observed.pods, target.clone()));
+                runtime.survey.aim(Brief::new(&observed.pods, target.clone(), &plan.version));
                 runtime.event_log.aim(target);
                 facts.topic_settings = runtime.event_log.settings();
                 runtime.event_log.outcome()
@@ -270,6 +271,8 @@ async fn pass(cluster: &ChatCluster, context: &Arc<Context>, facts: &mut Facts) 
     if base.is_some() {
         let layers = layers::apply(&applier, &plan, &observed, facts).await;
         facts.noted(layers);
+        let left = left::prune(&applier, &plan, &observed).await;
+        facts.noted(left);
         let former = former::prune(&applier, &plan.name, &observed).await;
         facts.noted(former);
     }

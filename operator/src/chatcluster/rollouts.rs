@@ -8,18 +8,20 @@ use kith_crds::{
 use super::status::{Facts, Workload};
 use crate::render::meta::Component;
 
-/// The layers below access.
-const BELOW_ACCESS: [Component; 3] = [Component::Storage, Component::Sessions, Component::Tasks];
-
-/// The hash of the templates by which Gateways are let through: `wanted` when all pods below access are of these templates and served
+/// The hash of the templates by which Gateways are let through: `wanted` when all pods of `below` are of these templates and served
 /// together once, and for as long as they are of them; a pod that fails later holds up nobody. None while others are on their way; as it
 /// was where a pass did not come far enough to tell.
-pub(super) fn rolled_out(wanted: &str, before: Option<&str>, workloads: &[Workload]) -> Option<String> {
-    if BELOW_ACCESS.iter().any(|c| !workloads.iter().any(|w| w.component == *c)) {
+pub(super) fn rolled_out(
+    wanted: &str,
+    before: Option<&str>,
+    workloads: &[Workload],
+    below: &[Component],
+) -> Option<String> {
+    if below.iter().any(|c| !workloads.iter().any(|w| w.component == *c)) {
         return before.map(str::to_owned);
     }
     let all = |holds: &dyn Fn(&Workload) -> bool| {
-        BELOW_ACCESS.iter().all(|c| workloads.iter().any(|w| w.component == *c && !w.waiting && holds(w)))
+        below.iter().all(|c| workloads.iter().any(|w| w.component == *c && !w.waiting && holds(w)))
     };
     let done = all(&|w| w.rollout.is_some_and(|r| r.done));
     let kept = before == Some(wanted) && all(&|w| w.rollout.is_some_and(|r| r.newest));
@@ -98,10 +100,10 @@ mod tests {
     fn workloads(storage: Rollout, above_wait: bool) -> Vec<Workload> {
         let of = |component, rollout, waiting| Workload { component, rollout: Some(rollout), waiting, trouble: None };
         vec![
-            of(Component::Storage, storage, false),
-            of(Component::Sessions, DONE, above_wait),
-            of(Component::Tasks, DONE, above_wait),
-            of(Component::Business, DONE, above_wait),
+            of(Component::STORAGE, storage, false),
+            of(Component::SESSIONS, DONE, above_wait),
+            of(Component::TASKS, DONE, above_wait),
+            of(Component::BUSINESS, DONE, above_wait),
         ]
     }
 
@@ -119,13 +121,14 @@ mod tests {
             ("nothing was looked at", Some("new"), Vec::new(), true),
             ("nothing was looked at, and another was rolled out", Some("old"), Vec::new(), false),
         ] {
-            assert_eq!(rolled_out("new", before, &workloads).as_deref() == Some("new"), open, "{name}");
+            let below = [Component::STORAGE, Component::SESSIONS, Component::TASKS];
+            assert_eq!(rolled_out("new", before, &workloads, &below).as_deref() == Some("new"), open, "{name}");
         }
     }
 
     #[test]
     fn what_rolls_and_who_waits_for_it_is_said() {
-        let logic = [Component::Sessions, Component::Tasks];
+        let logic = [Component::SESSIONS, Component::TASKS];
         assert_eq!(under_way(&workloads(DONE, false), &logic), None);
         let (word, sentence) = under_way(&workloads(MIXED, true), &logic).unwrap();
         assert_eq!(

@@ -9,6 +9,7 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use kith_crds::conditions::{self, Finding, reason};
+use kith_platform::Serves;
 use kube::api::ObjectMeta;
 
 use super::identity;
@@ -71,7 +72,7 @@ pub fn build(plan: &Plan, live: &Live<Secret>, situation: &Situation<'_>, now: T
     builder.token_keys(runs)?;
     let mut operator = None;
     let mut kafka_certificate = String::new();
-    for component in Component::ALL {
+    for component in Component::of(&plan.version) {
         if component == Component::Kafka && matches!(plan.event_log.kafka, KafkaPlan::External(_)) {
             continue;
         }
@@ -102,7 +103,7 @@ pub fn build(plan: &Plan, live: &Live<Secret>, situation: &Situation<'_>, now: T
 /// Puts in what is there although nobody told of it yet: only what the API server itself does not have is made anew.
 pub(super) async fn ask_for_missing(stores: &Stores, plan: &Plan, live: &mut Live<Secret>) -> Result<(), ApplyError> {
     let external = matches!(plan.event_log.kafka, KafkaPlan::External(_));
-    let components = Component::ALL.into_iter().filter(|c| !(external && *c == Component::Kafka));
+    let components = Component::of(&plan.version).filter(|c| !(external && *c == Component::Kafka));
     let leaves = components.map(|component| meta::tls_secret(&plan.name, component));
     for name in leaves.chain([meta::business_client_secret(&plan.name)]) {
         if !live.contains_key(&name)
@@ -328,25 +329,28 @@ pub fn request(plan: &Plan, component: Component, broker_hosts: &[String]) -> Le
         Err(_) => dns.push(host.to_owned()),
     };
     match component {
-        Component::Storage | Component::Sessions => add(&format!("{name}.{namespace}.svc")),
-        Component::Business => {
-            for host in [
-                name.clone(),
-                format!("{name}.{namespace}"),
-                format!("{name}.{namespace}.svc"),
-                format!("{name}.{namespace}.svc.cluster.local"),
-            ] {
-                add(&host);
+        Component::Service(service) => match service.serves() {
+            Serves::Platform(_) => add(&format!("{name}.{namespace}.svc")),
+            Serves::Lines(_) => {
+                for host in [
+                    name.clone(),
+                    format!("{name}.{namespace}"),
+                    format!("{name}.{namespace}.svc"),
+                    format!("{name}.{namespace}.svc.cluster.local"),
+                ] {
+                    add(&host);
+                }
+                plan.spec.services.business.exposure.extra_hosts.iter().for_each(|host| add(host));
             }
-            plan.spec.services.business.exposure.extra_hosts.iter().for_each(|host| add(host));
-        }
+            Serves::Nobody | Serves::Clients => {}
+        },
         Component::Kafka => {
             let [inside @ .., _] = kafka::inside_hosts(plan);
             for host in inside.iter().chain(broker_hosts) {
                 add(host);
             }
         }
-        _ => {}
+        Component::Valkey | Component::Operator => {}
     }
     LeafRequest { uri: format!("kith://{}/service/{}", plan.data_uid, component.name()), dns, addresses }
 }

@@ -11,6 +11,7 @@ use kith_crds::{
     chatcluster::{ChatClusterStatus, Endpoints, Images, StorageStatus},
     conditions::{self, Finding, reason},
 };
+use kith_platform::{self as platform, Layer, listed};
 use kube::ResourceExt;
 
 use super::{
@@ -24,10 +25,7 @@ use crate::{
     dataplane::{Failover, pressure, readiness::Readiness, types::Problem},
     eventlog,
     plan::Plan,
-    render::{
-        meta::{self, Component},
-        workloads::GRPC_PORT,
-    },
+    render::meta::{self, Component},
     workload::Rollout,
 };
 
@@ -171,8 +169,10 @@ pub fn status(cluster: &ChatCluster, facts: &Facts, now: Timestamp) -> ChatClust
     if let Some(storage) = &facts.storage {
         status.storage = Some(storage_status(facts, storage, status.storage.as_ref()));
     }
-    if let Some(wanted) = &facts.wanted_below {
-        status.rolled_out = rollouts::rolled_out(wanted, status.rolled_out.as_deref(), &facts.workloads);
+    if let (Some(wanted), Some(plan)) = (&facts.wanted_below, &facts.plan) {
+        let below = plan.services.iter().filter(|of| of.service.is_below_access()).map(|of| of.service.into());
+        let below: Vec<Component> = below.collect();
+        status.rolled_out = rollouts::rolled_out(wanted, status.rolled_out.as_deref(), &facts.workloads, &below);
     }
     let mut findings = Vec::new();
     findings.extend(facts.storage.as_ref().map(|s| storage_ready(s, facts)));
@@ -253,11 +253,11 @@ pub fn node_of(pods: &Live<Pod>, component: Component) -> Option<&str> {
 }
 
 fn business(plan: &Plan, facts: &Facts) -> Option<String> {
-    let name = meta::component_name(&plan.name, Component::Business);
+    let name = meta::component_name(&plan.name, Component::BUSINESS);
     let service = facts.services.get(&name)?;
     let hosts = &plan.spec.services.business.exposure.extra_hosts;
-    let node = hosts.first().map(String::as_str).or_else(|| node_of(&facts.pods, Component::Business));
-    Some(address(service, node, format!("{name}.{}.svc:{GRPC_PORT}", plan.namespace)))
+    let node = hosts.first().map(String::as_str).or_else(|| node_of(&facts.pods, Component::BUSINESS));
+    Some(address(service, node, format!("{name}.{}.svc:{}", plan.namespace, platform::Service::Business.port())))
 }
 
 /// The word of a data plane problem among the conditions' reasons.
@@ -309,12 +309,12 @@ fn storage_ready(storage: &StorageFacts, facts: &Facts) -> Finding {
             None => Finding::fails(kind, reason::STARTING, "the storage engine starts"),
         };
     }
-    match facts.workloads.iter().find(|w| w.component == Component::Storage).and_then(unready) {
+    match facts.workloads.iter().find(|w| w.component == Component::STORAGE).and_then(unready) {
         Some((word, sentence)) => Finding::fails(kind, word, sentence),
         None => rollouts::serving(
             kind,
             format!("{} shards own and serve all slots, every replica is in step", storage.readiness.shards.len()),
-            rollouts::under_way(&facts.workloads, &[Component::Storage]),
+            rollouts::under_way(&facts.workloads, &[Component::STORAGE]),
         ),
     }
 }
@@ -335,24 +335,32 @@ fn unready(workload: &Workload) -> Option<(&'static str, String)> {
     }
 }
 
-fn layer(kind: &'static str, facts: &Facts, components: &[Component], words: &str) -> Option<Finding> {
+/// How a layer is, of whose services and of `more` it is said that they serve.
+fn layer(kind: &'static str, facts: &Facts, layer: Layer, more: Option<&str>) -> Option<Finding> {
     if facts.workloads.is_empty() {
         return None;
     }
+    let services: Vec<platform::Service> = facts.plan.as_ref()?.layer(layer).iter().map(|of| of.service).collect();
+    let components: Vec<Component> = services.iter().copied().map(Component::from).collect();
+    let names: Vec<&str> = services.iter().map(|service| service.name()).chain(more).collect();
+    let words = match names[..] {
+        [one] => format!("{one} serves"),
+        _ => format!("{} serve", listed(names)),
+    };
     let bad = facts.workloads.iter().filter(|w| components.contains(&w.component)).find_map(unready);
     Some(match bad {
         Some((word, sentence)) => Finding::fails(kind, word, sentence),
-        None => rollouts::serving(kind, words.to_owned(), rollouts::under_way(&facts.workloads, components)),
+        None => rollouts::serving(kind, words, rollouts::under_way(&facts.workloads, &components)),
     })
 }
 
 fn logic_ready(facts: &Facts) -> Option<Finding> {
-    layer(conditions::LOGIC_READY, facts, &[Component::Sessions, Component::Tasks], "sessions and tasks serve")
+    layer(conditions::LOGIC_READY, facts, Layer::Logic, None)
 }
 
 fn access_ready(facts: &Facts) -> Option<Finding> {
     let kind = conditions::ACCESS_READY;
-    let business = layer(kind, facts, &[Component::Business], "business and every Gateway serve")?;
+    let business = layer(kind, facts, Layer::Access, Some("every Gateway"))?;
     if business.holds != Some(true) {
         return Some(business);
     }

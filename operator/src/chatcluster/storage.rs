@@ -64,7 +64,7 @@ pub(super) async fn step(
 ) -> Result<Arc<Runtime>, PassError> {
     let before = context.clusters.get(&plan.namespace, &plan.name).and_then(|r| r.snapshot());
     let formed = desired::is_formed(cluster);
-    let storage = observed.deployments.get(&meta::component_name(&plan.name, Component::Storage));
+    let storage = observed.deployments.get(&meta::component_name(&plan.name, Component::STORAGE));
     let library = facts.noted(desired::library(plan, &observed.pods, storage)).flatten();
     let library_name = library.as_ref().map(|library| library.name.clone());
     let desired =

@@ -8,14 +8,14 @@ use std::collections::BTreeSet;
 use kith_crds::chatcluster::ListenerSecurity;
 use kith_eventlog::{MARKS_GROUP, MARKS_SUFFIX, SCAN_GROUP};
 
+use kith_platform::Service;
+
 use crate::{
     plan::{KafkaPlan, Plan},
     render::{
         kafka_access::{ANONYMOUS, component, is_ours, line},
-        meta::{
-            Component::{Sessions, Storage, Tasks},
-            DEFAULT_LINE,
-        },
+        meta::DEFAULT_LINE,
+        versions,
     },
 };
 
@@ -61,7 +61,7 @@ pub fn of(plan: &Plan) -> Option<BTreeSet<Right>> {
     let KafkaPlan::Managed(managed) = &plan.event_log.kafka else { return None };
     let external = managed.spec.external_access.as_ref();
     let anyone = external.is_some_and(|access| access.security == ListenerSecurity::Plaintext);
-    Some(table(&plan.cluster_name, &[DEFAULT_LINE], anyone))
+    Some(table(&plan.cluster_name, &versions::services(&plan.version), &[DEFAULT_LINE], anyone))
 }
 
 /// Groups that readers from outside may use begin so. No name of a ChatCluster or a line has an underscore: none of them begins like
@@ -70,28 +70,30 @@ pub fn group_prefix(line: Option<&str>) -> String {
     line.map_or_else(|| "anonymous_".to_owned(), |line| format!("line_{line}_"))
 }
 
-/// Who may do what in the ChatCluster named `cluster`, to whom these business lines belong. `anyone`: there is a listener without
+/// Who may do what in the ChatCluster named `cluster`, to whom these services and business lines belong. `anyone`: there is a listener without
 /// certificates, through which everybody reads.
-fn table(cluster: &str, lines: &[&str], anyone: bool) -> BTreeSet<Right> {
+fn table(cluster: &str, services: &[Service], lines: &[&str], anyone: bool) -> BTreeSet<Right> {
     let topic = |name: &str| (TOPIC, LITERAL, format!("{cluster}.{name}"));
     let group = |name: &str| (GROUP, LITERAL, format!("{cluster}.{name}"));
     let shared = |name: &str| (GROUP, LITERAL, name.to_owned());
     let marks = |group: &str| topic(&format!("{group}{MARKS_SUFFIX}"));
-    let mut rows: Vec<(String, On, &[i8])> = vec![
-        // Publishes, and reads what was published when it repairs a loss.
-        (component(Storage), topic("events"), &[READ, WRITE]),
-        (component(Storage), shared(SCAN_GROUP), &[DESCRIBE]),
-        (component(Sessions), topic("sessions"), &[WRITE]),
-        (component(Tasks), topic("events"), &[READ]),
-        (component(Tasks), topic("sessions"), &[READ]),
-        (component(Tasks), group("tasks"), &[READ]),
-        (component(Tasks), group("tasks-login"), &[READ]),
-        (component(Tasks), shared(MARKS_GROUP), &[DESCRIBE]),
-        // Made when they are first needed.
-        (component(Tasks), marks("tasks"), &[CREATE, READ, WRITE]),
-        (component(Tasks), marks("tasks-login"), &[CREATE, READ, WRITE]),
-        (component(Tasks), topic("events.dlq"), &[CREATE, WRITE]),
-    ];
+    let mut rows: Vec<(String, On, &[i8])> = Vec::new();
+    for service in services {
+        let (who, log) = (component((*service).into()), service.log());
+        rows.extend(log.writes.iter().map(|name| (who.clone(), topic(name), &[WRITE][..])));
+        for name in log.scans {
+            rows.push((who.clone(), topic(name), &[READ]));
+            rows.push((who.clone(), shared(SCAN_GROUP), &[DESCRIBE]));
+        }
+        for consumer in log.consumes {
+            rows.push((who.clone(), topic(consumer.topic), &[READ]));
+            rows.push((who.clone(), group(consumer.group), &[READ]));
+            rows.push((who.clone(), shared(MARKS_GROUP), &[DESCRIBE]));
+            // Made when it is first needed.
+            rows.push((who.clone(), marks(consumer.group), &[CREATE, READ, WRITE]));
+        }
+        rows.extend(log.makes.iter().map(|name| (who.clone(), topic(name), &[CREATE, WRITE][..])));
+    }
     let outside = lines.iter().map(|name| (line(name), group_prefix(Some(*name))));
     for (who, groups) in outside.chain(anyone.then(|| (ANONYMOUS.to_owned(), group_prefix(None)))) {
         rows.push((who.clone(), topic("events"), &[READ]));
@@ -136,7 +138,7 @@ mod tests {
     use crate::{plan::tests::release, render::meta::Component};
 
     fn demo() -> BTreeSet<Right> {
-        table("demo", &["default"], true)
+        table("demo", Service::ALL, &["default"], true)
     }
 
     fn may(rights: &BTreeSet<Right>, who: &str, operation: i8, resource: i8, name: &str) -> bool {
@@ -149,17 +151,17 @@ mod tests {
     /// Who has this right, of all who are known.
     fn who(operation: i8, resource: i8, name: &str) -> Vec<String> {
         let rights = demo();
-        let known = Component::ALL.into_iter().map(component).chain([line("default"), ANONYMOUS.to_owned()]);
+        let known = Component::all().map(component).chain([line("default"), ANONYMOUS.to_owned()]);
         known.filter(|who| may(&rights, who, operation, resource, name)).collect()
     }
 
     #[test]
     fn each_topic_is_written_by_one_service_and_deleted_by_nobody() {
-        assert_eq!(who(WRITE, TOPIC, "demo.events"), [component(Storage)]);
-        assert_eq!(who(WRITE, TOPIC, "demo.sessions"), [component(Sessions)]);
+        assert_eq!(who(WRITE, TOPIC, "demo.events"), [component(Component::STORAGE)]);
+        assert_eq!(who(WRITE, TOPIC, "demo.sessions"), [component(Component::SESSIONS)]);
         for topic in ["demo.events.dlq", "demo.tasks.marks", "demo.tasks-login.marks"] {
-            assert_eq!(who(WRITE, TOPIC, topic), [component(Tasks)], "{topic}");
-            assert_eq!(who(CREATE, TOPIC, topic), [component(Tasks)], "{topic}");
+            assert_eq!(who(WRITE, TOPIC, topic), [component(Component::TASKS)], "{topic}");
+            assert_eq!(who(CREATE, TOPIC, topic), [component(Component::TASKS)], "{topic}");
         }
         for topic in ["demo.meta", "demo.other", "other.events", "__consumer_offsets"] {
             assert!(who(WRITE, TOPIC, topic).is_empty() && who(READ, TOPIC, topic).is_empty(), "{topic}");
@@ -173,14 +175,14 @@ mod tests {
         let (line, anyone) = (line("default"), ANONYMOUS.to_owned());
         assert_eq!(
             who(READ, TOPIC, "demo.events"),
-            [component(Storage), component(Tasks), line.clone(), anyone.clone()]
+            [component(Component::STORAGE), component(Component::TASKS), line.clone(), anyone.clone()]
         );
-        assert_eq!(who(READ, TOPIC, "demo.sessions"), [component(Tasks), line.clone(), anyone.clone()]);
+        assert_eq!(who(READ, TOPIC, "demo.sessions"), [component(Component::TASKS), line.clone(), anyone.clone()]);
         assert_eq!(who(READ, GROUP, "line_default_replay"), [line.as_str()]);
         assert_eq!(who(READ, GROUP, "anonymous_replay"), [anyone.as_str()]);
         // Whoever joined these would take the partitions away from the platform.
         for group in ["demo.tasks", "demo.tasks-login"] {
-            assert_eq!(who(READ, GROUP, group), [component(Tasks)], "{group}");
+            assert_eq!(who(READ, GROUP, group), [component(Component::TASKS)], "{group}");
         }
         let rights = demo();
         for outside in [line, anyone] {
@@ -191,7 +193,10 @@ mod tests {
     #[test]
     fn services_without_an_event_log_have_no_rights_there() {
         let rights = demo();
-        for none in [Component::Business, Component::Api, Component::Gateway, Component::Valkey] {
+        for none in Component::all() {
+            if none.service().is_some_and(|service| service.log().is_used()) {
+                continue;
+            }
             assert!(rights.iter().all(|r| r.principal != component(none)), "{none:?}");
         }
     }
@@ -206,9 +211,9 @@ mod tests {
             .expect("a ChatCluster");
             of(&Plan::resolve(&cluster, &release("0.1.0")).expect("a plan"))
         };
-        assert_eq!(of(json!({})), Some(table("demo", &["default"], false)));
+        assert_eq!(of(json!({})), Some(table("demo", Service::ALL, &["default"], false)));
         let outside = |security: &str| of(json!({"managed": {"externalAccess": {"security": security}}}));
-        assert_eq!(outside("MutualTLS"), Some(table("demo", &["default"], false)));
+        assert_eq!(outside("MutualTLS"), Some(table("demo", Service::ALL, &["default"], false)));
         assert_eq!(outside("Plaintext"), Some(demo()));
         assert_eq!(of(json!({"external": {"bootstrapServers": ["kafka:9092"]}})), None, "their owner decides");
     }
@@ -238,7 +243,7 @@ mod tests {
         assert_eq!(both.surplus.len(), 2, "{both:?}");
         assert!(by_hand.iter().all(|r| both.surplus.contains(r)), "{both:?}");
         // A listener without certificates that is gone takes its rights along.
-        let closed = changes(&table("demo", &["default"], false), &wanted);
+        let closed = changes(&table("demo", Service::ALL, &["default"], false), &wanted);
         assert!(closed.missing.is_empty() && closed.surplus.iter().all(|r| r.principal == ANONYMOUS));
         assert_eq!(closed.surplus.len(), 3);
     }

@@ -21,6 +21,7 @@ use kith_crds::{
     names,
     shared::{Autoscaling, PodSettings},
 };
+use kith_platform as platform;
 use kube::{CustomResource, ResourceExt};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -37,9 +38,9 @@ use crate::{
 };
 
 /// Short connections.
-pub const API_PORT: i32 = 8_080;
+pub const API_PORT: i32 = platform::Service::Api.port() as i32;
 /// Long connections.
-pub const WEBSOCKET_PORT: i32 = 8_081;
+pub const WEBSOCKET_PORT: i32 = platform::Service::Gateway.port() as i32;
 /// The ports' names without TLS and with it, by which clients and people tell what is spoken there.
 const API_NAMES: [&str; 2] = ["http", "https"];
 const WEBSOCKET_NAMES: [&str; 2] = ["ws", "wss"];
@@ -94,7 +95,7 @@ pub struct Objects {
 
 /// What the two listeners have in common.
 struct Common {
-    component: Component,
+    service: platform::Service,
     port: (&'static str, i32),
     replicas: u32,
     autoscaling: Option<Autoscaling>,
@@ -123,7 +124,7 @@ fn enabled(plan: &Plan, gateway: &Gateway) -> Vec<Common> {
     let mut list = Vec::new();
     if api.enabled {
         list.push(Common {
-            component: Component::Api,
+            service: platform::Service::Api,
             port: (name(API_NAMES), API_PORT),
             replicas: api.replicas,
             autoscaling: api.autoscaling.clone(),
@@ -135,7 +136,7 @@ fn enabled(plan: &Plan, gateway: &Gateway) -> Vec<Common> {
     if websocket.enabled {
         let drain = websocket.drain.deadline.to_std().map_or(120, |d| i64::try_from(d.as_secs()).unwrap_or(3_600));
         list.push(Common {
-            component: Component::Gateway,
+            service: platform::Service::Gateway,
             port: (name(WEBSOCKET_NAMES), WEBSOCKET_PORT),
             replicas: websocket.replicas,
             autoscaling: websocket.autoscaling.clone(),
@@ -148,17 +149,16 @@ fn enabled(plan: &Plan, gateway: &Gateway) -> Vec<Common> {
 }
 
 fn listener(plan: &Plan, gateway: &Gateway, common: Common) -> Result<Listener, PassError> {
-    let component = common.component;
+    let component = Component::from(common.service);
     let name = gateway.component_name(component.name());
     let extra: BTreeMap<String, String> = [(names::LABEL_GATEWAY.to_owned(), gateway.name_any())].into();
     let mut labels = meta::labels(&plan.name, component);
     labels.extend(extra.clone());
     let mut selector = meta::selector_labels(&plan.name, component);
     selector.extend(extra.clone());
-    let config = settings::gateway_config(plan, gateway, component)?;
+    let config = settings::gateway_config(plan, gateway, common.service)?;
     let (config_map, hash) = settings::config_map(meta::config_map(&name), labels.clone(), &config)?;
-    let keys = pod::secret_volume("keys", meta::token_keys_secret(&plan.name), &["jwks.json"]);
-    let mut mounts = vec![(keys, pod::mount("keys", settings::KEYS_DIR))];
+    let mut mounts: Vec<_> = workloads::keys(plan, common.service).into_iter().collect();
     if let Some(tls) = &gateway.spec.tls {
         // Kubernetes renews the files of the pods that run when the Secret changes.
         let volume = pod::secret_volume(TLS_VOLUME, tls.secret_ref.name.clone(), &settings::TLS_FILES);
@@ -167,7 +167,7 @@ fn listener(plan: &Plan, gateway: &Gateway, common: Common) -> Result<Listener, 
     let deployment = workloads::deployment(
         plan,
         Spec {
-            component,
+            service: common.service,
             name: name.clone(),
             extra_labels: extra,
             replicas: common.autoscaling.is_none().then_some(common.replicas),
@@ -285,10 +285,10 @@ fn autoscaler(name: String, labels: BTreeMap<String, String>, scaling: &Autoscal
 fn paths(gateway: &Gateway) -> Vec<(&'static str, String, i32)> {
     let mut list = Vec::new();
     if gateway.spec.websocket.enabled {
-        list.push((CONNECT_PATH, gateway.component_name(Component::Gateway.name()), WEBSOCKET_PORT));
+        list.push((CONNECT_PATH, gateway.component_name(Component::GATEWAY.name()), WEBSOCKET_PORT));
     }
     if gateway.spec.api.enabled {
-        list.push(("/", gateway.component_name(Component::Api.name()), API_PORT));
+        list.push(("/", gateway.component_name(Component::API.name()), API_PORT));
     }
     list
 }

@@ -50,8 +50,8 @@ pub fn status(gateway: &Gateway, facts: &Facts, now: Timestamp) -> GatewayStatus
     status.observed_generation = generation;
     if !facts.listeners.is_empty() {
         let of = |component| facts.listeners.iter().find(|(c, _, _)| *c == component).map(|(_, r, _)| listener(*r));
-        status.api = of(Component::Api);
-        status.websocket = of(Component::Gateway);
+        status.api = of(Component::API);
+        status.websocket = of(Component::GATEWAY);
         status.addresses = Some(addresses(gateway, facts));
     }
     let expiring = facts.certificates.as_ref().and_then(|certificates| {
@@ -88,8 +88,8 @@ fn addresses(gateway: &Gateway, facts: &Facts) -> Addresses {
         Some(format!("{}://{host}{path}", if tls { secure } else { plain }))
     };
     Addresses {
-        api: url("http", "https", Component::Api, API_PORT, ""),
-        websocket: url("ws", "wss", Component::Gateway, WEBSOCKET_PORT, "/v1/connect"),
+        api: url("http", "https", Component::API, API_PORT, ""),
+        websocket: url("ws", "wss", Component::GATEWAY, WEBSOCKET_PORT, "/v1/connect"),
     }
 }
 
@@ -169,7 +169,7 @@ mod tests {
     fn facts(ready: u32) -> Facts {
         let rollout = Rollout { wanted: 2, ready, newest: true, done: true };
         Facts {
-            listeners: vec![(Component::Api, Some(rollout), false), (Component::Gateway, Some(rollout), false)],
+            listeners: vec![(Component::API, Some(rollout), false), (Component::GATEWAY, Some(rollout), false)],
             services: [service("demo-edge-api", "https"), service("demo-edge-gateway", "wss")].into(),
             ..Facts::default()
         }

@@ -155,7 +155,7 @@ mod tests {
     #[test]
     fn brokers_call_every_certificate_by_the_name_that_rights_are_given_to() {
         let plan = plan();
-        for each in Component::ALL {
+        for each in Component::all() {
             assert_eq!(principal_of(&certificate_request(&plan, each, &[])), component(each));
         }
         assert_eq!(principal_of(&line_request(&plan, DEFAULT_LINE)), line(DEFAULT_LINE));
@@ -199,7 +199,7 @@ mod tests {
             assert_eq!(found, format!("User:{other}"));
             assert!(!is_ours(&found), "{found}");
         }
-        assert!(is_ours(ANONYMOUS) && is_ours(&line("x")) && is_ours(&component(Component::Api)));
+        assert!(is_ours(ANONYMOUS) && is_ours(&line("x")) && is_ours(&component(Component::API)));
     }
 
     #[test]

@@ -4,23 +4,17 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kith_crds::names;
+use kith_platform::Service;
 use kube::api::ObjectMeta;
 
-/// The parts of a platform that run in pods, and the operator as a client of them.
+use super::versions;
+
+/// The parts of a platform that run in pods, and the operator as a client of them. Whatever is rendered for each of them stands in their order:
+/// that of the platform's table first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Component {
-    /// Reads and writes chat data.
-    Storage,
-    /// Works off the event log.
-    Tasks,
-    /// Knows who is online.
-    Sessions,
-    /// ImBusiness.
-    Business,
-    /// Short connections.
-    Api,
-    /// Long connections.
-    Gateway,
+    /// A service.
+    Service(Service),
     /// The storage engine.
     Valkey,
     /// The managed event log.
@@ -30,32 +24,51 @@ pub enum Component {
 }
 
 impl Component {
-    /// Everyone with a certificate.
-    pub const ALL: [Self; 9] = [
-        Self::Storage,
-        Self::Tasks,
-        Self::Sessions,
-        Self::Business,
-        Self::Api,
-        Self::Gateway,
-        Self::Valkey,
-        Self::Kafka,
-        Self::Operator,
-    ];
+    /// Reads and writes chat data.
+    pub const STORAGE: Self = Self::Service(Service::Storage);
+    /// Works off the event log.
+    pub const TASKS: Self = Self::Service(Service::Tasks);
+    /// Knows who is online.
+    pub const SESSIONS: Self = Self::Service(Service::Sessions);
+    /// ImBusiness.
+    pub const BUSINESS: Self = Self::Service(Service::Business);
+    /// Short connections.
+    pub const API: Self = Self::Service(Service::Api);
+    /// Long connections.
+    pub const GATEWAY: Self = Self::Service(Service::Gateway);
+
+    /// Everyone with a certificate, in whatever version.
+    pub fn all() -> impl Iterator<Item = Self> {
+        Service::ALL.iter().copied().map(Self::Service).chain([Self::Valkey, Self::Kafka, Self::Operator])
+    }
+
+    /// Those that a ChatCluster of this version has.
+    pub fn of(version: &str) -> impl Iterator<Item = Self> {
+        Self::all().filter(move |component| component.service().is_none_or(|service| versions::has(version, service)))
+    }
+
+    /// The service that it is, if it is one.
+    pub const fn service(self) -> Option<Service> {
+        match self {
+            Self::Service(service) => Some(service),
+            Self::Valkey | Self::Kafka | Self::Operator => None,
+        }
+    }
 
     /// As labels, certificates and Secrets name it.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
-            Self::Storage => "storage",
-            Self::Tasks => "tasks",
-            Self::Sessions => "sessions",
-            Self::Business => "business",
-            Self::Api => "api",
-            Self::Gateway => "gateway",
+            Self::Service(service) => service.name(),
             Self::Valkey => "valkey",
             Self::Kafka => "kafka",
-            Self::Operator => "operator",
+            Self::Operator => kith_platform::OPERATOR,
         }
+    }
+}
+
+impl From<Service> for Component {
+    fn from(service: Service) -> Self {
+        Self::Service(service)
     }
 }
 

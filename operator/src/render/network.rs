@@ -9,14 +9,16 @@ use k8s_openapi::{
     apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
 };
 use kith_crds::names;
-use kith_kit::callers;
+use kith_platform::{Serves, Service};
 
 use super::{
     kafka,
-    meta::{self, Component},
+    meta::{
+        self,
+        Component::{self, Kafka, Valkey},
+    },
     pod::ADMIN_PORT,
-    valkey,
-    workloads::GRPC_PORT,
+    valkey, versions,
 };
 use crate::plan::{KafkaPlan, Plan};
 
@@ -28,27 +30,40 @@ enum From {
     Only { components: Vec<Component>, operator: bool, labelled: Option<&'static str> },
 }
 
-use Component::{Api, Business, Gateway, Kafka, Sessions, Storage, Tasks, Valkey};
+/// Who connects to a service of these: its callers and its own other instances, everyone where it serves lines or clients; none where it serves
+/// nobody.
+fn callers(service: Service, among: &[Service]) -> Option<From> {
+    match service.serves() {
+        Serves::Nobody => None,
+        Serves::Platform(_) => {
+            Some(only(service.peers().filter(|peer| among.contains(peer)).map(Component::from).collect()))
+        }
+        Serves::Lines(_) | Serves::Clients => Some(From::Anyone),
+    }
+}
 
-/// Those that the table of callers names for the package that `server` serves, and `server` itself: its instances look after each other.
-fn callers(server: Component, package: &str) -> From {
-    let named = callers::of_package(package);
-    let calls = |component: &Component| *component == server || named.contains(&component.name());
-    From::Only { components: Component::ALL.into_iter().filter(calls).collect(), operator: false, labelled: None }
+fn only(components: Vec<Component>) -> From {
+    From::Only { components, operator: false, labelled: None }
+}
+
+/// Those of the services that need something, and the part that gives it.
+fn needing(services: &[Service], needs: impl Fn(Service) -> bool, part: Component) -> Vec<Component> {
+    services.iter().copied().filter(|service| needs(*service)).map(Component::from).chain([part]).collect()
 }
 
 /// The rules: component, port, who.
-fn rules(plan: &Plan) -> Vec<(Component, i32, From)> {
-    let only =
-        |components: &[Component]| From::Only { components: components.to_vec(), operator: false, labelled: None };
+fn rules(plan: &Plan, services: &[Service]) -> Vec<(Component, i32, From)> {
     let mut rules = vec![
-        (Storage, GRPC_PORT, callers(Storage, "kith.storage.v1")),
-        (Sessions, GRPC_PORT, callers(Sessions, "kith.sessions.v1")),
-        (Business, GRPC_PORT, From::Anyone),
-        (Api, 8_080, From::Anyone),
-        (Gateway, 8_081, From::Anyone),
-        (Valkey, valkey::CLIENT_PORT, From::Only { components: vec![Storage, Valkey], operator: true, labelled: None }),
-        (Valkey, valkey::BUS_PORT, only(&[Valkey])),
+        (
+            Valkey,
+            valkey::CLIENT_PORT,
+            From::Only {
+                components: needing(services, Service::reaches_engine, Valkey),
+                operator: true,
+                labelled: None,
+            },
+        ),
+        (Valkey, valkey::BUS_PORT, only(vec![Valkey])),
     ];
     if let KafkaPlan::Managed(managed) = &plan.event_log.kafka {
         rules.push((
@@ -56,26 +71,32 @@ fn rules(plan: &Plan) -> Vec<(Component, i32, From)> {
             kafka::INTERNAL_PORT,
             // Business lines' consumers may run in the same Kubernetes cluster. What they may do there, their certificates say.
             From::Only {
-                components: vec![Storage, Tasks, Sessions, Kafka],
+                components: needing(services, |service| service.log().is_used(), Kafka),
                 operator: true,
                 labelled: Some(names::LABEL_EVENT_LOG_CLIENT),
             },
         ));
-        rules.push((Kafka, kafka::CONTROLLER_PORT, only(&[Kafka])));
+        rules.push((Kafka, kafka::CONTROLLER_PORT, only(vec![Kafka])));
         if managed.spec.external_access.is_some() {
             rules.push((Kafka, kafka::EXTERNAL_PORT, From::Anyone));
         }
     }
-    for component in [Storage, Sessions, Tasks, Business, Api, Gateway] {
-        rules.push((component, ADMIN_PORT, From::Anyone));
+    for service in services.iter().copied() {
+        rules.extend(callers(service, services).map(|from| (service.into(), i32::from(service.port()), from)));
+        rules.push((service.into(), ADMIN_PORT, From::Anyone));
     }
     rules
 }
 
 /// One policy that denies all, and one per component that allows what is needed.
 pub fn policies(plan: &Plan) -> Vec<NetworkPolicy> {
+    policies_of(plan, &versions::services(&plan.version))
+}
+
+/// The same for these services, in the order of the table.
+pub fn policies_of(plan: &Plan, services: &[Service]) -> Vec<NetworkPolicy> {
     let mut by_component: BTreeMap<Component, Vec<NetworkPolicyIngressRule>> = BTreeMap::new();
-    for (component, port, from) in rules(plan) {
+    for (component, port, from) in rules(plan, services) {
         by_component.entry(component).or_default().push(rule(plan, port, &from));
     }
     let everyone: BTreeMap<String, String> = [(names::LABEL_NAME, "kith"), (names::LABEL_INSTANCE, plan.name.as_str())]

@@ -5,16 +5,12 @@ use std::path::PathBuf;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kith_crds::{Gateway as GatewayObject, chatcluster::ExternalEventLog, conditions::Finding};
 use kith_kit::config::{
-    Auth, CertFiles, Cluster, Config, Durability, Gateway, Kafka, KafkaSasl, KafkaTls, Limits, Service, Services,
-    TLS_DIR, Tls, Valkey,
+    Auth, CertFiles, Cluster, Config, Durability, Gateway, Kafka, KafkaSasl, KafkaTls, Limits, TLS_DIR, Tls, Valkey,
 };
+use kith_platform::{Keys, Service};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{
-    meta::{self, Component},
-    valkey::CLIENT_PORT,
-    workloads::GRPC_PORT,
-};
+use super::{meta, valkey::CLIENT_PORT, versions};
 use crate::plan::{KafkaPlan, Plan, invalid};
 
 /// Where a pod finds the configuration.
@@ -36,12 +32,12 @@ pub const KAFKA_SASL_DIR: &str = "/etc/kith/kafka-sasl";
 
 /// What a service of the ChatCluster reads: the sections that it uses, and of the rest nothing that a spec could change. So a service cannot
 /// read what its pods are not replaced for, and is not restarted for what it does not read.
-pub fn config(plan: &Plan, component: Component) -> Config {
-    use Component as C;
-    let service = |component| {
-        let host = format!("{}.{}.svc", meta::component_name(&plan.name, component), plan.namespace);
-        Service { endpoints: format!("dns:{host}:{GRPC_PORT}") }
+pub fn config(plan: &Plan, service: Service) -> Config {
+    let endpoints = |called: Service| {
+        let host = format!("{}.{}.svc", meta::component_name(&plan.name, called.into()), plan.namespace);
+        (called, format!("dns:{host}:{}", called.port()))
     };
+    let called = Service::called_by_others().filter(|called| versions::has(&plan.version, *called));
     Config {
         cluster: Cluster {
             name: plan.cluster_name.clone(),
@@ -49,17 +45,18 @@ pub fn config(plan: &Plan, component: Component) -> Config {
             partitions: plan.valkey.partitions,
             event_partitions: plan.event_log.partitions,
         },
-        services: Services { storage: service(Component::Storage), sessions: service(Component::Sessions) },
+        services: called.map(endpoints).collect(),
         tls: Some(Tls::in_dir(TLS_DIR)),
-        valkey: matches!(component, C::Storage).then(|| valkey(plan)),
-        kafka: matches!(component, C::Storage | C::Tasks | C::Sessions).then(|| kafka(plan)),
-        auth: match component {
-            C::Business => Auth { token_ttl_s: plan.token_ttl_s, ..Auth::in_dir(KEYS_DIR) },
-            _ => Auth::in_dir(KEYS_DIR),
+        valkey: service.reaches_engine().then(|| valkey(plan)),
+        kafka: service.log().is_used().then(|| kafka(plan)),
+        auth: match service.keys() {
+            Keys::Signs => Auth { token_ttl_s: plan.token_ttl_s, ..Auth::in_dir(KEYS_DIR) },
+            Keys::Checks | Keys::None => Auth::in_dir(KEYS_DIR),
         },
-        durability: match component {
-            C::Storage => Durability { ack_replicas: plan.valkey.durability.ack_replicas },
-            _ => Durability::default(),
+        durability: if service.reaches_engine() {
+            Durability { ack_replicas: plan.valkey.durability.ack_replicas }
+        } else {
+            Durability::default()
         },
         limits: Limits::default(),
         gateway: None,
@@ -120,7 +117,7 @@ fn external_sasl(external: &ExternalEventLog) -> Option<KafkaSasl> {
 
 /// What the pods of one of a Gateway's listeners read: the ChatCluster's configuration with the Gateway's own settings for this listener. A
 /// finding names the field that cannot be used.
-pub fn gateway_config(plan: &Plan, gateway: &GatewayObject, component: Component) -> Result<Config, Finding> {
+pub fn gateway_config(plan: &Plan, gateway: &GatewayObject, service: Service) -> Result<Config, Finding> {
     let ms = |field: &str, duration: &kith_crds::shared::Duration| {
         let length = duration.to_std().map_err(|error| invalid(format!("spec.{field}: {error}")))?;
         u32::try_from(length.as_millis()).map_err(|_| invalid(format!("spec.{field}: {} is too long", duration.0)))
@@ -134,7 +131,7 @@ pub fn gateway_config(plan: &Plan, gateway: &GatewayObject, component: Component
         CertFiles { cert, key }
     });
     let common = Gateway { sent_bytes_per_minute: sent_bytes, tls, ..Gateway::default() };
-    let settings = if component == Component::Api {
+    let settings = if service == Service::Api {
         let api = &gateway.spec.api;
         Gateway {
             requests_per_second: api.limits.requests_per_second_per_user,
@@ -158,7 +155,7 @@ pub fn gateway_config(plan: &Plan, gateway: &GatewayObject, component: Component
             ..common
         }
     };
-    Ok(Config { gateway: Some(settings), ..config(plan, component) })
+    Ok(Config { gateway: Some(settings), ..config(plan, service) })
 }
 
 /// A configuration as a ConfigMap, and its hash for the pods' templates.

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use kith_crds::names::LABEL_VERSION;
+use kith_platform::Service;
 
 /// The version before this operator's, which it renders, too. `e2e/local/previous-release` names its commit.
 pub const PREVIOUS: &str = "0.1.0";
@@ -19,6 +20,21 @@ pub fn label(version: &str) -> Option<(String, String)> {
 /// The version of what has these labels.
 pub fn of(labels: &BTreeMap<String, String>) -> &str {
     labels.get(LABEL_VERSION).map_or(WITHOUT_LABEL, String::as_str)
+}
+
+/// Whether a ChatCluster of this version has the service.
+pub fn has(version: &str, service: Service) -> bool {
+    is_in(version, service.since())
+}
+
+/// The services that a ChatCluster of this version has, in the order of their table.
+pub fn services(version: &str) -> Vec<Service> {
+    Service::ALL.iter().copied().filter(|service| has(version, *service)).collect()
+}
+
+/// Whether this version has what came with version `since`; without one it was always there.
+fn is_in(version: &str, since: Option<&str>) -> bool {
+    since.is_none_or(|since| numbers(version) >= numbers(since))
 }
 
 /// The three numbers of a version, by which versions are ordered; a candidate for a release counts as that release.
@@ -38,6 +54,21 @@ mod tests {
             let labels = label(version).into_iter().collect();
             assert_eq!(of(&labels), version);
         }
+    }
+
+    #[test]
+    fn what_came_with_a_version_is_in_that_one_and_in_later_ones() {
+        for (version, since, there) in [
+            ("0.1.0", None, true),
+            ("0.1.0", Some("0.2.0"), false),
+            ("0.2.0", Some("0.2.0"), true),
+            ("0.2.0-rc.1", Some("0.2.0"), true),
+            ("0.10.0", Some("0.2.0"), true),
+        ] {
+            assert_eq!(is_in(version, since), there, "{version} {since:?}");
+        }
+        let first: Vec<_> = services(PREVIOUS).into_iter().map(Service::name).collect();
+        assert_eq!(first, ["storage", "tasks", "sessions", "business", "api", "gateway"], "what is out stays as it is");
     }
 
     #[test]

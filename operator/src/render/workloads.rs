@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use k8s_openapi::{
     api::{
         apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment},
-        core::v1::{ConfigMap, Container, Service, Volume, VolumeMount},
+        core::v1::{ConfigMap, Container, Service, ServicePort, Volume, VolumeMount},
         policy::v1::PodDisruptionBudget,
     },
     apimachinery::pkg::util::intstr::IntOrString,
 };
 use kith_crds::{chatcluster::ExternalEventLog, names, shared::PodSettings};
+use kith_platform::{self as platform, Keys, Serves};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
@@ -20,15 +21,15 @@ use super::{
 };
 use crate::plan::{KafkaPlan, Plan, ServicePlan};
 
-/// gRPC of storage, sessions, tasks and business.
-pub const GRPC_PORT: i32 = 7_443;
+/// The name of the port of those that the ChatCluster runs.
+const GRPC: &str = "grpc";
 /// A stopping service finishes its calls (10 s) and hands over.
 const GRACE_S: i64 = 30;
 
 /// What a Deployment of the `kith` image needs besides what all have.
 pub struct Spec<'a> {
     /// The subcommand and label.
-    pub component: Component,
+    pub service: platform::Service,
     /// Name of the Deployment.
     pub name: String,
     /// Labels besides the component's.
@@ -49,14 +50,15 @@ pub struct Spec<'a> {
 
 /// A Deployment of one service.
 pub fn deployment(plan: &Plan, spec: Spec<'_>) -> Deployment {
-    let mut labels = meta::labels(&plan.name, spec.component);
+    let component = Component::from(spec.service);
+    let mut labels = meta::labels(&plan.name, component);
     labels.extend(spec.extra_labels.clone());
     labels.extend(versions::label(&plan.version));
-    let mut selector = meta::selector_labels(&plan.name, spec.component);
+    let mut selector = meta::selector_labels(&plan.name, component);
     selector.extend(spec.extra_labels.clone());
     let mut volumes = vec![
         pod::config_volume("config", meta::config_map(&spec.name)),
-        pod::secret_volume("tls", meta::tls_secret(&plan.name, spec.component), &["ca.crt", "tls.crt", "tls.key"]),
+        pod::secret_volume("tls", meta::tls_secret(&plan.name, component), &["ca.crt", "tls.crt", "tls.key"]),
     ];
     let mut config_mount = pod::mount("config", settings::CONFIG_FILE);
     // A single file does not follow changes of the ConfigMap: a process never sees another configuration than it started with.
@@ -67,10 +69,10 @@ pub fn deployment(plan: &Plan, spec: Spec<'_>) -> Deployment {
         mounts.push(mount);
     }
     let container = Container {
-        name: spec.component.name().to_owned(),
+        name: component.name().to_owned(),
         image: Some(plan.images.kith.clone()),
         image_pull_policy: Some(plan.pull_policy.to_owned()),
-        args: Some([spec.component.name(), "--config", settings::CONFIG_FILE].map(str::to_owned).to_vec()),
+        args: Some([component.name(), "--config", settings::CONFIG_FILE].map(str::to_owned).to_vec()),
         env: Some(vec![pod::env_field("POD_IP", "status.podIP"), pod::env_field("POD_NAME", "metadata.name")]),
         ports: Some(vec![pod::port(spec.port.0, spec.port.1), pod::port("admin", pod::ADMIN_PORT)]),
         liveness_probe: Some(pod::http_probe("/healthz", 10, 3)),
@@ -84,7 +86,7 @@ pub fn deployment(plan: &Plan, spec: Spec<'_>) -> Deployment {
         selector: selector.clone(),
         annotations: [(names::ANNOTATION_CONFIG_HASH.to_owned(), spec.config_hash.to_owned())].into(),
         settings: spec.settings,
-        service_account: meta::component_name(&plan.name, spec.component),
+        service_account: meta::component_name(&plan.name, component),
         container,
         volumes,
         grace_s: spec.grace_s,
@@ -115,7 +117,7 @@ pub struct ServiceObjects {
     pub config_map: ConfigMap,
     /// The pods.
     pub deployment: Deployment,
-    /// How they are found; `tasks` is called by nobody.
+    /// How they are found; none of those that serve nobody.
     pub service: Option<Service>,
     /// How many may be evicted.
     pub budget: PodDisruptionBudget,
@@ -123,56 +125,56 @@ pub struct ServiceObjects {
 
 /// Renders one of the ChatCluster's services.
 pub fn service(plan: &Plan, service: &ServicePlan) -> Result<ServiceObjects, serde_json::Error> {
-    let component = service.component;
+    let (which, component) = (service.service, Component::from(service.service));
     let name = meta::component_name(&plan.name, component);
     let (labels, selector) = (meta::labels(&plan.name, component), meta::selector_labels(&plan.name, component));
-    let config = settings::config(plan, component);
+    let config = settings::config(plan, which);
     let (config_map, hash) = settings::config_map(meta::config_map(&name), labels.clone(), &config)?;
     let deployment = deployment(
         plan,
         Spec {
-            component,
+            service: which,
             name: name.clone(),
             extra_labels: BTreeMap::new(),
             replicas: Some(service.replicas),
             settings: &service.pod,
-            port: ("grpc", GRPC_PORT),
+            port: (GRPC, i32::from(which.port())),
             config_hash: &hash,
-            mounts: mounts(plan, component),
+            mounts: mounts(plan, which),
             grace_s: GRACE_S,
         },
     );
-    let port = endpoints::port("grpc", GRPC_PORT);
-    let found = match component {
-        Component::Storage | Component::Sessions => {
+    let port = endpoints::port(GRPC, i32::from(which.port()));
+    let found = match which.serves() {
+        Serves::Platform(_) => {
             Some(endpoints::headless(name.clone(), labels.clone(), selector.clone(), vec![port], false))
         }
-        Component::Business => Some(business_service(plan, name.clone(), labels.clone(), selector.clone())),
-        _ => None,
+        Serves::Lines(_) => Some(exposed_service(plan, name.clone(), labels.clone(), selector.clone(), port)),
+        Serves::Nobody | Serves::Clients => None,
     };
     let budget = endpoints::disruption_budget(name, labels, selector, 1, true);
     Ok(ServiceObjects { config_map, deployment, service: found, budget })
 }
 
-/// A hash of the pod templates of the layers below access: storage, sessions and tasks. Who renders it from the same plan gets the same.
+/// A hash of the pod templates of the layers below access, in the order of a rollout. Who renders it from the same plan gets the same.
 pub fn below_access(plan: &Plan) -> Result<String, serde_json::Error> {
     let mut bytes = Vec::new();
-    for component in [Component::Storage, Component::Sessions, Component::Tasks] {
-        let Some(of) = plan.service(component) else { continue };
+    for of in plan.in_order().into_iter().filter(|of| of.service.is_below_access()) {
         let template = service(plan, of)?.deployment.spec.map(|spec| spec.template);
         bytes.extend(serde_json::to_vec(&template)?);
     }
     Ok(format!("{:016x}", xxh3_64(&bytes)))
 }
 
-fn business_service(
+/// The Service of those that serve business lines, as the spec exposes it.
+fn exposed_service(
     plan: &Plan,
     name: String,
     labels: BTreeMap<String, String>,
     selector: BTreeMap<String, String>,
+    mut port: ServicePort,
 ) -> Service {
     let exposure = &plan.spec.services.business.exposure;
-    let mut port = endpoints::port("grpc", GRPC_PORT);
     port.node_port = exposure.node_port.map(i32::from);
     let exposed = endpoints::Exposure {
         kind: exposure.kind.as_str(),
@@ -185,22 +187,28 @@ fn business_service(
 }
 
 /// What a service mounts besides its configuration and certificate: only what it needs.
-fn mounts(plan: &Plan, component: Component) -> Vec<(Volume, VolumeMount)> {
+fn mounts(plan: &Plan, service: platform::Service) -> Vec<(Volume, VolumeMount)> {
     let mut list = Vec::new();
-    if component == Component::Storage {
+    if service.reaches_engine() {
         let users = meta::engine_users_secret(&plan.name);
         list.push((pod::secret_file("valkey", users, "storage", "password"), pod::mount("valkey", "/etc/kith/valkey")));
     }
-    if component == Component::Business {
-        let keys = pod::secret_volume("keys", meta::token_keys_secret(&plan.name), &[]);
-        list.push((keys, pod::mount("keys", settings::KEYS_DIR)));
-    }
-    if let (Component::Storage | Component::Tasks | Component::Sessions, KafkaPlan::External(external)) =
-        (component, &plan.event_log.kafka)
-    {
+    list.extend(keys(plan, service));
+    if let (true, KafkaPlan::External(external)) = (service.log().is_used(), &plan.event_log.kafka) {
         list.extend(external_mounts(external));
     }
     list
+}
+
+/// The keys of client tokens, as a service needs them: the public ones alone, or all.
+pub fn keys(plan: &Plan, service: platform::Service) -> Option<(Volume, VolumeMount)> {
+    let files: &[&str] = match service.keys() {
+        Keys::None => return None,
+        Keys::Checks => &["jwks.json"],
+        Keys::Signs => &[],
+    };
+    let volume = pod::secret_volume("keys", meta::token_keys_secret(&plan.name), files);
+    Some((volume, pod::mount("keys", settings::KEYS_DIR)))
 }
 
 fn external_mounts(external: &ExternalEventLog) -> Vec<(Volume, VolumeMount)> {

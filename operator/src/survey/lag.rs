@@ -40,17 +40,10 @@ impl Position {
     }
 }
 
-/// The groups of `tasks`, with the topic of each.
-fn groups(cluster: &str) -> [(String, String); 2] {
-    [
-        (format!("{cluster}.tasks"), format!("{cluster}.events")),
-        (format!("{cluster}.tasks-login"), format!("{cluster}.sessions")),
-    ]
-}
-
-/// Asks the brokers. Joins no group and reads no event.
-pub(super) fn measure(target: &Target) -> KafkaResult<Vec<Group>> {
-    groups(&target.cluster_name).into_iter().map(|(group, topic)| of_group(target, group, &topic)).collect()
+/// Asks the brokers for these groups. Joins none and reads no event.
+pub(super) fn measure(target: &Target, consumers: &[kith_platform::Consumer]) -> KafkaResult<Vec<Group>> {
+    let named = |name: &str| format!("{}.{name}", target.cluster_name);
+    consumers.iter().map(|of| of_group(target, named(of.group), &named(of.topic))).collect()
 }
 
 fn of_group(target: &Target, group: String, topic: &str) -> KafkaResult<Group> {
@@ -117,7 +110,7 @@ mod tests {
         done.add_partition_offset("demo.events", 1, Offset::Offset(3)).unwrap();
         group.commit(&done, CommitMode::Sync).unwrap();
 
-        let groups = measure(&target).unwrap();
+        let groups = measure(&target, kith_platform::Service::Tasks.log().consumes).unwrap();
         let lags: Vec<(&str, Vec<u64>)> =
             groups.iter().map(|g| (g.name.as_str(), g.positions.iter().map(|p| p.lag()).collect())).collect();
         assert_eq!(lags, [("demo.tasks", vec![5, 2]), ("demo.tasks-login", vec![0, 0])]);

@@ -1,4 +1,4 @@
-//! What a ChatCluster's services and consumers say of themselves, asked once a minute beside the passes: how far `tasks` lags behind the event
+//! What a ChatCluster's services and consumers say of themselves, asked once a minute beside the passes: how far they lag behind the event
 //! log, how much waits in storage's outbox, whose Kafka clients are replaced.
 //!
 //! A pass only reads the last answer: who does not answer holds nothing up, and says nothing.
@@ -17,6 +17,7 @@ use std::{
 
 use k8s_openapi::api::core::v1::Pod;
 use kith_crds::names;
+use kith_platform::{Consumer, Service};
 use kube::ResourceExt;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -26,13 +27,11 @@ use crate::{
     apply::Live,
     eventlog::Target,
     panics,
-    render::{meta::Component, pod::ADMIN_PORT},
+    render::{pod::ADMIN_PORT, versions},
 };
 
 /// Between two rounds of questions.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
-/// Services whose numbers say something of the event log.
-const ASKED: [Component; 3] = [Component::Storage, Component::Sessions, Component::Tasks];
 /// Pods asked in one round; more do not change what is said.
 const PODS_MAX: usize = 128;
 
@@ -43,21 +42,26 @@ pub struct Brief {
     pub pods: Vec<(String, SocketAddr)>,
     /// The brokers and topics.
     pub target: Target,
+    /// What the services of the ChatCluster's version read.
+    pub consumers: Vec<Consumer>,
 }
 
 impl Brief {
     /// The pods that run of those that are asked.
-    pub fn new(pods: &Live<Pod>, target: Target) -> Self {
+    pub fn new(pods: &Live<Pod>, target: Target, version: &str) -> Self {
+        // Those whose numbers say something of the event log.
         let asked = |pod: &&Pod| {
-            let component = pod.labels().get(names::LABEL_COMPONENT);
-            component.is_some_and(|name| ASKED.iter().any(|c| c.name() == name))
+            let service = pod.labels().get(names::LABEL_COMPONENT).and_then(|name| Service::called(name));
+            service.is_some_and(|service| service.log().is_used())
         };
         let address = |pod: &Pod| {
             let status = pod.status.as_ref().filter(|s| s.phase.as_deref() == Some("Running"))?;
             let ip: IpAddr = status.pod_ip.as_ref()?.parse().ok()?;
             Some((pod.name_any(), SocketAddr::new(ip, u16::try_from(ADMIN_PORT).ok()?)))
         };
-        Self { pods: pods.values().filter(asked).filter_map(address).take(PODS_MAX).collect(), target }
+        let pods = pods.values().filter(asked).filter_map(address).take(PODS_MAX).collect();
+        let services = versions::services(version).into_iter();
+        Self { pods, target, consumers: services.flat_map(|service| service.log().consumes).copied().collect() }
     }
 }
 
@@ -107,9 +111,9 @@ impl Survey {
 }
 
 async fn ask(brief: Arc<Brief>) -> (Option<Vec<lag::Group>>, Vec<(String, scrape::Sample)>) {
-    let target = brief.target.clone();
+    let (target, consumers) = (brief.target.clone(), brief.consumers.clone());
     // Caught on its own thread: it concerns one ChatCluster alone.
-    let lags = tokio::task::spawn_blocking(move || panics::caught_here("survey", || lag::measure(&target)));
+    let lags = tokio::task::spawn_blocking(move || panics::caught_here("survey", || lag::measure(&target, &consumers)));
     let (lags, samples) = tokio::join!(lags, scrape::all(&brief.pods));
     let lags = match lags {
         Ok(Ok(Ok(groups))) => Some(groups),

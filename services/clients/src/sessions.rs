@@ -16,6 +16,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::storage::Storage;
 use kith_kit::{backoff::jittered, clock, config::Config};
+use kith_platform::Service;
 use kith_rpc::{
     batch::{Settled, settled, timed},
     error::{Error, reason},
@@ -44,7 +45,7 @@ pub struct Sessions {
 impl Sessions {
     /// Those of the ChatCluster in `config`.
     pub fn new(config: &Config, shutdown: CancellationToken) -> Result<Self, RouteError> {
-        Ok(Self { router: Router::new(config, "sessions", &config.services.sessions, shutdown)? })
+        Ok(Self { router: Router::new(config, Service::Sessions, shutdown)? })
     }
 
     /// The routing beneath.

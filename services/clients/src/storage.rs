@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use crate::append::Appends;
 use kith_contract::ids;
 use kith_kit::config::Config;
+use kith_platform::Service;
 use kith_rpc::{
     batch::{Settled, settled, timed},
     client::{MAX_MESSAGE_BYTES, Transport},
@@ -104,7 +105,7 @@ unary! {
 impl Storage {
     /// The storage layer of the ChatCluster in `config`.
     pub fn new(config: &Config, shutdown: CancellationToken) -> Result<Self, RouteError> {
-        let router = Router::new(config, "storage", &config.services.storage, shutdown)?;
+        let router = Router::new(config, Service::Storage, shutdown)?;
         Ok(Self { router, appends: Appends::default(), partitions: config.cluster.partitions })
     }
 

@@ -9,6 +9,8 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use crate::services::{Service, Services};
+
 /// The longest life of a client token, from its issue: the most that `spec.auth.tokenTtl` may be. Revocations of older tokens can be
 /// forgotten.
 pub const MAX_TOKEN_LIFE: Duration = Duration::from_secs(8_760 * 3_600);
@@ -22,7 +24,7 @@ pub const TLS_DIR: &str = "/etc/kith/tls";
 pub struct Config {
     /// Who this platform is.
     pub cluster: Cluster,
-    /// Where each part listens and is found.
+    /// Where those are found that others call.
     pub services: Services,
     /// The certificate of this process; absent only where processes run on one machine without Kubernetes (tests, benchmarks).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -30,7 +32,7 @@ pub struct Config {
     /// The storage engine; read by `storage` alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub valkey: Option<Valkey>,
-    /// The event log; read by `storage`, `tasks` and `sessions`.
+    /// The event log; read by those that do something there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kafka: Option<Kafka>,
     /// Client tokens; how long they live is read by `business` alone.
@@ -58,25 +60,6 @@ pub struct Cluster {
     pub partitions: u32,
     /// K, partitions of the event topic; immutable.
     pub event_partitions: u32,
-}
-
-/// How to find the instances of one service.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Service {
-    /// `dns:<host>:<port>` (every address of a headless Service), `static:<addr>,<addr>` or `file:<path>` (one address a line, re-read
-    /// when it changes).
-    pub endpoints: String,
-}
-
-/// The services that others call.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Services {
-    /// Storage layer.
-    pub storage: Service,
-    /// Logic layer.
-    pub sessions: Service,
 }
 
 /// Certificate files (PEM), re-read when they change.
@@ -462,8 +445,9 @@ mod tests {
     fn a_field_of_a_later_version_is_named_and_keeps_nobody_from_starting() {
         let mut later = sample();
         later["cluster"]["colour"] = "red".into();
+        later["services"]["colours"] = serde_json::json!({"endpoints": "static:127.0.0.1:3"});
         let (config, unknown) = Config::parse(later.to_string().as_bytes()).unwrap();
-        assert_eq!(unknown, ["cluster.colour"]);
+        assert_eq!(unknown, ["cluster.colour", "services.colours"]);
         assert_eq!(config, serde_json::from_value(sample()).unwrap());
         assert!(Config::parse(b"{} {}").is_err());
     }

@@ -2,11 +2,11 @@
 //! no message semantics: a module comes here when a third crate needs it.
 
 pub mod backoff;
-pub mod callers;
 pub mod clock;
 pub mod config;
 pub mod readiness;
 pub mod rendezvous;
+pub mod services;
 pub mod shutdown;
 pub mod telemetry;
 pub mod tls;

@@ -1,7 +1,7 @@
 //! The one service binary: a subcommand per service.
 
 mod repair;
-mod service;
+mod services;
 
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
@@ -11,10 +11,9 @@ use kith_kit::{
     readiness::Readiness,
     shutdown, telemetry, tls,
 };
+use kith_platform::Service;
 use kith_rpc::admin::{self};
 use tokio::net::TcpListener;
-
-use crate::service::Service;
 
 /// Most of what services allocate is small and short-lived, on many threads.
 #[global_allocator]
@@ -30,18 +29,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// The storage layer: messages, conversations, users; Valkey in, Kafka out.
-    Storage(Run),
-    /// Asynchronous work off the event log: delivery and login catch-up.
-    Tasks(Run),
-    /// Who is online; delivers down the gateways' streams.
-    Sessions(Run),
-    /// The external HTTP API.
-    Api(Run),
-    /// WebSocket connections.
-    Gateway(Run),
-    /// ImBusiness: the gRPC endpoint of business lines.
-    Business(Run),
+    #[command(flatten)]
+    Service(services::Command),
     /// Restores what the storage engine has lost from the event log: the partitions that are closed with DATA_LOSS, or those that are named.
     Repair(repair::Args),
 }
@@ -93,12 +82,7 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
 
 async fn run(command: Command) -> ExitCode {
     let (service, run) = match command {
-        Command::Storage(run) => (Service::Storage, run),
-        Command::Tasks(run) => (Service::Tasks, run),
-        Command::Sessions(run) => (Service::Sessions, run),
-        Command::Api(run) => (Service::Api, run),
-        Command::Gateway(run) => (Service::Gateway, run),
-        Command::Business(run) => (Service::Business, run),
+        Command::Service(command) => command.parts(),
         Command::Repair(args) => return repair::run(args).await,
     };
     telemetry::init_tracing();
@@ -122,10 +106,10 @@ async fn start(service: Service, run: Run) -> Result<(), Failure> {
     let metrics = telemetry::init_metrics()?;
     let shutdown = shutdown::on_signal()?;
     let listen = run.listen.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], service.port())));
-    // Tasks serves nobody, so it binds nothing but its admin port.
-    let listener = match service {
-        Service::Tasks => None,
-        _ => Some(TcpListener::bind(listen).await.map_err(|e| format!("cannot listen on {listen}: {e}"))?),
+    // Who serves nobody binds nothing but its admin port.
+    let listener = match service.listens() {
+        true => Some(TcpListener::bind(listen).await.map_err(|e| format!("cannot listen on {listen}: {e}"))?),
+        false => None,
     };
     let bound = listener.as_ref().map_or(Ok(listen), TcpListener::local_addr)?;
     let advertise = run.advertise.unwrap_or_else(|| match run.pod_ip {
@@ -139,7 +123,7 @@ async fn start(service: Service, run: Run) -> Result<(), Failure> {
     let admin = tokio::spawn(admin::serve(run.admin, readiness.clone(), metrics, admin_end.clone()));
     tracing::info!(service = service.name(), version = env!("CARGO_PKG_VERSION"), listen = %bound, %advertise, admin = %run.admin, "starting");
     let ended = tokio::select! {
-        ended = service.run(config, instance, listener, readiness, shutdown) => ended,
+        ended = services::run(service, config, instance, listener, readiness, shutdown) => ended,
         failed = admin => match failed {
             Ok(Err(error)) => Err(format!("cannot serve the admin port {}: {error}", run.admin).into()),
             Ok(Ok(())) => Err("the admin port ended".into()),
@@ -160,6 +144,17 @@ mod tests {
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
         let cli = Cli::try_parse_from(["kith", "gateway", "--config", "c.json", "--listen", "127.0.0.1:1"]).unwrap();
-        assert!(matches!(cli.command, Command::Gateway(run) if run.listen == Some("127.0.0.1:1".parse().unwrap())));
+        let Command::Service(command) = cli.command else { panic!("a service") };
+        let (service, run) = command.parts();
+        assert_eq!((service, run.listen), (Service::Gateway, Some("127.0.0.1:1".parse().unwrap())));
+    }
+
+    #[test]
+    fn every_service_is_a_subcommand_of_its_name() {
+        for service in Service::ALL {
+            let cli = Cli::try_parse_from(["kith", service.name()]).unwrap();
+            let Command::Service(command) = cli.command else { panic!("a service") };
+            assert_eq!(command.parts().0, *service);
+        }
     }
 }

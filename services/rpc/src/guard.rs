@@ -23,7 +23,7 @@ use crate::{
     request,
     server::{Allow, Identity, Peer},
 };
-use kith_kit::callers;
+use kith_platform::may_call;
 
 /// The path of every reflection call.
 const REFLECTION: &str = "/grpc.reflection.";
@@ -60,7 +60,7 @@ fn refusal(allow: Allow, peer: Option<&Peer>, path: &str) -> Option<Error> {
     let identity = peer.map(|p| &p.identity);
     match allow {
         Allow::Platform => {
-            let known = matches!(identity, Some(Identity::Service(component)) if callers::may_call(component, path));
+            let known = matches!(identity, Some(Identity::Service(component)) if may_call(component, path));
             (!known).then(|| Error::denied(reason::NOT_ALLOWED, "this certificate may not call this method"))
         }
         Allow::Lines => {

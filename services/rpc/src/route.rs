@@ -19,11 +19,8 @@ use crate::{
     error::{Error, reason},
     pulse,
 };
-use kith_kit::{
-    backoff::jittered,
-    config::{Config, Service},
-    rendezvous,
-};
+use kith_kit::{backoff::jittered, config::Config, rendezvous};
+use kith_platform::Service;
 
 /// First pause before a retry; doubles up to [`MAX_PAUSE`].
 const MIN_PAUSE: Duration = Duration::from_millis(10);
@@ -40,6 +37,9 @@ const PULSE: Duration = Duration::from_millis(600);
 /// Why a router could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum RouteError {
+    /// The configuration does not tell where the service is.
+    #[error("configuration: services.{0}: missing")]
+    NotConfigured(String),
     /// The endpoints string.
     #[error(transparent)]
     Endpoints(#[from] crate::discovery::SpecError),
@@ -67,15 +67,12 @@ struct Learnt {
 }
 
 impl Router {
-    /// For the instances of `component`, found through `service`.
-    pub fn new(
-        config: &Config,
-        component: &'static str,
-        service: &Service,
-        shutdown: CancellationToken,
-    ) -> Result<Self, RouteError> {
+    /// For the instances of `service`, found as the configuration tells.
+    pub fn new(config: &Config, service: Service, shutdown: CancellationToken) -> Result<Self, RouteError> {
+        let found = config.services.get(service).ok_or_else(|| RouteError::NotConfigured(service.field()))?;
+        let component = service.name();
         let dialer = Dialer::new(config, component)?;
-        let listed = Discovery::start(&service.endpoints, shutdown.clone())?;
+        let listed = Discovery::start(&found.endpoints, shutdown.clone())?;
         let discovery = pulse::living(&listed, component, dialer.clone(), shutdown.clone());
         let mut changes = discovery.watch();
         let pruned = dialer.clone();

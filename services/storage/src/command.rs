@@ -9,6 +9,7 @@ use std::{
 
 use futures::{StreamExt, future::join_all, stream};
 use kith_kit::config::Config;
+use kith_platform::Service;
 use kith_proto::storage::v1::{Partition, PartitionsRequest, RepairRequest, RepairResponse, peer_client::PeerClient};
 use kith_rpc::{
     error::{Error, reason},
@@ -80,12 +81,15 @@ pub async fn repair(config: &Config, wish: &Wish) -> Result<Summary, CommandErro
     }
     let end = CancellationToken::new();
     let _ends = end.clone().drop_guard();
-    let router = Router::new(config, "storage", &config.services.storage, end)?;
+    let router = Router::new(config, Service::Storage, end)?;
     let mut watch = router.discovery().watch();
     let found = tokio::time::timeout(DISCOVERY, watch.wait_for(|found| !found.is_empty())).await;
     let instances = match found {
         Ok(Ok(found)) => found.clone(),
-        _ => return Err(CommandError::NoInstance { endpoints: config.services.storage.endpoints.clone() }),
+        _ => {
+            let found = config.services.get(Service::Storage).map(|service| service.endpoints.clone());
+            return Err(CommandError::NoInstance { endpoints: found.unwrap_or_default() });
+        }
     };
     let mut summary = Summary { dry_run: wish.dry_run, named: !wish.partitions.is_empty(), ..Summary::default() };
     let mut words = Words::new();

@@ -26,6 +26,7 @@ use kith_kit::{
     readiness::Readiness,
     valkey::{Connector, ValkeyError},
 };
+use kith_platform::Service;
 use kith_proto::storage::v1::{LeavingRequest, peer_client::PeerClient};
 use kith_rpc::{
     discovery::SpecError,
@@ -91,7 +92,7 @@ pub async fn run(
     let end = CancellationToken::new();
     let _ends = end.clone().drop_guard();
     let me = instance.advertise.to_string();
-    let router = Router::new(&config, "storage", &config.services.storage, end.clone())?;
+    let router = Router::new(&config, Service::Storage, end.clone())?;
     let view = Arc::new(View::new(router.discovery().clone(), me));
     let connector = Connector::new(&config, &valkey)?;
     let outbox = Outbox::new(&kafka, &config.cluster, config.events_topic(), config.limits.outbox_bytes, end.clone())?;

@@ -39,12 +39,10 @@ fn facts(problems: Vec<Problem>) -> Facts {
     };
     Facts {
         adopted: Some((plan.version.clone(), plan.images.clone())),
+        workloads: plan.in_order().into_iter().map(|of| serving(of.service.into())).collect(),
         plan: Some(plan),
         storage: Some(StorageFacts::of(readiness)),
         event_log: Some(Some(Ok(()))),
-        workloads: [Component::Storage, Component::Sessions, Component::Tasks, Component::Business]
-            .map(serving)
-            .to_vec(),
         gateways: Some(Live::new()),
         ..Facts::default()
     }
@@ -65,6 +63,9 @@ fn a_platform_that_serves_is_ready_and_its_status_does_not_change() {
     let mut cluster = cluster();
     let first = status(&cluster, &facts(Vec::new()), now());
     assert_eq!(said(&first, conditions::READY).0, "True");
+    assert_eq!(said(&first, conditions::LOGIC_READY), ("True", reason::ALL_READY, "sessions and tasks serve"));
+    let access = "business and every Gateway serve";
+    assert_eq!(said(&first, conditions::ACCESS_READY), ("True", reason::ALL_READY, access));
     assert_eq!(said(&first, conditions::PROGRESSING), ("False", "Idle", "nothing is under way"));
     cluster.status = Some(first.clone());
     let later = Timestamp::from_second(1_790_000_999).unwrap();

@@ -1,6 +1,6 @@
 //! The guard over real connections: every component at every method, and handlers that panic.
 
-use std::{convert::Infallible, time::Duration};
+use std::{collections::BTreeSet, convert::Infallible, time::Duration};
 
 use futures::{StreamExt, future::ready};
 use kith_proto::DESCRIPTORS;
@@ -17,6 +17,7 @@ use crate::{
     server::{self, Allow},
 };
 use kith_kit::config::Config;
+use kith_platform::{OPERATOR, Serves, Service};
 use kith_testing::Pki;
 
 /// Paths of all methods of the descriptor set.
@@ -58,6 +59,20 @@ async fn call(transport: Transport, path: &str) -> Result<(), Error> {
     Ok(())
 }
 
+#[test]
+fn the_table_has_every_internal_method_and_no_other() {
+    let ours = |path: &&String| {
+        let of_lines =
+            |service: &Service| matches!(service.serves(), Serves::Lines(name) if path[1..].starts_with(name));
+        !Service::ALL.iter().any(of_lines)
+    };
+    let declared: BTreeSet<_> = methods().iter().filter(ours).cloned().collect();
+    let rpcs = Service::ALL.iter().filter_map(|service| service.rpcs()).flatten();
+    let listed: BTreeSet<_> =
+        rpcs.flat_map(|rpc| rpc.methods.iter().map(move |(method, _)| format!("/{}/{method}", rpc.name))).collect();
+    assert_eq!(listed, declared);
+}
+
 #[tokio::test]
 async fn a_certificate_calls_what_the_table_says_and_nothing_else() {
     kith_kit::tls::install_provider();
@@ -67,7 +82,8 @@ async fn a_certificate_calls_what_the_table_says_and_nothing_else() {
     let address = start(config(Some(&pki), "storage"), Routes::default(), &end).await;
     let mut methods = methods();
     methods.push("/grpc.health.v1.Health/Check".to_owned());
-    for component in callers::COMPONENTS.into_iter().chain(["valkey", "kafka", "nobody"]) {
+    let components = Service::ALL.iter().map(|service| service.name());
+    for component in components.chain([OPERATOR, "valkey", "kafka", "nobody"]) {
         let dialer = Dialer::new(&config(Some(&pki), component), "storage").unwrap();
         for path in &methods {
             let refused = match call(dialer.channel(&address), path).await {
@@ -78,7 +94,7 @@ async fn a_certificate_calls_what_the_table_says_and_nothing_else() {
                     false
                 }
             };
-            assert_eq!(refused, !callers::may_call(component, path), "{component} {path}");
+            assert_eq!(refused, !may_call(component, path), "{component} {path}");
         }
     }
     end.cancel();
@@ -107,7 +123,7 @@ impl tonic::server::NamedService for Panics {
     const NAME: &'static str = "kith.test.Panics";
 }
 
-impl Service<http::Request<Body>> for Panics {
+impl tower::Service<http::Request<Body>> for Panics {
     type Response = http::Response<Body>;
     type Error = Infallible;
     type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;

@@ -13,10 +13,11 @@ mod spec;
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use kith_kit::{
-    config::{Auth, Cluster, Config, Durability, Kafka, Limits, Service, Services},
+    config::{Auth, Cluster, Config, Durability, Kafka, Limits, Services},
     readiness::Readiness,
     valkey::Connector,
 };
+use kith_platform::Service;
 use kith_rpc::route::Router;
 use kith_testing::{ValkeyCluster, ValkeyOptions, eventually};
 use proptest::{
@@ -117,7 +118,6 @@ fn every_answer_is_one_that_some_order_of_the_calls_gives() {
 }
 
 fn config(valkey: &ValkeyCluster) -> Config {
-    let service = || Service { endpoints: "static:127.0.0.1:1".to_owned() };
     Config {
         cluster: Cluster {
             name: "model".to_owned(),
@@ -125,7 +125,7 @@ fn config(valkey: &ValkeyCluster) -> Config {
             partitions: PARTITIONS,
             event_partitions: 4,
         },
-        services: Services { storage: service(), sessions: service() },
+        services: Services::all(|_| "static:127.0.0.1:1".to_owned()),
         tls: None,
         valkey: Some(valkey.config()),
         // Nobody listens there: events wait in the outbox.
@@ -146,7 +146,7 @@ fn config(valkey: &ValkeyCluster) -> Config {
 /// A real engine, open.
 async fn engine_of(config: &Config, end: &CancellationToken) -> ValkeyEngine {
     let valkey = config.valkey.clone().unwrap();
-    let router = Router::new(config, "storage", &config.services.storage, end.clone()).unwrap();
+    let router = Router::new(config, Service::Storage, end.clone()).unwrap();
     let view = Arc::new(View::new(router.discovery().clone(), "127.0.0.1:1".to_owned()));
     let connector = Connector::new(config, &valkey).unwrap();
     let kafka = config.kafka.as_ref().unwrap();

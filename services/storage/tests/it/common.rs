@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, io::Write, net::SocketAddr, path::PathBuf, proc
 use kith_clients::storage::Storage;
 use kith_eventlog::client_config;
 use kith_kit::{
-    config::{Auth, Cluster, Config, Durability, Instance, Limits, Service, Services},
+    config::{Auth, Cluster, Config, Durability, Instance, Limits, Services},
     readiness::Readiness,
 };
 use kith_proto::{
@@ -62,7 +62,6 @@ impl Platform {
         let dir = TempDir::new().unwrap();
         let endpoints = format!("file:{}", dir.path().join("storage").display());
         std::fs::write(dir.path().join("storage"), "").unwrap();
-        let service = |endpoints: &str| Service { endpoints: endpoints.to_owned() };
         let config = Config {
             cluster: Cluster {
                 name: "test".to_owned(),
@@ -70,7 +69,7 @@ impl Platform {
                 partitions: PARTITIONS,
                 event_partitions: EVENT_PARTITIONS,
             },
-            services: Services { storage: service(&endpoints), sessions: service("static:127.0.0.1:1") },
+            services: Services::all(|_| endpoints.clone()),
             tls: None,
             valkey: Some(valkey.config()),
             kafka: Some(kafka.config()),
