@@ -8,4 +8,4 @@
 "$KITH_LOCAL/deps.sh" debian kube
 export CARGO_TARGET_DIR="$KITH_CACHE/target"
 cd "$KITH_ROOT"
-exec cargo test --release --workspace --test scale --locked -- --ignored --exact --nocapture bench_300_clusters
+exec cargo test --release --workspace --test it --locked -- --ignored --exact --nocapture scale::bench_300_clusters

@@ -1,22 +1,21 @@
-//! The platform on the local Kubernetes cluster that `make up` starts: every behaviour through real sockets, what platform teams see,
+//! The platform on the local Kubernetes cluster that `make up` starts: what the way through a cluster could break, what platform teams see,
 //! and what happens when things die. Tests that break something run alone; all others share the cluster.
 #![allow(missing_docs, unreachable_pub)]
 
 #[macro_use]
+#[allow(dead_code, reason = "local processes show the others")]
 mod behaviour;
 
 #[path = "cluster/admit.rs"]
 mod admit;
 #[path = "cluster/brokers.rs"]
 mod brokers;
-#[path = "cluster/chaos_operator.rs"]
-mod chaos_operator;
-#[path = "cluster/chaos_pods.rs"]
-mod chaos_pods;
 #[path = "cluster/chaos_run.rs"]
 mod chaos_run;
 #[path = "cluster/event_log_access.rs"]
 mod event_log_access;
+#[path = "cluster/faults.rs"]
+mod faults;
 #[path = "cluster/gateway_tls.rs"]
 mod gateway_tls;
 #[path = "cluster/hostile.rs"]
@@ -117,4 +116,29 @@ pub async fn on_the_cluster(proof: impl AsyncFnOnce(&Target) -> behaviour::Proof
     }
 }
 
-every_behaviour!(crate::on_the_cluster);
+// What the way through the cluster could break: its network, the images, and what the operator writes for each process (keys, limits,
+// certificates, the event log). Everything else is the same on local processes, where `local` shows it.
+every_behaviour!(crate::on_the_cluster, message_send: behaviour::send, [
+    a_message_is_stored_and_reaches_the_other_users_socket,
+    a_message_sent_on_the_socket_is_acknowledged_and_delivered,
+    every_device_of_the_recipient_gets_the_message,
+    a_business_line_sends_for_its_user,
+]);
+every_behaviour!(crate::on_the_cluster, message_catch_up: behaviour::catch_up, [
+    messages_sent_while_offline_are_pushed_at_login_in_order,
+    a_dropped_connection_comes_back_without_a_hole,
+]);
+every_behaviour!(crate::on_the_cluster, message_bad_input: behaviour::bad_input, [
+    a_body_of_another_kind_or_size_is_refused_by_status,
+]);
+every_behaviour!(crate::on_the_cluster, message_auth: behaviour::auth, [
+    a_call_without_a_good_token_is_unauthenticated,
+    a_socket_without_a_good_token_is_closed_for_good,
+    keys_and_the_description_of_the_api_are_public,
+]);
+every_behaviour!(crate::on_the_cluster, message_devices: behaviour::devices, [
+    a_device_that_was_sent_away_is_out_at_once_and_not_listed_again,
+]);
+every_behaviour!(crate::on_the_cluster, message_log: behaviour::log, [
+    the_event_log_replays_to_the_same_conversation,
+]);

@@ -1,10 +1,5 @@
 //! Partitions move between real shards under a writer, and the mover dies at every step.
 
-mod support {
-    pub(crate) mod fleet;
-    pub(crate) mod writer;
-}
-
 use std::{
     collections::HashMap,
     net::SocketAddr,
@@ -13,6 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::support::{
+    fleet::{self, Fleet},
+    writer::{self, Promised},
+};
 use k8s_openapi::jiff::Timestamp;
 use kith_crds::{
     ShardRebalanceSpec,
@@ -27,10 +26,6 @@ use kith_operator::{
         states::{self, Input, Next},
         world,
     },
-};
-use support::{
-    fleet::Fleet,
-    writer::{self, Promised},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -121,7 +116,7 @@ async fn grown(shards: usize) -> Fleet {
 async fn shards_are_added_and_drained_under_a_writer_without_a_lost_write() {
     let mut fleet = grown(3).await;
     let end = CancellationToken::new();
-    let counting = tokio::spawn(writer::count(support::fleet::links(), seeds(&fleet.desired), keys(), 0, end.clone()));
+    let counting = tokio::spawn(writer::count(fleet::links(), seeds(&fleet.desired), keys(), 0, end.clone()));
     let begun = Instant::now();
     let status =
         drive(&fleet.links, &fleet.guard, &fleet.desired, &Gate::default(), None, Duration::from_secs(120)).await;
@@ -157,12 +152,12 @@ async fn a_mover_that_dies_at_any_step_is_followed_by_one_that_finishes() {
     fill(&fleet).await;
     let file = fleet.root.path().join("wish");
     let end = CancellationToken::new();
-    let counting = tokio::spawn(writer::count(support::fleet::links(), seeds(&fleet.desired), keys(), 0, end.clone()));
+    let counting = tokio::spawn(writer::count(fleet::links(), seeds(&fleet.desired), keys(), 0, end.clone()));
     for place in failpoint::ALL {
         for nth in [1, 2] {
             let mut died = false;
             for _ in 0..4 {
-                std::fs::write(&file, support::fleet::to_text(&fleet.desired)).expect("written");
+                std::fs::write(&file, fleet::to_text(&fleet.desired)).expect("written");
                 let begun = Instant::now();
                 died = child(&file, Some(&format!("{place}@{nth}")), Duration::from_secs(60));
                 if died {
@@ -200,10 +195,9 @@ async fn a_primary_that_dies_in_a_move_is_replaced_and_the_move_goes_on() {
         fleet.ready(LIMIT).await;
         fill(&fleet).await;
         let gate = Gate::default();
-        let (_publish, report, over) = fleet.probe(support::fleet::links(), gate.clone());
+        let (_publish, report, over) = fleet.probe(fleet::links(), gate.clone());
         let end = CancellationToken::new();
-        let counting =
-            tokio::spawn(writer::count(support::fleet::links(), seeds(&fleet.desired), keys(), 1, end.clone()));
+        let counting = tokio::spawn(writer::count(fleet::links(), seeds(&fleet.desired), keys(), 1, end.clone()));
         let moving = {
             let (links, guard, desired) = (fleet.links.clone(), fleet.guard.clone(), fleet.desired.clone());
             tokio::spawn(async move { drive(&links, &guard, &desired, &gate, None, Duration::from_secs(120)).await })
@@ -238,7 +232,7 @@ async fn a_shard_that_comes_back_soon_after_it_was_forgotten_takes_slots_without
     }
     println!("whole without it after {:?}", fleet.ready(LIMIT).await);
     let forgotten = async || fleet.look().await.up().all(|(_, s)| s.view.len() == 4);
-    let took = support::fleet::eventually("the shard to be forgotten", LIMIT, forgotten).await;
+    let took = fleet::eventually("the shard to be forgotten", LIMIT, forgotten).await;
     println!("forgotten after {took:?}");
     let back = Instant::now();
     // And back on its old volumes, with new addresses, while writes go on and slots are to move at once.
@@ -247,7 +241,7 @@ async fn a_shard_that_comes_back_soon_after_it_was_forgotten_takes_slots_without
         fleet.restart_elsewhere(&member.pod);
     }
     let end = CancellationToken::new();
-    let counting = tokio::spawn(writer::count(support::fleet::links(), seeds(&fleet.desired), keys(), 1, end.clone()));
+    let counting = tokio::spawn(writer::count(fleet::links(), seeds(&fleet.desired), keys(), 1, end.clone()));
     let gate = Gate::default();
     let moving = drive(&fleet.links, &fleet.guard, &fleet.desired, &gate, None, Duration::from_secs(120));
     // The reconcile loop's part goes on meanwhile.
@@ -282,7 +276,7 @@ async fn a_giver_that_does_not_hear_that_its_slots_were_taken_acknowledges_nothi
     // For so long it does not listen to a node that it was told to forget: longer than a slow machine copies, and its patience with it.
     fleet.command(&giver, &["CONFIG", "SET", "cluster-blacklist-ttl", "15"]).await.expect("set");
     let end = CancellationToken::new();
-    let counting = tokio::spawn(writer::count(support::fleet::links(), seeds(&fleet.desired), keys(), 1, end.clone()));
+    let counting = tokio::spawn(writer::count(fleet::links(), seeds(&fleet.desired), keys(), 1, end.clone()));
     let executor = Executor { links: fleet.links.clone(), guard: fleet.guard.clone(), gate: Gate::default() };
     let batch = Batch { from: "demo-0".to_owned(), to: "demo-1".to_owned(), partitions: (0..800).collect(), bytes: 0 };
     let begun = Instant::now();
@@ -328,7 +322,7 @@ async fn fill(fleet: &Fleet) {
 fn child(file: &Path, place: Option<&str>, limit: Duration) -> bool {
     let mut command = Command::new(std::env::current_exe().expect("this test"));
     command
-        .args(["--exact", "mover", "--nocapture", "--ignored"])
+        .args(["--exact", "rebalance::mover", "--nocapture", "--ignored"])
         .env("KITH_TEST_WISH", file)
         .stdout(Stdio::null())
         .stderr(Stdio::null());
@@ -354,9 +348,9 @@ fn child(file: &Path, place: Option<&str>, limit: Duration) -> bool {
 #[ignore = "run by the test that kills it"]
 async fn mover() {
     let Some(file) = std::env::var_os("KITH_TEST_WISH").map(PathBuf::from) else { return };
-    let desired = support::fleet::from_text(&std::fs::read_to_string(file).expect("the wish"));
+    let desired = fleet::from_text(&std::fs::read_to_string(file).expect("the wish"));
     let stop = std::env::var("KITH_TEST_STOP_MS").ok().and_then(|v| v.parse().ok()).map(Duration::from_millis);
-    let links = support::fleet::links();
+    let links = fleet::links();
     // Where nothing is left to move for this failure point, it ends by itself.
     drive(&links, &LeaseGuard::unopposed(), &desired, &Gate::default(), stop, Duration::from_secs(20)).await;
 }

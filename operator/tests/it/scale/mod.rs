@@ -3,13 +3,7 @@
 //! Not a part of the check: `make bench-operator`. `KITH_BENCH_CLUSTERS` sets another number of ChatClusters, `KITH_BENCH_OPERATOR` another
 //! binary.
 
-#[allow(dead_code, reason = "the admission tests use more of it")]
-#[path = "../../../crds/tests/admission/server.rs"]
-mod server;
-
 mod brokers;
-#[path = "../support/crds.rs"]
-mod crds;
 mod engine;
 mod platform;
 
@@ -21,9 +15,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::server::ApiServer;
 use kube::{Client, Config};
 use platform::Platform;
-use server::ApiServer;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -67,7 +61,7 @@ async fn bench(server: &ApiServer, clusters: usize) {
     config.accept_invalid_certs = true;
     config.auth_info.token = Some("admin".to_owned().into());
     let client = Client::try_from(config).expect("a client");
-    crds::install(&client).await;
+    crate::support::crds::install(&client).await;
     let dir = tempfile::tempdir().expect("a folder");
     let mut platform = Platform::new(client, clusters, SHARDS, MEMBERS, dir.path());
     platform.create().await;

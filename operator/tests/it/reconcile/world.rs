@@ -73,7 +73,7 @@ impl World {
             dir.path().join("run"),
             CancellationToken::new(),
         );
-        crate::crds::install(&client).await;
+        crate::support::crds::install(&client).await;
         Self { counts, client, context, _wakes: wakes, _dir: dir }
     }
 

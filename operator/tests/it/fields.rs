@@ -1,15 +1,13 @@
 //! Every field of every custom resource does something, and nothing that it does not have to: each leaf of the schemas is set, and what is
 //! rendered differs; or a test is named that shows what it does.
 
-#[path = "support/rendered.rs"]
-mod rendered;
-
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::Path,
 };
 
+use crate::support::rendered;
 use kith_crds::{ChatCluster, Gateway};
 use kith_operator::{
     apply::Live,

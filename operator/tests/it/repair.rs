@@ -1,17 +1,13 @@
 //! What can be wrong with an engine, on real Valkey: each is found, said in words, and put right, or left alone with the exact command.
 
-mod support {
-    pub(crate) mod fleet;
-}
-
 use std::time::Duration;
 
+use crate::support::fleet::{Fleet, eventually};
 use kith_operator::dataplane::{
     Outcome,
     ownership::Ownership,
     types::{Problem, Reason},
 };
-use support::fleet::{Fleet, eventually};
 
 const LIMIT: Duration = Duration::from_secs(30);
 

@@ -5,16 +5,10 @@
 mod brokers;
 mod former;
 mod gateway;
-#[path = "../support/rules.rs"]
-mod rules;
-#[allow(dead_code, reason = "the admission tests use more of it")]
-#[path = "../../../crds/tests/admission/server.rs"]
-mod server;
 
-#[path = "../support/crds.rs"]
-mod crds;
 mod world;
 
+use crate::server::ApiServer;
 use k8s_openapi::api::{
     apps::v1::{Deployment, StatefulSet},
     core::v1::{ConfigMap, Event, Secret, Service},
@@ -31,7 +25,6 @@ use kube::{
     api::{DeleteParams, Patch, PatchParams, PostParams},
 };
 use serde_json::json;
-use server::ApiServer;
 use world::World;
 
 /// This version.
@@ -90,7 +83,7 @@ async fn names_that_are_taken_are_refused_before_anything_is_made(world: &World)
 
 /// Whatever was asked of the API server, the chart grants; by resource and verb, since requests are counted by these.
 fn nothing_is_asked_for_without_a_right(world: &World) {
-    let granted = rules::granted();
+    let granted = crate::support::rules::granted();
     let all: Vec<(String, String)> =
         granted.namespaced.into_iter().chain(granted.cluster).map(|(_, resource, verb)| (resource, verb)).collect();
     // Definitions and namespaces are made by the test itself, and so are objects that a person would make.

@@ -2,15 +2,13 @@
 //! operator: that must be a decision, not an accident. `KITH_BLESS=1 cargo test` writes the files anew, but never those of a version that is
 //! out, which have a folder of their own with the manifests that they are rendered from.
 
-#[path = "support/rendered.rs"]
-mod rendered;
-
 use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
 
+use crate::support::rendered;
 use kith_crds::{ChatCluster, Gateway};
 use kith_operator::{
     gateway,
@@ -84,7 +82,7 @@ fn the_objects_of_an_empty_spec_stay_as_they_are() {
 
 #[test]
 fn the_objects_of_the_sample_stay_as_they_are() {
-    compare("demo.yaml", include_str!("../../examples/demo.yaml"));
+    compare("demo.yaml", include_str!("../../../examples/demo.yaml"));
 }
 
 /// Kind and name of everything that is made for a ChatCluster `c` with a Gateway `g`.
@@ -142,7 +140,7 @@ fn whatever_chatclusters_are_called_none_of_their_objects_has_the_name_of_anothe
 
 #[test]
 fn rendering_twice_gives_the_same_bytes_and_every_pod_is_restricted() {
-    let manifest = include_str!("../../examples/demo.yaml");
+    let manifest = include_str!("../../../examples/demo.yaml");
     assert_eq!(render(manifest), render(manifest));
     for document in serde_yaml_ng::Deserializer::from_str(&render(manifest)) {
         let object: Value = serde::Deserialize::deserialize(document).expect("YAML");
@@ -279,7 +277,7 @@ fn switching_autoscaling_on_leaves_as_many_pods_as_stand() {
 
 #[test]
 fn pods_of_a_gateway_with_tls_find_its_certificate_and_its_services_say_so() {
-    let manifest = include_str!("../../examples/production.yaml");
+    let manifest = include_str!("../../../examples/production.yaml");
     let plan = rendered::plan(&read(manifest, "ChatCluster").expect("a ChatCluster"));
     let gateway: Gateway = read(manifest, "Gateway").expect("a Gateway");
     assert_eq!(gateway::render::refusal(&gateway), None);

@@ -3,12 +3,9 @@
 //! The table below says what the sources ask for; whoever adds a request adds it here, and to the chart. That nothing is missing from both is
 //! checked where the controllers run against an API server (`reconcile`), by the requests that were counted there.
 
-#[path = "support/rules.rs"]
-mod rules;
-
 use std::collections::BTreeSet;
 
-use rules::{Right, granted, rights};
+use crate::support::rules::{Right, granted, rights};
 
 /// Reading one object before it is applied, and applying it, which takes `create` where it is not there yet.
 const APPLY: &str = "get create patch";

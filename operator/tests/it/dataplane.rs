@@ -1,21 +1,17 @@
 //! The data plane code against real Valkey processes: forming, failing over, coming back.
 
-mod support {
-    pub(crate) mod fleet;
-}
-
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use crate::support::fleet::{COUNTER, Fleet, eventually, links};
 use kith_operator::dataplane::{
     Gate, bus, parse,
     switchover::switchover,
     types::{Library, Presence, Reason},
 };
 use redis::Value;
-use support::fleet::{COUNTER, Fleet, eventually, links};
 use tokio_util::sync::CancellationToken;
 
 const LIMIT: Duration = Duration::from_secs(30);

@@ -1,14 +1,10 @@
 //! A taker of slots dies amid a move: with its claim on its disk alone, or with keys that it does not own yet.
 
-mod support {
-    pub(crate) mod fleet;
-}
-
 use std::{path::Path, time::Duration};
 
+use crate::support::fleet::{self, Fleet, eventually, log_of};
 use kith_operator::dataplane::Gate;
 use redis::Value;
-use support::fleet::{self, Fleet, eventually, log_of};
 
 const LIMIT: Duration = Duration::from_secs(40);
 

@@ -9,7 +9,7 @@ use std::{
 
 use tempfile::TempDir;
 
-const SCRIPT: &str = include_str!("../src/render/scripts/valkey-start.sh");
+const SCRIPT: &str = include_str!("../../src/render/scripts/valkey-start.sh");
 
 const ME: &str = "18e23775f9bfcc0aac59f1457505832f1e24ba07";
 const OTHER: &str = "bdabc68ed4b7c791c28ec0190a60206c2ac61300";
