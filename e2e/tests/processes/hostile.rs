@@ -41,7 +41,7 @@ async fn one_hostile_client_hurts_nobody_else() {
     };
     let platform = Platform::start(options).await.expect("the local platform");
     let all = Service::ALL.iter().copied();
-    let all = all.flat_map(|service| (0..platform.count(service)).filter_map(move |n| Some((service, n))));
+    let all = all.flat_map(|service| (0..platform.count(service)).map(move |n| (service, n)));
     let all = all.filter_map(|(service, n)| platform.find(service, n));
     let began: Vec<_> = all.map(|at| (at, platform.instance(at).pid())).collect();
     let target = platform.target().await.expect("addresses");

@@ -1,8 +1,8 @@
 //! The ChatCluster controller: observe → validate → build → apply → data-plane step → status.
 //!
 //! The data plane is cared for first and always: by the last spec that could be used while the present one cannot, and whatever else fails.
-//! Layers come in order: the storage engine and the event log, then `storage`, then `sessions` and `tasks`, then `business` and the
-//! Gateways. A change of a layer waits until the one below is wholly of its newest template and serves; what runs already is never taken away
+//! Layers come in order: the storage engine and the event log, then the services of the storage, logic and access layers as the platform's table
+//! has them, then the Gateways. A change of a layer waits until the one below is wholly of its newest template and serves; what runs already is never taken away
 //! for that. Gateways compare `status.rolledOut` with what their own settings follow from.
 
 mod alarms;

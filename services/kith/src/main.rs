@@ -107,9 +107,10 @@ async fn start(service: Service, run: Run) -> Result<(), Failure> {
     let shutdown = shutdown::on_signal()?;
     let listen = run.listen.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], service.port())));
     // Who serves nobody binds nothing but its admin port.
-    let listener = match service.listens() {
-        true => Some(TcpListener::bind(listen).await.map_err(|e| format!("cannot listen on {listen}: {e}"))?),
-        false => None,
+    let listener = if service.listens() {
+        Some(TcpListener::bind(listen).await.map_err(|e| format!("cannot listen on {listen}: {e}"))?)
+    } else {
+        None
     };
     let bound = listener.as_ref().map_or(Ok(listen), TcpListener::local_addr)?;
     let advertise = run.advertise.unwrap_or_else(|| match run.pod_ip {

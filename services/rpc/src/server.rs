@@ -91,7 +91,7 @@ pub enum ServeError {
 /// Who may call a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Allow {
-    /// The components of the same ChatCluster, each what [`kith_kit::callers`] says; without TLS (processes on one machine) everyone.
+    /// The components of the same ChatCluster, each what [`kith_platform::may_call`] says; without TLS (processes on one machine) everyone.
     Platform,
     /// Everyone: the handlers ask which business line calls. Reflection shows their package alone, and asks for a line's certificate too.
     Lines,

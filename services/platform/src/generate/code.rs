@@ -1,13 +1,9 @@
 //! Rust that has something of its own for each service: a subcommand, a field of a type. As `rustfmt` leaves it.
 
+use super::each;
 use crate::{Serves, Service};
 
 const WRITTEN: &str = "Written by `cargo servicegen` from `services/platform`: change it there.";
-
-/// Text of each service, one after the other.
-fn each(text: impl Fn(Service) -> String) -> String {
-    Service::ALL.iter().copied().map(text).collect()
-}
 
 /// `services/kith/src/services.rs`: the subcommands that run services.
 pub(super) fn subcommands() -> String {
@@ -67,24 +63,20 @@ pub(crate) async fn run(
 
 /// `crds/src/chatcluster/settings.rs`: what a ChatCluster's spec says of its services.
 pub(super) fn settings() -> String {
-    let of_the_cluster = |s: &Service| !s.is_at_gateways();
-    let own: Vec<Service> = Service::ALL.iter().copied().filter(of_the_cluster).collect();
-    let fields: String = own
-        .iter()
-        .map(|s| {
-            let kind = if matches!(s.serves(), Serves::Lines(_)) { "BusinessSpec" } else { "ServiceSpec" };
-            let (name, about) = (s.name(), s.declaration().about);
-            format!("    /// `{name}`: {about}\n    #[serde(default)]\n    pub {}: {kind},\n", s.ident())
-        })
-        .collect();
-    let arms: String = own
-        .iter()
-        .map(|s| {
-            format!("            Service::{0} => Some((self.{1}.replicas, &self.{1}.pod)),\n", s.variant(), s.ident())
-        })
-        .collect();
+    let at_gateways = |s: Service| s.is_at_gateways();
+    let fields = each(|s| {
+        let kind = if matches!(s.serves(), Serves::Lines(_)) { "BusinessSpec" } else { "ServiceSpec" };
+        let (name, about, ident) = (s.name(), s.declaration().about, s.ident());
+        let field = format!("    /// `{name}`: {about}\n    #[serde(default)]\n    pub {ident}: {kind},\n");
+        if at_gateways(s) { String::new() } else { field }
+    });
+    let arms = each(|s| {
+        let (variant, ident) = (s.variant(), s.ident());
+        let arm = format!("            Service::{variant} => Some((self.{ident}.replicas, &self.{ident}.pod)),\n");
+        if at_gateways(s) { String::new() } else { arm }
+    });
     let elsewhere: Vec<String> =
-        Service::ALL.iter().filter(|s| !of_the_cluster(s)).map(|s| format!("Service::{}", s.variant())).collect();
+        Service::ALL.iter().filter(|s| at_gateways(**s)).map(|s| format!("Service::{}", s.variant())).collect();
     let elsewhere = elsewhere.join(" | ");
     format!(
         "//! What a ChatCluster's spec says of its services. {WRITTEN}

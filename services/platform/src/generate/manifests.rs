@@ -1,6 +1,6 @@
 //! The crates of the services, where Cargo wants them named.
 
-use super::Part;
+use super::{Part, each};
 use crate::Service;
 
 const BEGIN: &str = "# Services: written by `cargo servicegen` from services/platform.";
@@ -16,6 +16,6 @@ pub(super) fn of_the_binary() -> Vec<Part> {
     lines(|service| format!("kith-{}.workspace = true\n", service.name()))
 }
 
-fn lines(line: impl Fn(&Service) -> String) -> Vec<Part> {
-    vec![Part { begin: BEGIN, end: END, content: Service::ALL.iter().map(line).collect() }]
+fn lines(line: impl Fn(Service) -> String) -> Vec<Part> {
+    vec![Part { begin: BEGIN, end: END, content: each(line) }]
 }

@@ -52,6 +52,11 @@ pub fn files(top: &Path) -> io::Result<Vec<GeneratedFile>> {
     Ok(files)
 }
 
+/// What the text is for each service, one after the other.
+fn each(text: impl Fn(Service) -> String) -> String {
+    Service::ALL.iter().copied().map(text).collect()
+}
+
 /// The text with the part between its two lines made anew.
 fn filled(text: &str, part: &Part) -> Option<String> {
     let (head, rest) = text.split_once(&format!("{}\n", part.begin))?;

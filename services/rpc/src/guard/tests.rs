@@ -60,7 +60,7 @@ async fn call(transport: Transport, path: &str) -> Result<(), Error> {
 }
 
 #[test]
-fn the_table_has_every_internal_method_and_no_other() {
+fn every_internal_method_has_callers_and_the_table_names_no_other() {
     let ours = |path: &&String| {
         let of_lines =
             |service: &Service| matches!(service.serves(), Serves::Lines(name) if path[1..].starts_with(name));
