@@ -1,6 +1,6 @@
 //! The step that writes: server-side apply under one field manager, only where something differs, never over somebody else's object.
 
-use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, fmt::Debug, sync::Arc};
 
 use k8s_openapi::{NamespaceResourceScope, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use kith_crds::names;
@@ -149,40 +149,38 @@ impl Applier {
 
     /// Whether nothing would be written.
     pub fn is_current<K: Object>(&self, wanted: &K, live: &K) -> bool {
-        self.complete(wanted.clone()).is_ok_and(|(wanted, _)| same(&wanted, live).unwrap_or(false))
+        self.complete(wanted.clone())
+            .is_ok_and(|(wanted, hash)| self.stores.is_current(live, hash) || same(&wanted, live).unwrap_or(false))
     }
 
     /// Brings one object to what is wanted; answers the object as it stands. Writes only when something differs.
-    pub async fn apply<K: Object>(&self, wanted: K, live: Option<&K>) -> Result<K, ApplyError> {
+    pub async fn apply<'a, K: Object>(&self, wanted: K, live: Option<&'a K>) -> Result<Cow<'a, K>, ApplyError> {
         let name = wanted.name_any();
         let json = |source| ApplyError::Json { kind: kind::<K>(), name: name.clone(), source };
         let (wanted, hash) = self.complete(wanted).map_err(json)?;
         let api: Api<K> = Api::namespaced(self.client.clone(), &self.namespace);
-        let found;
         let live = match live {
-            Some(live) => Some(live),
-            None => {
-                found = api.get_opt(&name).await.map_err(|e| ApplyError::kube::<K>(&name, e))?;
-                found.as_ref()
-            }
+            Some(live) => Some(Cow::Borrowed(live)),
+            None => api.get_opt(&name).await.map_err(|e| ApplyError::kube::<K>(&name, e))?.map(Cow::Owned),
         };
+        let new = live.is_none();
         if let Some(live) = live {
-            self.may_write(live, &name)?;
+            self.may_write(live.as_ref(), &name)?;
             // Found before, or now.
-            if self.stores.is_current(live, hash) {
-                return Ok(live.clone());
+            if self.stores.is_current(live.as_ref(), hash) {
+                return Ok(live);
             }
-            if same(&wanted, live).map_err(json)? {
-                self.stores.found_current(live, hash);
-                return Ok(live.clone());
+            if same(&wanted, live.as_ref()).map_err(json)? {
+                self.stores.found_current(live.as_ref(), hash);
+                return Ok(live);
             }
         }
-        tracing::info!(kind = %K::kind(&()), %name, namespace = %self.namespace, new = live.is_none(), "applying");
+        tracing::info!(kind = %K::kind(&()), %name, namespace = %self.namespace, new, "applying");
         let params = PatchParams::apply(names::FIELD_MANAGER).force();
         let standing =
             api.patch(&name, &params, &Patch::Apply(&wanted)).await.map_err(|e| ApplyError::kube::<K>(&name, e))?;
         self.stores.wrote(&standing);
-        Ok(standing)
+        Ok(Cow::Owned(standing))
     }
 
     fn may_write<K: Object>(&self, live: &K, name: &str) -> Result<(), ApplyError> {
@@ -203,12 +201,15 @@ impl Applier {
     }
 
     /// Brings all objects of one kind to what is wanted; the first failure ends it.
-    pub async fn apply_all<K: Object>(&self, wanted: Vec<K>, live: &Live<K>) -> Result<Live<K>, ApplyError> {
-        let mut standing = Live::new();
+    pub async fn apply_all<'a, K: Object>(
+        &self,
+        wanted: Vec<K>,
+        live: &'a Live<K>,
+    ) -> Result<Vec<Cow<'a, K>>, ApplyError> {
+        let mut standing = Vec::with_capacity(wanted.len());
         for object in wanted {
-            let name = object.name_any();
-            let applied = self.apply(object, live.get(&name)).await?;
-            standing.insert(name, applied);
+            let live = live.get(&object.name_any());
+            standing.push(self.apply(object, live).await?);
         }
         Ok(standing)
     }

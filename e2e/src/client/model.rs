@@ -68,12 +68,12 @@ pub type Problem = problem::Problem<'static>;
 /// Reads what the platform wrote, to the letter: of the fields that the contract has, each must be spelt as the contract spells it. A
 /// number where a string belongs is refused, though the contract's types, which read what clients write, take it.
 pub fn exact<T: DeserializeOwned + Serialize>(text: &str) -> Result<T, serde_json::Error> {
-    exact_value(serde_json::from_str(text)?)
+    exact_value(&serde_json::from_str(text)?)
 }
 
-fn exact_value<T: DeserializeOwned + Serialize>(given: Value) -> Result<T, serde_json::Error> {
+fn exact_value<T: DeserializeOwned + Serialize>(given: &Value) -> Result<T, serde_json::Error> {
     let read: T = serde_json::from_value(given.clone())?;
-    match difference(&given, &serde_json::to_value(&read)?) {
+    match difference(given, &serde_json::to_value(&read)?) {
         None => Ok(read),
         Some((given, spelt)) => Err(serde_json::Error::custom(format!("{given} instead of {spelt}"))),
     }
@@ -94,12 +94,12 @@ fn difference(given: &Value, spelt: &Value) -> Option<(String, String)> {
 
 fn exact_messages<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Message>, D::Error> {
     let given = Vec::<Value>::deserialize(deserializer)?;
-    given.into_iter().map(|message| exact_value(message).map_err(D::Error::custom)).collect()
+    given.into_iter().map(|message| exact_value(&message).map_err(D::Error::custom)).collect()
 }
 
 fn exact_message<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Message>, D::Error> {
     let given = Option::<Value>::deserialize(deserializer)?;
-    given.map(|message| exact_value(message).map_err(D::Error::custom)).transpose()
+    given.map(|message| exact_value(&message).map_err(D::Error::custom)).transpose()
 }
 
 /// A message to send.

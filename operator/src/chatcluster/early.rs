@@ -100,12 +100,11 @@ async fn some(context: &Arc<Context>, scope: &Scope, tried: &mut HashSet<String>
 
 /// What is not known is not taken for absent: a pod that is not known would count as dead.
 fn is_known(context: &Context, cluster: &ChatCluster) -> bool {
-    let (namespace, name) = (cluster.namespace().unwrap_or_default(), cluster.name_any());
-    let stores = &context.stores;
-    stores.known::<ConfigMap>(&namespace, &name).is_some()
-        && stores.known::<Secret>(&namespace, &name).is_some()
-        && stores.known::<StorageShard>(&namespace, &name).is_some()
-        && stores.known::<Pod>(&namespace, &name).is_some()
+    let (namespace, stores) = (cluster.namespace().unwrap_or_default(), &context.stores);
+    stores.knows::<ConfigMap>(&namespace)
+        && stores.knows::<Secret>(&namespace)
+        && stores.knows::<StorageShard>(&namespace)
+        && stores.knows::<Pod>(&namespace)
 }
 
 /// Answers whether the prober runs.

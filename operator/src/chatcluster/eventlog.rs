@@ -36,6 +36,7 @@ pub(super) async fn apply(
     let mut services = external;
     services.push(kafka::headless(plan));
     let standing = applier.apply_all(services, &observed.services).await?;
+    let standing = standing.into_iter().map(|service| (service.name_any(), service.into_owned())).collect();
     let kafka_services = observed
         .services
         .iter()

@@ -3,7 +3,7 @@
 //! With another authority nobody trusts anybody, with other keys everyone is logged out, with other passwords the engine lets nobody in. So a
 //! copy outlives the Secrets that are in use, and the ChatCluster itself where its volumes do: a Secret that was deleted is put back.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use kith_crds::{names, shared::ReclaimPolicy};
@@ -40,8 +40,12 @@ fn is_of(copy: &Secret, data_uid: &str) -> bool {
 }
 
 /// Secrets as they are, with those that are missing from the copy; and what was put back, for Events.
-pub(super) fn put_back(plan: &Plan, live: &Live<Secret>, copy: Option<&Secret>) -> (Live<Secret>, Vec<String>) {
-    let (mut all, mut told) = (live.clone(), Vec::new());
+pub(super) fn put_back<'a>(
+    plan: &Plan,
+    live: &'a Live<Secret>,
+    copy: Option<&Secret>,
+) -> (Cow<'a, Live<Secret>>, Vec<String>) {
+    let (mut all, mut told) = (Cow::Borrowed(live), Vec::new());
     let Some(files) = copy.filter(|c| is_of(c, &plan.data_uid)).and_then(|c| c.data.as_ref()) else {
         return (all, told);
     };
@@ -54,7 +58,7 @@ pub(super) fn put_back(plan: &Plan, live: &Live<Secret>, copy: Option<&Secret>) 
         }
         told.push(format!("put Secret {secret} back from its copy in Secret {}", name(&plan.data_uid)));
         let metadata = ObjectMeta { name: Some(secret.clone()), ..ObjectMeta::default() };
-        all.insert(secret, Secret { metadata, data: Some(data), ..Secret::default() });
+        all.to_mut().insert(secret, Secret { metadata, data: Some(data), ..Secret::default() });
     }
     (all, told)
 }

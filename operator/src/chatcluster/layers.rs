@@ -1,5 +1,7 @@
 //! The services, layer by layer: a change of a layer waits until the one below is wholly of its newest template and serves.
 
+use std::borrow::Cow;
+
 use kith_platform::Layer;
 use kube::ResourceExt;
 
@@ -57,7 +59,7 @@ async fn one(
     let objects = workloads::service(plan, service)?;
     if let Some(wanted) = objects.service {
         let standing = applier.apply(wanted, observed.services.get(&name)).await?;
-        facts.services.insert(name.clone(), standing);
+        facts.services.insert(name.clone(), standing.into_owned());
     }
     applier.apply(objects.budget, observed.budgets.get(&name)).await?;
     let live = observed.deployments.get(&name);
@@ -67,14 +69,17 @@ async fn one(
     if goes || map.is_none() {
         applier.apply(objects.config_map, map).await?;
     }
-    let (standing, waiting) =
-        if goes { (Some(applier.apply(objects.deployment, live).await?), false) } else { (live.cloned(), true) };
+    let (standing, waiting) = if goes {
+        (Some(applier.apply(objects.deployment, live).await?), false)
+    } else {
+        (live.map(Cow::Borrowed), true)
+    };
     Ok(Workload {
         component,
-        rollout: standing.as_ref().map(rollout),
+        rollout: standing.as_deref().map(rollout),
         waiting,
         trouble: trouble(&observed.pods, component.name(), None)
-            .or_else(|| standing.as_ref().and_then(refusal::of_deployment)),
+            .or_else(|| standing.as_deref().and_then(refusal::of_deployment)),
     })
 }
 

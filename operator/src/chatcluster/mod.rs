@@ -43,7 +43,7 @@ pub use shards::{Steps, steps as shard_steps};
 pub use status::{BrokerFacts, Facts, StorageFacts, Workload, address, gravest, node_of, status, storage_reason};
 pub use told::Told;
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use k8s_openapi::jiff::Timestamp;
 use kith_crds::{
@@ -196,7 +196,7 @@ async fn pass(cluster: &ChatCluster, context: &Arc<Context>, facts: &mut Facts) 
     let (namespace, name) = (cluster.namespace().unwrap_or_default(), cluster.name_any());
     let mut observed = observe(&context.stores, &namespace, &name).await?;
     facts.services.clone_from(&observed.services);
-    facts.pods.clone_from(&observed.pods);
+    facts.pods = observed.pods.clone();
     facts.gateways = Some(observed.gateways.clone());
     // validate
     let (plan, usable) = usable_plan(cluster, context, &observed, facts).await?;
@@ -367,7 +367,7 @@ async fn secrets_step(
     observed: &Observed,
     applier: &Applier,
 ) -> Result<Secrets, PassError> {
-    let mut live = observed.secrets.clone();
+    let mut live = Cow::Borrowed(&observed.secrets);
     secrets::ask_for_missing(&context.stores, plan, &mut live).await?;
     let copy = identity::find(&context.stores, plan, &live).await?;
     let (known, put_back) = identity::put_back(plan, &live, copy.as_ref());

@@ -1,5 +1,7 @@
 //! The observe step: everything that belongs to a ChatCluster, as it is known.
 
+use std::sync::Arc;
+
 use k8s_openapi::api::{
     apps::v1::{Deployment, StatefulSet},
     core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount},
@@ -34,7 +36,7 @@ pub struct Observed {
     /// Network policies.
     pub policies: Live<NetworkPolicy>,
     /// Pods.
-    pub pods: Live<Pod>,
+    pub pods: Arc<Live<Pod>>,
     /// Volume claims.
     pub claims: Live<PersistentVolumeClaim>,
     /// All StorageShards that name the ChatCluster, hand-made ones included.
@@ -89,7 +91,7 @@ pub async fn observe(stores: &Stores, namespace: &str, cluster: &str) -> Result<
         stateful_sets,
         budgets,
         policies,
-        pods,
+        pods: Arc::new(pods),
         claims,
         shards,
         gateways,

@@ -1,7 +1,7 @@
 //! The build step of Secrets: what exists and is sound stays byte for byte, what is missing is made, what is near its end is renewed. Pure
 //! but for the randomness of new keys.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{borrow::Cow, collections::BTreeMap, net::IpAddr};
 
 use k8s_openapi::{
     ByteString,
@@ -101,7 +101,11 @@ pub fn build(plan: &Plan, live: &Live<Secret>, situation: &Situation<'_>, now: T
 }
 
 /// Puts in what is there although nobody told of it yet: only what the API server itself does not have is made anew.
-pub(super) async fn ask_for_missing(stores: &Stores, plan: &Plan, live: &mut Live<Secret>) -> Result<(), ApplyError> {
+pub(super) async fn ask_for_missing(
+    stores: &Stores,
+    plan: &Plan,
+    live: &mut Cow<'_, Live<Secret>>,
+) -> Result<(), ApplyError> {
     let external = matches!(plan.event_log.kafka, KafkaPlan::External(_));
     let components = Component::of(&plan.version).filter(|c| !(external && *c == Component::Kafka));
     let leaves = components.map(|component| meta::tls_secret(&plan.name, component));
@@ -109,7 +113,7 @@ pub(super) async fn ask_for_missing(stores: &Stores, plan: &Plan, live: &mut Liv
         if !live.contains_key(&name)
             && let Some(secret) = stores.ask(&plan.namespace, &name).await?
         {
-            live.insert(name, secret);
+            live.to_mut().insert(name, secret);
         }
     }
     Ok(())

@@ -2,6 +2,8 @@
 
 mod event_log;
 
+use std::sync::Arc;
+
 use k8s_openapi::{
     api::core::v1::{Pod, Service},
     jiff::Timestamp,
@@ -64,7 +66,7 @@ pub struct Facts {
     /// Services of Kubernetes, for addresses.
     pub services: Live<Service>,
     /// Pods, for addresses.
-    pub pods: Live<Pod>,
+    pub pods: Arc<Live<Pod>>,
     /// Gateways of the ChatCluster; absent: not looked at.
     pub gateways: Option<Live<Gateway>>,
     /// What whoever is on call must know.

@@ -3,11 +3,11 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::Arc,
+    sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
 
-use kith_kit::valkey::{Connection, Connector, ValkeyError};
+use kith_kit::valkey::{Connector, Dialogue, ValkeyError};
 use redis::{Cmd, Pipeline, Value};
 use thiserror::Error;
 use tokio::sync::Mutex;
@@ -25,9 +25,6 @@ const TEXT_HOLDS: Duration = Duration::from_secs(600);
 
 /// The engine gives up a handshake after the node timeout.
 const HANDSHAKE: Duration = Duration::from_secs(2);
-
-/// Every call has a deadline of its own; this one only ends what a connection would wait for otherwise.
-const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Why a node did not do what it was asked.
 #[derive(Debug, Error)]
@@ -77,18 +74,34 @@ impl LinkError {
     }
 }
 
-/// A connection that is kept.
-struct Open {
-    connection: Connection,
-    /// The hash of the library's text that was seen behind it, and when.
-    text: Option<(u64, Instant)>,
+/// What is kept of a node. Hundreds of nodes are: a connection takes no memory beyond its socket between two questions.
+#[derive(Default)]
+struct Node {
+    /// None before the first question. Whoever asks holds it meanwhile.
+    dialogue: Mutex<Option<Dialogue>>,
+    /// The hash of the library's text that was seen behind the connection, and when.
+    text: std::sync::Mutex<Option<(u64, Instant)>>,
+}
+
+impl Node {
+    fn text(&self) -> std::sync::MutexGuard<'_, Option<(u64, Instant)>> {
+        self.text.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the connection stands: one that is in use does.
+    fn is_open(&self) -> bool {
+        match self.dialogue.try_lock() {
+            Ok(mut dialogue) => dialogue.as_mut().is_some_and(Dialogue::is_open),
+            Err(_) => true,
+        }
+    }
 }
 
 /// The connections of one ChatCluster. Cheap to clone; clones share them.
 #[derive(Clone)]
 pub struct Links {
     connector: Connector,
-    open: Arc<Mutex<HashMap<SocketAddr, Open>>>,
+    open: Arc<Mutex<HashMap<SocketAddr, Arc<Node>>>>,
     introduced: Arc<Mutex<HashMap<(SocketAddr, SocketAddr), Instant>>>,
 }
 
@@ -105,44 +118,41 @@ impl Links {
         commands: &Pipeline,
         deadline: Duration,
     ) -> Result<Vec<Value>, LinkError> {
-        let result = tokio::time::timeout(deadline, async {
-            let mut connection = self.connection(address).await?;
-            Ok::<_, LinkError>(connection.pipeline(commands).await?)
-        })
-        .await
-        .unwrap_or(Err(LinkError::Deadline(address)));
+        let asked = async {
+            let node = self.node(address).await;
+            let mut held = node.dialogue.lock().await;
+            Ok(self.dialogue(address, &node, &mut held).await?.pipeline(commands).await?)
+        };
+        let result = tokio::time::timeout(deadline, asked).await.unwrap_or(Err(LinkError::Deadline(address)));
         if result.is_err() {
             self.open.lock().await.remove(&address);
         }
         result
     }
 
-    /// The same on a connection of its own, which ends with it: a large answer would leave its buffers with a connection that is kept.
+    /// The same on a connection of its own, which ends with it: a large answer would leave the buffers of its encryption with a connection
+    /// that is kept.
     pub async fn ask_apart(
         &self,
         address: SocketAddr,
         commands: &Pipeline,
         deadline: Duration,
     ) -> Result<Vec<Value>, LinkError> {
-        tokio::time::timeout(deadline, async {
-            let mut connection = self.connector.connect(&address.to_string(), ANSWER_DEADLINE).await?;
-            Ok(connection.pipeline(commands).await?)
-        })
-        .await
-        .unwrap_or(Err(LinkError::Deadline(address)))
+        let asked = async { Ok(self.connector.dialogue(&address.to_string()).await?.pipeline(commands).await?) };
+        tokio::time::timeout(deadline, asked).await.unwrap_or(Err(LinkError::Deadline(address)))
     }
 
     /// Whether the library's text of this hash was seen on the node behind the connection that stands, not long ago.
     pub async fn has_seen_text(&self, address: SocketAddr, hash: u64) -> bool {
         let open = self.open.lock().await;
-        let text = open.get(&address).filter(|open| !open.connection.is_closed()).and_then(|open| open.text);
+        let text = open.get(&address).filter(|node| node.is_open()).and_then(|node| *node.text());
         text.is_some_and(|(seen, at)| seen == hash && at.elapsed() < TEXT_HOLDS)
     }
 
     /// Remembers that it was seen.
     pub async fn saw_text(&self, address: SocketAddr, hash: u64) {
-        if let Some(open) = self.open.lock().await.get_mut(&address) {
-            open.text = Some((hash, Instant::now()));
+        if let Some(node) = self.open.lock().await.get(&address) {
+            *node.text() = Some((hash, Instant::now()));
         }
     }
 
@@ -189,26 +199,41 @@ impl Links {
     }
 
     async fn call(&self, address: SocketAddr, command: &Cmd, deadline: Duration) -> Result<Value, LinkError> {
-        let result = tokio::time::timeout(deadline, async {
-            let mut connection = self.connection(address).await?;
-            Ok::<_, LinkError>(connection.command(command).await?)
-        })
-        .await
-        .unwrap_or(Err(LinkError::Deadline(address)));
+        let asked = async {
+            let node = self.node(address).await;
+            let mut held = node.dialogue.lock().await;
+            Ok(self.dialogue(address, &node, &mut held).await?.command(command).await?)
+        };
+        let result = tokio::time::timeout(deadline, asked).await.unwrap_or(Err(LinkError::Deadline(address)));
         if result.as_ref().is_err_and(|e| !e.is_refusal()) {
             self.open.lock().await.remove(&address);
         }
         result
     }
 
-    async fn connection(&self, address: SocketAddr) -> Result<Connection, LinkError> {
-        let known = self.open.lock().await.get(&address).map(|open| open.connection.clone());
-        if let Some(connection) = known.filter(|c| !c.is_closed()) {
-            return Ok(connection);
-        }
-        // The lock is not held while connecting: a dead node must not delay the others.
-        let connection = self.connector.connect(&address.to_string(), ANSWER_DEADLINE).await?;
-        self.open.lock().await.insert(address, Open { connection: connection.clone(), text: None });
-        Ok(connection)
+    async fn node(&self, address: SocketAddr) -> Arc<Node> {
+        self.open.lock().await.entry(address).or_default().clone()
+    }
+
+    /// The connection that stands, or a new one. Those who ask the same node wait meanwhile, each until its own deadline, and nobody else.
+    async fn dialogue<'a>(
+        &self,
+        address: SocketAddr,
+        node: &Node,
+        held: &'a mut Option<Dialogue>,
+    ) -> Result<&'a mut Dialogue, LinkError> {
+        let standing = held.take().and_then(|mut dialogue| dialogue.is_open().then_some(dialogue));
+        let dialogue = match standing {
+            Some(dialogue) => dialogue,
+            None => {
+                // Behind a new connection may be a node that was started anew.
+                *node.text() = None;
+                self.connector.dialogue(&address.to_string()).await?
+            }
+        };
+        Ok(held.insert(dialogue))
     }
 }
+
+#[cfg(test)]
+mod tests;

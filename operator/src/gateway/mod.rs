@@ -214,7 +214,7 @@ async fn listeners(
         let current = live.is_some_and(|live| applier.is_current(&listener.deployment, live));
         let service = match service {
             Some(service) if !may_lead_to(&listener, service, live) => service.clone(),
-            service => applier.apply(listener.service, service).await?,
+            service => applier.apply(listener.service, service).await?.into_owned(),
         };
         facts.services.insert(name.clone(), service);
         applier.apply(listener.budget, standing.budgets.get(&name)).await?;

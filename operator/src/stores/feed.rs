@@ -92,20 +92,17 @@ impl<K: Kind> Feed<K> {
         let mut memory = self.memory.write().unwrap_or_else(PoisonError::into_inner);
         match event {
             Event::Init => memory.begin(),
-            Event::InitApply(object) => memory.add(Arc::new(object)),
+            Event::InitApply(object) => memory.add(&object),
             Event::InitDone => {
                 memory.done(now);
-                let all = memory.all();
+                let places = memory.places();
                 drop(memory);
                 self.broken(false);
                 self.ready.send_replace(true);
-                for object in &all {
-                    (self.touch)(object);
-                }
+                self.touch_all(&places);
             }
             Event::Apply(object) => {
-                let object = Arc::new(object);
-                memory.changed(object.clone(), now);
+                memory.changed(&object, now);
                 drop(memory);
                 (self.touch)(&object);
             }
@@ -113,6 +110,18 @@ impl<K: Kind> Feed<K> {
                 memory.gone(&object, now);
                 drop(memory);
                 (self.touch)(&object);
+            }
+        }
+    }
+
+    /// One at a time: all at once would take the memory that packing saves.
+    fn touch_all(&self, places: &[(String, String)]) {
+        for (namespace, name) in places {
+            let object = self.memory.read().unwrap_or_else(PoisonError::into_inner).get(namespace, name);
+            match object {
+                Ok(Some(object)) => (self.touch)(&object),
+                Ok(None) => {}
+                Err(error) => tracing::error!(%error, "nobody is told of it"),
             }
         }
     }

@@ -1,14 +1,18 @@
 //! The kinds that are read from watches: which objects of each, of whom they are, and what of them is not kept.
 
-use k8s_openapi::api::{
-    apps::v1::{Deployment, StatefulSet},
-    autoscaling::v2::HorizontalPodAutoscaler,
-    core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount},
-    networking::v1::{Ingress, NetworkPolicy},
-    policy::v1::PodDisruptionBudget,
+use k8s_openapi::{
+    api::{
+        apps::v1::{Deployment, StatefulSet},
+        autoscaling::v2::HorizontalPodAutoscaler,
+        core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount},
+        networking::v1::{Ingress, NetworkPolicy},
+        policy::v1::PodDisruptionBudget,
+    },
+    apimachinery::pkg::apis::meta::v1::{FieldsV1, ManagedFieldsEntry},
 };
 use kith_crds::{ChatCluster, Gateway, ShardRebalance, StorageShard, names};
 use kube::{ResourceExt, api::ListParams, runtime::watcher};
+use serde_json::json;
 
 use crate::{apply::Object, render::meta};
 
@@ -47,8 +51,20 @@ impl Kind for ServiceAccount {}
 impl Kind for StatefulSet {}
 
 impl Kind for Deployment {
-    /// Who wrote the number of replicas decides whether it is the user's: managers are kept.
-    fn trim(&mut self) {}
+    /// Of the managers those are kept that own the number of replicas, with that alone: it decides whether it is the user's.
+    fn trim(&mut self) {
+        let owns = |fields: &FieldsV1| fields.0.pointer("/f:spec/f:replicas").is_some();
+        let owners = self.metadata.managed_fields.take().into_iter().flatten();
+        let owners =
+            owners.filter(|entry| entry.fields_v1.as_ref().is_some_and(owns)).map(|entry| ManagedFieldsEntry {
+                manager: entry.manager,
+                operation: entry.operation,
+                subresource: entry.subresource,
+                fields_v1: Some(FieldsV1(json!({"f:spec": {"f:replicas": {}}}))),
+                ..ManagedFieldsEntry::default()
+            });
+        self.metadata.managed_fields = Some(owners.collect()).filter(|owners: &Vec<_>| !owners.is_empty());
+    }
 }
 
 impl Kind for Pod {
@@ -115,5 +131,46 @@ impl Kind for Gateway {
 impl Kind for ShardRebalance {
     fn selection() -> watcher::Config {
         watcher::Config::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    #[test]
+    fn of_a_deployments_managers_those_are_kept_that_own_the_number_of_replicas() {
+        let entry = |manager: &str, operation: &str, subresource: Option<&str>, fields: Value| {
+            let mut entry = json!({"manager": manager, "operation": operation, "apiVersion": "apps/v1",
+                "time": "2026-01-02T03:04:05Z", "fieldsType": "FieldsV1", "fieldsV1": fields});
+            if let Some(subresource) = subresource {
+                entry["subresource"] = subresource.into();
+            }
+            entry
+        };
+        let template = json!({"f:template": {"f:spec": {"f:containers": {}}}});
+        let both = json!({"f:replicas": {}, "f:template": {"f:spec": {"f:containers": {}}}});
+        let mut deployment: Deployment = serde_json::from_value(json!({"metadata": {"name": "api", "managedFields": [
+            entry(names::FIELD_MANAGER, "Apply", None, json!({"f:metadata": {"f:labels": {}}, "f:spec": both})),
+            entry("kube-controller-manager", "Update", Some("status"), json!({"f:status": {"f:replicas": {}}})),
+            entry("autoscaler", "Update", Some("scale"), json!({"f:spec": {"f:replicas": {}}})),
+            entry("somebody", "Update", None, json!({"f:spec": template})),
+        ]}}))
+        .unwrap();
+        deployment.trim();
+        let kept = serde_json::to_value(&deployment.metadata.managed_fields).unwrap();
+        let fields = json!({"f:spec": {"f:replicas": {}}});
+        assert_eq!(
+            kept,
+            json!([
+                {"manager": names::FIELD_MANAGER, "operation": "Apply", "fieldsV1": fields},
+                {"manager": "autoscaler", "operation": "Update", "subresource": "scale", "fieldsV1": fields},
+            ])
+        );
+        deployment.metadata.managed_fields = deployment.metadata.managed_fields.map(|all| all[..0].to_vec());
+        deployment.trim();
+        assert_eq!(deployment.metadata.managed_fields, None);
     }
 }

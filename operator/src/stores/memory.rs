@@ -3,16 +3,21 @@
 //! A watch lags. What was written is therefore remembered, with the version that the API server gave it, until the watch has come to that
 //! version or past it. Versions of one kind are numbers that grow with every write (the API's own contract since 1.35; etcd's revision
 //! always); an object whose version is no number is not remembered.
+//!
+//! What was told is kept packed, and each read makes an object of its own of it.
+
+mod packed;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::Arc,
     time::{Duration, Instant},
 };
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 
 use crate::apply::{Live, Object};
+use packed::Packed;
+pub(super) use packed::{Label, Unreadable};
 
 /// A watch that has failed for so long tells nothing: it is begun anew, and until then what it told is not believed.
 pub(super) const BROKEN_AFTER: Duration = Duration::from_secs(30);
@@ -30,7 +35,7 @@ type Place = (String, String);
 /// What this process did to an object, and the watch has not told yet.
 enum Written<K> {
     /// The object as the API server answered it.
-    As { object: Arc<K>, version: u64, at: Instant },
+    As { object: Box<K>, version: u64, at: Instant },
     /// Deleted; a new one of its name is another.
     Deleted { uid: Option<String>, since: Time, at: Instant },
 }
@@ -52,11 +57,11 @@ struct Failing {
 /// All that is known of the objects of one kind.
 pub(super) struct Memory<K> {
     cluster: fn(&K) -> Option<&str>,
-    objects: HashMap<String, BTreeMap<String, Arc<K>>>,
+    objects: HashMap<String, BTreeMap<String, Packed<K>>>,
     /// Names by namespace and ChatCluster.
     members: HashMap<String, HashMap<String, BTreeSet<String>>>,
     /// The list that is under way.
-    list: Vec<Arc<K>>,
+    list: Vec<(Place, Packed<K>)>,
     /// The highest version that the watch has told.
     seen: u64,
     /// The highest version that lists instead of the watch have shown: what was read once is not unread.
@@ -64,8 +69,6 @@ pub(super) struct Memory<K> {
     synced: bool,
     failing: Option<Failing>,
     written: HashMap<Place, Written<K>>,
-    /// Versions that were found to be what is wanted, with the hash of that.
-    current: HashMap<Place, (u64, u64)>,
 }
 
 /// The version of an object, if it is a number.
@@ -90,7 +93,6 @@ impl<K: Object> Memory<K> {
             synced: false,
             failing: None,
             written: HashMap::new(),
-            current: HashMap::new(),
         }
     }
 
@@ -105,25 +107,25 @@ impl<K: Object> Memory<K> {
     }
 
     /// One object of the list.
-    pub(super) fn add(&mut self, object: Arc<K>) {
-        self.list.push(object);
+    pub(super) fn add(&mut self, object: &K) {
+        self.list.push((place(object), self.pack(object)));
     }
 
     /// The list is whole: what it does not hold is gone.
     pub(super) fn done(&mut self, now: Instant) {
-        (self.objects, self.members) = (HashMap::new(), HashMap::new());
-        for object in std::mem::take(&mut self.list) {
-            self.insert(object);
+        let former = std::mem::take(&mut self.objects);
+        self.members = HashMap::new();
+        for (place, mut object) in std::mem::take(&mut self.list) {
+            object.current = former.get(&place.0).and_then(|all| all.get(&place.1)).and_then(|former| former.current);
+            self.insert(place, object);
         }
-        let objects = &self.objects;
-        self.current.retain(|(namespace, name), _| objects.get(namespace).is_some_and(|all| all.contains_key(name)));
         (self.synced, self.failing) = (true, None);
         self.forget(now);
     }
 
     /// An object is new or changed.
-    pub(super) fn changed(&mut self, object: Arc<K>, now: Instant) {
-        self.insert(object);
+    pub(super) fn changed(&mut self, object: &K, now: Instant) {
+        self.insert(place(object), self.pack(object));
         self.failing = None;
         self.forget(now);
     }
@@ -133,7 +135,6 @@ impl<K: Object> Memory<K> {
         let place = place(object);
         self.seen = self.seen.max(version(object).unwrap_or(0));
         self.remove(&place);
-        self.current.remove(&place);
         let uid = &object.meta().uid;
         if matches!(self.written.get(&place), Some(Written::Deleted { uid: deleted, .. }) if deleted == uid) {
             self.written.remove(&place);
@@ -177,11 +178,11 @@ impl<K: Object> Memory<K> {
             Some(Written::As { version: before, .. }) => *before >= version,
             _ => false,
         };
-        if known || !self.awaits(&place, version) {
+        if known || !self.awaits(self.stored(&place.0, &place.1), version) {
             return;
         }
         self.bound();
-        self.written.insert(place, Written::As { object: Arc::new(object), version, at: now });
+        self.written.insert(place, Written::As { object: Box::new(object), version, at: now });
     }
 
     /// This process had exactly this object deleted.
@@ -193,75 +194,129 @@ impl<K: Object> Memory<K> {
 
     /// Whether this version was found to be what is wanted.
     pub(super) fn is_current(&self, object: &K, wanted: u64) -> bool {
-        version(object).is_some_and(|version| self.current.get(&place(object)) == Some(&(version, wanted)))
+        let (namespace, name) = place(object);
+        let current = self.stored(&namespace, &name).and_then(|stored| stored.current);
+        version(object).is_some_and(|version| current == Some((version, wanted)))
     }
 
-    /// This version is what is wanted.
+    /// This version is what is wanted. What the watch does not hold would never be forgotten, and is not remembered.
     pub(super) fn found_current(&mut self, object: &K, wanted: u64) {
-        let (place, version) = (place(object), version(object));
-        // What the watch does not hold would never be forgotten.
-        if let Some(version) = version.filter(|_| self.stored(&place).is_some()) {
-            self.current.insert(place, (version, wanted));
+        let ((namespace, name), version) = (place(object), version(object));
+        let stored = self.objects.get_mut(&namespace).and_then(|all| all.get_mut(&name));
+        if let (Some(stored), Some(version)) = (stored, version) {
+            stored.current = Some((version, wanted));
         }
     }
 
     /// One object as it stands.
-    pub(super) fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
-        let place = (namespace.to_owned(), name.to_owned());
-        self.standing(self.stored(&place), &place)
+    pub(super) fn get(&self, namespace: &str, name: &str) -> Result<Option<K>, Unreadable> {
+        self.standing(namespace, name, None)
+    }
+
+    /// The object as it stands, if another version of it than the given one is known that is no older.
+    pub(super) fn newer(&self, given: &K) -> Result<Option<K>, Unreadable> {
+        let (namespace, name) = place(given);
+        let same = |stored: &Packed<K>| stored.version.is_some() && stored.version == version(given);
+        // This is where most passes begin, and nothing need be read for it.
+        if self.written(&namespace, &name).is_none() && self.stored(&namespace, &name).is_none_or(same) {
+            return Ok(None);
+        }
+        let newer = |known: &K| {
+            known.meta().uid == given.meta().uid && version(known).unwrap_or(0) >= version(given).unwrap_or(0)
+        };
+        Ok(self.standing(&namespace, &name, None)?.filter(newer))
+    }
+
+    /// Namespaces and names of all objects that the watch has told.
+    pub(super) fn places(&self) -> Vec<Place> {
+        let of = |(namespace, all): (&String, &BTreeMap<String, Packed<K>>)| {
+            all.keys().map(|name| (namespace.clone(), name.clone())).collect::<Vec<_>>()
+        };
+        self.objects.iter().flat_map(of).collect()
     }
 
     /// All objects that the watch has told.
-    pub(super) fn all(&self) -> Vec<Arc<K>> {
-        self.objects.values().flat_map(BTreeMap::values).cloned().collect()
+    pub(super) fn all(&self) -> impl Iterator<Item = Result<K, Unreadable>> {
+        let of = |(namespace, all): (&'_ String, &'_ BTreeMap<String, Packed<K>>)| {
+            all.iter().map(|(name, object)| object.read(namespace, name)).collect::<Vec<_>>()
+        };
+        self.objects.iter().flat_map(of)
     }
 
-    /// Those of one ChatCluster that `filter` takes.
-    pub(super) fn of_cluster(&self, namespace: &str, cluster: &str, filter: impl Fn(&K) -> bool) -> Live<K> {
+    /// Names of those of one ChatCluster, and of some that were its own until this process changed that.
+    pub(super) fn names(&self, namespace: &str, cluster: &str) -> BTreeSet<String> {
+        let told = self.members.get(namespace).and_then(|clusters| clusters.get(cluster)).into_iter().flatten();
+        let written = self.written.iter().filter_map(|((there, name), write)| match write {
+            Written::As { object, .. } => (there == namespace && self.is_of(object, cluster)).then_some(name),
+            Written::Deleted { .. } => None,
+        });
+        told.chain(written).cloned().collect()
+    }
+
+    /// Those of one ChatCluster, or of these those that have a label.
+    pub(super) fn of_cluster(
+        &self,
+        namespace: &str,
+        cluster: &str,
+        label: Option<&Label<'_>>,
+    ) -> Result<Live<K>, Unreadable> {
         let mut found = Live::new();
-        let names = self.members.get(namespace).and_then(|clusters| clusters.get(cluster));
-        for name in names.into_iter().flatten() {
-            let place = (namespace.to_owned(), name.clone());
-            if let Some(object) = self.standing(self.stored(&place), &place) {
-                found.insert(place.1, object);
-            }
-        }
-        for place in self.written.keys().filter(|(there, _)| there == namespace) {
-            if !found.contains_key(&place.1)
-                && let Some(object) = self.standing(self.stored(place), place)
-            {
-                found.insert(place.1.clone(), object);
-            }
-        }
         // What was written may have changed whose it is.
-        let mine = |object: &K| (self.cluster)(object) == Some(cluster) && filter(object);
-        found.into_iter().filter(|(_, o)| mine(o)).map(|(name, o)| (name, Arc::unwrap_or_clone(o))).collect()
+        let mine = |object: &K| self.is_of(object, cluster) && label.is_none_or(|label| label.is_of(object));
+        let told = self.members.get(namespace).and_then(|clusters| clusters.get(cluster)).into_iter().flatten();
+        let written = self.written.keys().filter(|(there, _)| there == namespace).map(|(_, name)| name);
+        for name in told.chain(written) {
+            if !found.contains_key(name)
+                && let Some(object) = self.standing(namespace, name, label)?.filter(&mine)
+            {
+                found.insert(name.clone(), object);
+            }
+        }
+        Ok(found)
     }
 
-    fn stored(&self, (namespace, name): &Place) -> Option<&Arc<K>> {
+    fn is_of(&self, object: &K, cluster: &str) -> bool {
+        (self.cluster)(object) == Some(cluster)
+    }
+
+    fn pack(&self, object: &K) -> Packed<K> {
+        Packed::new(object, (self.cluster)(object))
+    }
+
+    fn stored(&self, namespace: &str, name: &str) -> Option<&Packed<K>> {
         self.objects.get(namespace)?.get(name)
     }
 
-    /// The newer one of what was told and what was written.
-    fn standing(&self, stored: Option<&Arc<K>>, place: &Place) -> Option<Arc<K>> {
-        match self.written.get(place) {
-            Some(Written::As { object, version, .. }) if self.awaits(place, *version) => Some(object.clone()),
-            Some(Written::Deleted { uid, since, .. }) => stored.map(|object| {
-                if object.meta().uid != *uid || object.meta().deletion_timestamp.is_some() {
-                    return object.clone();
-                }
-                let mut dying = K::clone(object);
-                dying.meta_mut().deletion_timestamp = Some(since.clone());
-                Arc::new(dying)
-            }),
-            _ => stored.cloned(),
+    fn written(&self, namespace: &str, name: &str) -> Option<&Written<K>> {
+        // Mostly nothing is, and nothing need be copied to find that out.
+        if self.written.is_empty() { None } else { self.written.get(&(namespace.to_owned(), name.to_owned())) }
+    }
+
+    /// The newer one of what was told and what was written. Those that cannot have the label may be left out.
+    fn standing(&self, namespace: &str, name: &str, label: Option<&Label<'_>>) -> Result<Option<K>, Unreadable> {
+        let stored = self.stored(namespace, name);
+        let written = self.written(namespace, name);
+        if let Some(Written::As { object, version, .. }) = written
+            && self.awaits(stored, *version)
+        {
+            return Ok(Some(K::clone(object)));
         }
+        let Some(stored) = stored.filter(|stored| label.is_none_or(|label| stored.may_have(label))) else {
+            return Ok(None);
+        };
+        let mut object = stored.read(namespace, name)?;
+        if let Some(Written::Deleted { uid, since, .. }) = written
+            && is_alive(stored, uid.as_deref())
+        {
+            object.meta_mut().deletion_timestamp = Some(since.clone());
+        }
+        Ok(Some(object))
     }
 
     /// Whether the watch has not come to this version of an object yet. An object that it does not hold and that it has passed is gone.
-    fn awaits(&self, place: &Place, written: u64) -> bool {
-        let reached = match self.stored(place) {
-            Some(object) => version(object.as_ref()).unwrap_or(u64::MAX),
+    fn awaits(&self, stored: Option<&Packed<K>>, written: u64) -> bool {
+        let reached = match stored {
+            Some(object) => object.version.unwrap_or(u64::MAX),
             None => self.seen,
         };
         reached < written
@@ -270,14 +325,13 @@ impl<K: Object> Memory<K> {
     /// Forgets the writes that the watch has come to, and those that are too old.
     fn forget(&mut self, now: Instant) {
         let mut written = std::mem::take(&mut self.written);
-        written.retain(|place, write| {
+        written.retain(|(namespace, name), write| {
+            let stored = self.stored(namespace, name);
             let young = now.saturating_duration_since(write.at()) < END;
             young
                 && match write {
-                    Written::As { version, .. } => self.awaits(place, *version),
-                    Written::Deleted { uid, .. } => {
-                        self.stored(place).is_none_or(|o| o.meta().uid == *uid && o.meta().deletion_timestamp.is_none())
-                    }
+                    Written::As { version, .. } => self.awaits(stored, *version),
+                    Written::Deleted { uid, .. } => stored.is_none_or(|stored| is_alive(stored, uid.as_deref())),
                 }
         });
         self.written = written;
@@ -293,37 +347,45 @@ impl<K: Object> Memory<K> {
         }
     }
 
-    fn insert(&mut self, object: Arc<K>) {
-        self.seen = self.seen.max(version(object.as_ref()).unwrap_or(0));
-        let place = place(object.as_ref());
-        self.remove(&place);
+    fn insert(&mut self, place: Place, mut object: Packed<K>) {
+        self.seen = self.seen.max(object.version.unwrap_or(0));
+        if let Some(former) = self.remove(&place) {
+            object.current = former.current;
+        }
         let (namespace, name) = place;
-        if let Some(cluster) = (self.cluster)(&object) {
+        if let Some(cluster) = &object.cluster {
             let clusters = self.members.entry(namespace.clone()).or_default();
-            clusters.entry(cluster.to_owned()).or_default().insert(name.clone());
+            clusters.entry(cluster.to_string()).or_default().insert(name.clone());
         }
         self.objects.entry(namespace).or_default().insert(name, object);
     }
 
-    fn remove(&mut self, (namespace, name): &Place) {
-        let Some(all) = self.objects.get_mut(namespace) else { return };
-        let Some(object) = all.remove(name) else { return };
+    fn remove(&mut self, (namespace, name): &Place) -> Option<Packed<K>> {
+        let all = self.objects.get_mut(namespace)?;
+        let object = all.remove(name)?;
         if all.is_empty() {
             self.objects.remove(namespace);
         }
-        let Some(clusters) = self.members.get_mut(namespace) else { return };
-        if let Some(cluster) = (self.cluster)(&object)
-            && let Some(names) = clusters.get_mut(cluster)
-        {
-            names.remove(name);
-            if names.is_empty() {
-                clusters.remove(cluster);
+        if let Some(clusters) = self.members.get_mut(namespace) {
+            if let Some(cluster) = object.cluster.as_deref()
+                && let Some(names) = clusters.get_mut(cluster)
+            {
+                names.remove(name);
+                if names.is_empty() {
+                    clusters.remove(cluster);
+                }
+            }
+            if clusters.is_empty() {
+                self.members.remove(namespace);
             }
         }
-        if clusters.is_empty() {
-            self.members.remove(namespace);
-        }
+        Some(object)
     }
+}
+
+/// Whether this is the object of that uid, and nobody has told yet that it is being deleted.
+fn is_alive<K>(stored: &Packed<K>, uid: Option<&str>) -> bool {
+    stored.uid.as_deref() == uid && !stored.dying
 }
 
 #[cfg(test)]

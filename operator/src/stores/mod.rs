@@ -16,7 +16,7 @@ pub use touched::Touched;
 
 use std::{
     any::{Any, TypeId},
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, OnceLock, PoisonError, RwLock},
     time::{Duration, Instant},
 };
@@ -26,7 +26,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::apply::{ApplyError, Live, Object};
-use memory::{Memory, version};
+use memory::{Label, Memory, Unreadable, version};
 
 /// Reads of all passes, and what they wrote.
 pub struct Stores {
@@ -101,6 +101,12 @@ impl Stores {
         memory.is_usable().then(|| read(&memory))
     }
 
+    /// The same; what was told and cannot be read back is asked for like what was not told.
+    fn read<K: Object, T>(&self, namespace: &str, read: impl FnOnce(&Memory<K>) -> Result<T, Unreadable>) -> Option<T> {
+        let found = self.with(namespace, read)?;
+        found.inspect_err(|error| tracing::error!(%error, "it is read from the API server")).ok()
+    }
+
     fn change<K: Object>(&self, namespace: &str, change: impl FnOnce(&mut Memory<K>)) {
         if let Some(shelf) = self.shelf::<K>(namespace) {
             change(&mut shelf.write().unwrap_or_else(PoisonError::into_inner));
@@ -122,12 +128,12 @@ impl Stores {
         cluster: &str,
         (label, value): (&str, &str),
     ) -> Result<Live<K>, ApplyError> {
-        let has = |object: &K| object.labels().get(label).is_some_and(|v| v == value);
-        match self.with::<K, _>(namespace, |memory| memory.of_cluster(namespace, cluster, has)) {
+        let label = Label::new(label, value);
+        match self.read::<K, _>(namespace, |memory| memory.of_cluster(namespace, cluster, Some(&label))) {
             Some(known) => Ok(known),
             None => {
-                let mut all = self.list(namespace, K::of_cluster(cluster)).await?;
-                all.retain(|_, object| has(object));
+                let mut all = self.list::<K>(namespace, K::of_cluster(cluster)).await?;
+                all.retain(|_, object| label.is_of(object));
                 Ok(all)
             }
         }
@@ -135,18 +141,29 @@ impl Stores {
 
     /// The objects of a ChatCluster, if a watch has told them all.
     pub fn known<K: Kind>(&self, namespace: &str, cluster: &str) -> Option<Live<K>> {
-        self.with::<K, _>(namespace, |memory| memory.of_cluster(namespace, cluster, |_| true))
+        self.read::<K, _>(namespace, |memory| memory.of_cluster(namespace, cluster, None))
     }
 
-    /// All objects of a kind in a scope, if its watch has told them all.
-    pub fn all<K: Kind>(&self, scope: &Scope) -> Vec<Arc<K>> {
+    /// Whether a watch has told all objects of a namespace.
+    pub fn knows<K: Kind>(&self, namespace: &str) -> bool {
+        self.with::<K, _>(namespace, |_| ()).is_some()
+    }
+
+    /// Names of at least the objects of a ChatCluster, if a watch has told them all; else none.
+    pub fn names<K: Kind>(&self, namespace: &str, cluster: &str) -> BTreeSet<String> {
+        self.with::<K, _>(namespace, |memory| memory.names(namespace, cluster)).unwrap_or_default()
+    }
+
+    /// All objects of a kind in a scope that can be read, if its watch has told them all.
+    pub fn all<K: Kind>(&self, scope: &Scope) -> Vec<K> {
         let mut found = Vec::new();
         for watched in self.of_scope(scope) {
             let shelf = watched.kinds.get(&TypeId::of::<K>()).and_then(|shelf| shelf.downcast_ref::<Shelf<K>>());
             let Some(shelf) = shelf else { continue };
             let memory = shelf.read().unwrap_or_else(PoisonError::into_inner);
             if memory.is_usable() {
-                found.extend(memory.all());
+                let readable = |read: Result<K, Unreadable>| read.inspect_err(|error| tracing::error!(%error)).ok();
+                found.extend(memory.all().filter_map(readable));
             }
         }
         found
@@ -154,8 +171,8 @@ impl Stores {
 
     /// One object. What the watch does not hold is asked for: that nobody told of it is no proof that it is absent.
     pub async fn get<K: Kind>(&self, namespace: &str, name: &str) -> Result<Option<K>, ApplyError> {
-        match self.with::<K, _>(namespace, |memory| memory.get(namespace, name)).flatten() {
-            Some(object) => Ok(Some(Arc::unwrap_or_clone(object))),
+        match self.read::<K, _>(namespace, |memory| memory.get(namespace, name)).flatten() {
+            Some(object) => Ok(Some(object)),
             None => self.ask(namespace, name).await,
         }
     }
@@ -172,13 +189,8 @@ impl Stores {
 
     /// The newest version of an object that this process knows of.
     pub fn newest<K: Kind>(&self, given: Arc<K>) -> Arc<K> {
-        let (namespace, name) = (given.namespace().unwrap_or_default(), given.name_any());
-        let known = self.with::<K, _>(&namespace, |memory| memory.get(&namespace, &name)).flatten();
-        let newer = |known: &Arc<K>| {
-            known.meta().uid == given.meta().uid
-                && version(known.as_ref()).unwrap_or(0) >= version(given.as_ref()).unwrap_or(0)
-        };
-        known.filter(newer).unwrap_or(given)
+        let namespace = given.namespace().unwrap_or_default();
+        self.read::<K, _>(&namespace, |memory| memory.newer(&given)).flatten().map_or(given, Arc::new)
     }
 
     async fn list<K: Kind>(&self, namespace: &str, params: ListParams) -> Result<Live<K>, ApplyError> {

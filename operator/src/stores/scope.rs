@@ -172,11 +172,11 @@ impl Routes {
     fn cluster_changed(&self, stores: &Stores, cluster: &ChatCluster) {
         let (namespace, name) = (namespace(cluster), cluster.name_any());
         self.clusters.touch(&namespace, &name);
-        for shard in stores.known::<StorageShard>(&namespace, &name).unwrap_or_default().keys() {
-            self.shards.touch(&namespace, shard);
+        for shard in stores.names::<StorageShard>(&namespace, &name) {
+            self.shards.touch(&namespace, &shard);
         }
-        for gateway in stores.known::<Gateway>(&namespace, &name).unwrap_or_default().keys() {
-            self.gateways.touch(&namespace, gateway);
+        for gateway in stores.names::<Gateway>(&namespace, &name) {
+            self.gateways.touch(&namespace, &gateway);
         }
     }
 

@@ -2,6 +2,10 @@
 //!
 //! Nothing here knows of slots or redirects: a caller that shards decides itself which node it speaks to, and what an answer means.
 
+mod dialogue;
+
+pub use dialogue::Dialogue;
+
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use redis::{
@@ -16,6 +20,7 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
+use self::dialogue::Stream;
 use crate::{
     config::{Config, Tls, Valkey},
     tls::{self, Reloading, TlsError},
@@ -99,28 +104,61 @@ impl Connector {
         }
     }
 
+    /// The same for one caller at a time: what it takes is a socket and nothing else.
+    pub async fn dialogue(&self, address: &str) -> Result<Dialogue, ValkeyError> {
+        let begin = async {
+            let (login, stream) = (self.login().await?, self.dial(address).await?);
+            Dialogue::begin(address, stream, login.as_ref()).await
+        };
+        match tokio::time::timeout(CONNECT_DEADLINE, Box::pin(begin)).await {
+            Ok(dialogue) => dialogue,
+            Err(_) => Err(ValkeyError::Timeout(address.to_owned())),
+        }
+    }
+
     async fn open(&self, address: &str, response_timeout: Duration) -> Result<Connection, ValkeyError> {
-        let failed = |source| ValkeyError::Connect { address: address.to_owned(), source };
         let mut info = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP2).set_skip_set_lib_name();
-        if let Some(path) = &self.password_file {
-            let password = tokio::fs::read_to_string(path)
-                .await
-                .map_err(|source| ValkeyError::Password { path: path.clone(), source })?;
-            info = info.set_password(password.trim_end());
-            if let Some(username) = &self.username {
+        if let Some(login) = self.login().await? {
+            info = info.set_password(login.password);
+            if let Some(username) = login.username {
                 info = info.set_username(username);
             }
         }
-        let tcp = TcpStream::connect(address).await.map_err(failed)?;
-        tcp.set_nodelay(true).map_err(failed)?;
-        match &self.tls {
-            None => attach(address, &info, tcp, response_timeout).await,
-            Some((config, name)) => {
-                let stream = TlsConnector::from(config.get()).connect(name.clone(), tcp).await.map_err(failed)?;
-                attach(address, &info, stream, response_timeout).await
-            }
+        match self.dial(address).await? {
+            Stream::Plain(stream) => attach(address, &info, stream, response_timeout).await,
+            Stream::Tls(stream) => attach(address, &info, *stream, response_timeout).await,
         }
     }
+
+    /// Who logs in, if anybody does.
+    async fn login(&self) -> Result<Option<Login>, ValkeyError> {
+        let Some(path) = &self.password_file else { return Ok(None) };
+        let password = tokio::fs::read_to_string(path)
+            .await
+            .map_err(|source| ValkeyError::Password { path: path.clone(), source })?;
+        Ok(Some(Login { username: self.username.clone(), password: password.trim_end().to_owned() }))
+    }
+
+    /// TCP and the handshake.
+    async fn dial(&self, address: &str) -> Result<Stream, ValkeyError> {
+        let failed = |source| ValkeyError::Connect { address: address.to_owned(), source };
+        let tcp = TcpStream::connect(address).await.map_err(failed)?;
+        tcp.set_nodelay(true).map_err(failed)?;
+        Ok(match &self.tls {
+            None => Stream::Plain(tcp),
+            Some((config, name)) => {
+                let connector = TlsConnector::from(config.get());
+                Stream::Tls(Box::new(connector.connect(name.clone(), tcp).await.map_err(failed)?))
+            }
+        })
+    }
+}
+
+/// A name and a password.
+struct Login {
+    /// Nobody's: the node's own default.
+    username: Option<String>,
+    password: String,
 }
 
 async fn attach<S>(
