@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use x509_parser::{extensions::GeneralName, pem::parse_x509_pem};
 
-use crate::world::World;
+use super::world::World;
 
 const NAMESPACE: &str = "chat";
 const CLUSTER: &str = "chat";

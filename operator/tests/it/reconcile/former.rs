@@ -7,7 +7,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use crate::world::World;
+use super::world::World;
 
 const NAMESPACE: &str = "former";
 

@@ -15,7 +15,7 @@ use kube::{
 };
 use serde_json::json;
 
-use crate::world::World;
+use super::world::World;
 
 /// A Secret with a new certificate and its key.
 fn secret(name: &str) -> Secret {

@@ -26,7 +26,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
-use crate::{brokers::Broker, engine::Engines};
+use super::{brokers::Broker, engine::Engines};
 
 /// ChatClusters in one namespace, and of one imitated broker.
 const PER_NAMESPACE: usize = 10;
