@@ -63,7 +63,7 @@ image_root() {
   mmdebstrap --mode=root --variant=extract --include="$(tr ' ' , <<<"$*")" bookworm "$root" "$(debian_mirror)"
   cat "$root"/usr/share/ca-certificates/mozilla/*.crt >"$root/etc/ssl/certs/ca-certificates.crt" 2>/dev/null || true
   rm -rf "$root"/usr/share/{doc,man,locale,lintian,ca-certificates,bug,info} "$root"/var/{cache,lib}/{apt,dpkg} "$root"/usr/lib/x86_64-linux-gnu/gconv \
-    "$root"/{boot,dev,home,media,mnt,opt,proc,root,srv,sys,run}
+    "${root:?}"/{boot,dev,home,media,mnt,opt,proc,root,srv,sys,run}
   cp "$KITH_ROOT"/e2e/images/base/{passwd,group} "$root/etc/"
   done_with "$root.key" "$key"
 }

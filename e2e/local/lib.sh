@@ -6,6 +6,7 @@ set -euo pipefail
 
 # shellcheck disable=SC2034 # used by the scripts that source this file
 KITH_LOCAL="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+# shellcheck disable=SC2034 # the same
 KITH_ROOT="$(cd "$KITH_LOCAL/../.." && pwd)"
 KITH_CACHE="${KITH_CACHE:-$HOME/.cache/kith}"
 BIN="$KITH_CACHE/bin"

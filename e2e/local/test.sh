@@ -25,8 +25,10 @@ check() {
   shift 2
   timeout --kill-after=20 "$((budget * 3))" "$@" >"$log" 2>&1 && rc=0 || rc=$?
   seconds=$((SECONDS - begin))
-  read -r ok bad < <(awk '/^test result:/ { for (i = 1; i <= NF; i++) { if ($i ~ /^passed/) p += $(i-1); if ($i ~ /^failed/) f += $(i-1) } }
-    END { print p + 0, f + 0 }' "$log")
+  # Results of libtest, a line for each program, and of nextest, one for all.
+  read -r ok bad < <(awk '/^test result:|^ +Summary \[/ {
+      for (i = 1; i <= NF; i++) { if ($i ~ /^passed/) p += $(i-1); if ($i ~ /^(failed|timed)/) f += $(i-1) }
+    } END { print p + 0, f + 0 }' "$log")
   # A test program that dies prints no result, and a stage without tests has none.
   if [ "$rc" -ne 0 ] && [ "$bad" -eq 0 ]; then bad=1; fi
   if [ "$rc" -eq 0 ] && [ "$ok" -eq 0 ]; then ok=1; fi
@@ -38,7 +40,7 @@ check() {
   if [ "$rc" -ne 0 ]; then
     echo "  the log is $log; what failed:"
     # With the line below "panicked at", which says why; a test that returns an error says it in one line.
-    { grep -E -A1 '^(test .*FAILED|error(\[|:)|Error: |  ✗|Diff in )|panicked at|\[ERROR\]' "$log" || tail -n 25 "$log"; } |
+    { grep -E -A1 '^(test .*FAILED| +(FAIL|TIMEOUT|SIGABRT|SIGSEGV|SIGKILL) \[|error(\[|:)|Error: |  ✗|Diff in )|panicked at|\[ERROR\]' "$log" || tail -n 25 "$log"; } |
       cut -c1-1500 | head -n 60 | sed 's/^/    | /'
   fi
   return 0
@@ -69,21 +71,25 @@ trap finish EXIT
 # Compiling wants the memory that an idle platform holds.
 check down 30 "$KITH_LOCAL/down.sh"
 check deps 900 "$KITH_LOCAL/deps.sh" all
+check tools 400 "$KITH_LOCAL/deps.sh" tools
+export PATH="$BIN:$PATH"
 check fmt 20 cargo fmt --all --check
-lint="nice -n 5 cargo clippy --release --all-features --locked"
-# "All targets" leaves out the one that is only run when it is named.
-check clippy 420 bash -c "$lint --workspace --all-targets -- -D warnings && $lint -p kith-e2e --test cluster -- -D warnings"
-if [ "${NIGHTLY:-}" = 1 ]; then check deny-install 600 "$KITH_LOCAL/deps.sh" deny; fi
-if [ -x "$BIN/cargo-deny" ]; then check deny 30 "$BIN/cargo-deny" --offline check --config .deny.toml bans licenses sources; fi
+check scripts 60 bash -c 'git ls-files -z "*.sh" .ci/run | xargs -0 shellcheck --severity=warning'
+check unused 20 cargo machete
+check deny 30 cargo deny --config .deny.toml --offline --all-features check bans licenses sources
 for chart in charts/*/; do check "helm-$(basename "$chart")" 10 "$BIN/helm" lint --strict "$chart"; done
-# Tests share the profile of what they test, so that every dependency is compiled once.
+# "All targets" leaves out the one that is only run when it is named; one command for both would check nothing twice, and cargo has none.
+lint="nice -n 5 cargo clippy --release --all-features --locked"
+check clippy 420 bash -c "$lint --workspace --all-targets -- -D warnings && $lint --workspace --test cluster -- -D warnings"
+# Tests share the profile of what they test, so that every dependency is compiled once. Tests of the local processes run the service
+# binary, which tests alone do not bring into its place; with all others, as `make up` builds it: alone it has other features.
 build="nice -n 5 cargo test --release --locked --no-run"
-# Tests of the local processes run the service binary, which tests alone do not bring into its place.
-# Together with all others, as `make up` builds it: alone it has other features, and everything below it would be compiled once more.
 binary="nice -n 5 cargo build --release --workspace --bins --locked"
-check compile 900 bash -c "$build --workspace && $build --workspace --test cluster && $binary"
+check compile 900 bash -c "$binary && $build --workspace && $build --workspace --test cluster"
 export KITH_BINARY="$CARGO_TARGET_DIR/release/kith"
-check test 300 cargo test --release --workspace --locked --no-fail-fast
+check test 300 cargo nextest run --cargo-profile release --workspace --locked --no-fail-fast --cargo-quiet
+# Examples in documentation, which nextest does not know, and the tests that share one platform of local processes.
+check local 120 cargo test --release --workspace --test local --locked
 if [ "${NIGHTLY:-}" = 1 ]; then
   # Every decoder against a thousand times the arbitrary input of an ordinary check.
   check fuzz 1800 env PROPTEST_CASES=250000 cargo test --release --workspace --lib --bins --locked --no-fail-fast -- \

@@ -73,14 +73,14 @@ stage test-build test_build
 if [ ! -d "$release" ]; then stage release-files release_files; fi
 say "  … version $previous from $release"
 "$release/e2e/local/up.sh"
-values="$(previous_values)"
+previous_images="$(previous_values)"
 # Both share cargo's folder: what was compiled above comes back into its place.
 stage cargo-build-again cargo_build
 stage images-engines images_engines
 stage images-kith images_kith
 for node in $(seq "$NODES"); do stage "images-import-$node" image_import "$node" valkey kafka kith kith-operator; done
 # Its figures are what one wants to see.
-upgrade_test "$(present_values),$values" "$@" || {
+upgrade_test "$(present_values),$previous_images" "$@" || {
   diagnose >"$STAGE_LOGS/diagnosis.log" 2>&1 || true
   die "events, pods and logs are in $STAGE_LOGS/diagnosis.log"
 }

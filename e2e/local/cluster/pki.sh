@@ -33,7 +33,7 @@ END
 pki_up() (
   local node
   mkdir -p "$CLUSTER/pki"
-  cd "$CLUSTER/pki"
+  cd "$CLUSTER/pki" || return
   umask 077
   pki_ca ca
   pki_ca front-proxy-ca

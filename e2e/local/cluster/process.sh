@@ -17,7 +17,9 @@ fi
 # core as a single thread of a kubelet: sockets went unserved for a second whenever pods started. A node of one's own has its daemons
 # in one group beside that of the pods; so here, and the whole cluster weighs as much as four threads of whatever else runs. The daemons
 # of all nodes and the control plane, which would be elsewhere, count half as much as the pods of one node.
+# shellcheck disable=SC2034 # used by the scripts beside this one
 CGROUP_SHARES=4096
+# shellcheck disable=SC2034 # the same
 CGROUP_DAEMONS=512
 
 cgroup_hierarchies() {
