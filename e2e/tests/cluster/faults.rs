@@ -27,15 +27,15 @@ async fn whatever_dies_loses_nothing() -> Proof {
     load.all_serve(HEAL).await?;
     let run = Run { cluster: &cluster, target: &target, shard: cluster.first_shard().await?, load: &load };
     for component in Service::ALL.iter().map(|service| service.name()).chain(["kafka"]) {
-        run.fault(&format!("a pod of {component} killed"), run.kill_one(component)).await?;
+        run.fault(&format!("a pod of {component} killed"), Box::pin(run.kill_one(component))).await?;
     }
-    run.fault("the Valkey primary killed", run.kill_primary()).await?;
-    run.fault("the Valkey primary killed and its node closed", run.kill_primary_for_good()).await?;
-    run.fault("the Valkey primary's pod ended in order", run.end_primary()).await?;
-    run.fault("a Valkey replica killed", run.kill_replica()).await?;
-    run.fault("both operators killed", run.kill_operators()).await?;
-    run.fault("the leading operator and the primary killed", run.kill_leader_and_primary()).await?;
-    run.fault("every gateway ended in order", run.end_gateways()).await?;
+    run.fault("the Valkey primary killed", Box::pin(run.kill_primary())).await?;
+    run.fault("the Valkey primary killed and its node closed", Box::pin(run.kill_primary_for_good())).await?;
+    run.fault("the Valkey primary's pod ended in order", Box::pin(run.end_primary())).await?;
+    run.fault("a Valkey replica killed", Box::pin(run.kill_replica())).await?;
+    run.fault("both operators killed", Box::pin(run.kill_operators())).await?;
+    run.fault("the leading operator and the primary killed", Box::pin(run.kill_leader_and_primary())).await?;
+    run.fault("every gateway ended in order", Box::pin(run.end_gateways())).await?;
     let report = load.finish(HEAL).await?;
     println!("{report}");
     if report.is_clean() && report.given_up == 0 {
@@ -64,7 +64,7 @@ impl Run<'_> {
             self.load.progress(BETWEEN, HEAL).await?;
             Ok::<_, Failure>(())
         };
-        healed.await.map_err(|failure| format!("{name}: {failure}"))?;
+        Box::pin(healed).await.map_err(|failure| format!("{name}: {failure}"))?;
         println!("{name}: well after {:.1} s", begun.elapsed().as_secs_f64());
         Ok(())
     }

@@ -151,7 +151,7 @@ mod tests {
             b"jreceipt.read\nd:a:b\n7\n{\"conversation_id\":\"d:a:b\",\"read_seq\":\"3\",\"user_id\":\"a\"}"[..]
         );
         let open = open_body(&read_seq(Found::Later), 7);
-        assert_eq!(open.iter().filter(|byte| **byte == 1).count(), 1);
+        assert_eq!(open.split(|byte| *byte == 1).count(), 2);
         assert_eq!(filled(&open, 3), known);
         let event = read(&known, None).unwrap();
         assert_eq!((&*event.kind, event.key.as_str(), event.at_ms), (Kind::ReceiptRead.name(), "d:a:b", 7));

@@ -299,7 +299,8 @@ impl ImBusiness for Business {
 
 fn presence(found: Vec<kith_proto::sessions::v1::Presence>) -> QueryPresenceResponse {
     let shown = found.into_iter().map(|p| {
-        let platforms = p.platforms().filter_map(|platform| platform.known()).map(|known| known.to_string()).collect();
+        let platforms =
+            p.platforms().filter_map(kith_proto::chat::v1::Platform::known).map(|known| known.to_string()).collect();
         UserPresence { online: p.online, platforms, last_seen: p.last_seen, user_id: p.user_id }
     });
     QueryPresenceResponse { presence: shown.collect() }

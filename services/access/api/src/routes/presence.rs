@@ -49,7 +49,7 @@ pub(crate) async fn query(
     let user_ids = seen.into_iter().map(|user| user.user_id).collect();
     let found = app.sessions.presence(&app.storage, user_ids).await?;
     let shown = found.into_iter().map(|p| {
-        let platforms = p.platforms().filter_map(|platform| platform.known()).collect();
+        let platforms = p.platforms().filter_map(kith_proto::chat::v1::Platform::known).collect();
         (p.user_id, Presence { online: p.online, platforms, last_seen: ms(p.last_seen) })
     });
     Ok(Json(Presences { presence: shown.collect() }))
