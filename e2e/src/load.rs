@@ -255,7 +255,7 @@ impl Sender {
                         return self.ledger.gave_up(&draft.client_msg_id);
                     }
                     let wait = error.retry_after().unwrap_or_default().max(pause);
-                    tokio::time::sleep(crate::wait::jittered(wait)).await;
+                    tokio::time::sleep(kith_kit::backoff::jittered(wait)).await;
                     pause = (pause * 2).min(MAX_PAUSE);
                 }
             }

@@ -5,8 +5,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rand::RngExt;
-
 /// Between two looks.
 const POLL: Duration = Duration::from_millis(50);
 
@@ -20,11 +18,6 @@ pub struct TimedOut {
     pub deadline: Duration,
     /// Why it did not hold at the last look.
     pub last: String,
-}
-
-/// `pause`, shortened or lengthened by up to half, so that many who wait do not come back at once.
-pub fn jittered(pause: Duration) -> Duration {
-    pause.mul_f64(rand::rng().random_range(0.5..1.5))
 }
 
 /// Looks until `look` answers a value, or fails after `deadline` with the reason of the last look. A look may itself take no longer

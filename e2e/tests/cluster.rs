@@ -81,13 +81,35 @@ pub async fn under_load(
     name: &str,
     break_it: impl AsyncFnOnce(&Load) -> Result<(), Failure>,
 ) -> Result<Report, Failure> {
+    let load = steady_load(target).await?;
+    Box::pin(fault(cluster, &load, name, break_it(&load))).await?;
+    kept(name, load).await
+}
+
+/// People who chat in eight conversations, all of them served.
+pub async fn steady_load(target: &Target) -> Result<Load, Failure> {
     let load = Load::start(target, LoadOptions { pairs: 8, rate: 40.0, ..LoadOptions::default() }).await?;
     load.all_serve(HEAL).await?;
+    Ok(load)
+}
+
+/// Lets a fault happen under load and waits until the platform is well and every promise can be kept again.
+pub async fn fault(
+    cluster: &Cluster,
+    load: &Load,
+    name: &str,
+    happens: impl Future<Output = behaviour::Proof>,
+) -> behaviour::Proof {
     load.ledger().injected(name);
-    break_it(&load).await?;
+    happens.await?;
     load.all_serve(HEAL).await?;
     cluster.await_healthy(HEAL).await?;
     load.progress(100, HEAL).await?;
+    Ok(())
+}
+
+/// Ends a load: every promise was kept, and no message given up.
+pub async fn kept(name: &str, load: Load) -> Result<Report, Failure> {
     let report = load.finish(HEAL).await?;
     println!("{name}\n{report}");
     if report.is_clean() && report.given_up == 0 {

@@ -3,7 +3,12 @@
 
 use std::time::Duration;
 
-use super::{BenchError, fleet::Fleet, phases::Phases, processes::Processes};
+use super::{
+    BenchError,
+    fleet::Fleet,
+    phases::{Phases, check},
+    processes::Processes,
+};
 use crate::{load::Via, target::Target};
 
 /// What to run.
@@ -27,12 +32,7 @@ pub struct DeployedOptions {
 
 /// Runs on the platform that is up, prints.
 pub async fn run(options: DeployedOptions) -> Result<(), BenchError> {
-    if options.users < 4 || !options.users.is_multiple_of(2) {
-        return Err(BenchError::Option("--users: an even number, at least 4".to_owned()));
-    }
-    if !(options.rate > 0.0 && options.rate <= 100_000.0 && options.seconds > 0) {
-        return Err(BenchError::Option("--rate, --seconds: above 0".to_owned()));
-    }
+    check(options.users, options.rate, options.seconds)?;
     let target = Target::of_env().await?;
     let fleet = Fleet::connect(&target, options.users, options.payload).await?;
     println!(
@@ -53,8 +53,5 @@ pub async fn run(options: DeployedOptions) -> Result<(), BenchError> {
     if options.sweep {
         phases.sweep(options.rate, async || Ok(())).await?;
     }
-    match phases.fleet.ended() {
-        0 => Ok(()),
-        ended => Err(BenchError::Option(format!("{ended} sockets ended during the run"))),
-    }
+    phases.all_stayed()
 }

@@ -8,7 +8,7 @@ use kith_testing::Jit;
 use super::{
     BenchError, Phase,
     fleet::Fleet,
-    phases::Phases,
+    phases::{Phases, check},
     usage::{Cpu, rewrite_logs, settled_memory, storage_memory},
 };
 use crate::{
@@ -49,11 +49,9 @@ pub struct PathOptions {
 
 impl PathOptions {
     fn check(&self) -> Result<(), BenchError> {
-        if self.users < 4 || !self.users.is_multiple_of(2) {
-            return Err(BenchError::Option("--users: an even number, at least 4".to_owned()));
-        }
-        if !(self.rate > 0.0 && self.rate <= 100_000.0 && self.new_conversations >= 0.0 && self.seconds > 0) {
-            return Err(BenchError::Option("--rate, --seconds: above 0".to_owned()));
+        check(self.users, self.rate, self.seconds)?;
+        if self.new_conversations.is_nan() || self.new_conversations < 0.0 {
+            return Err(BenchError::Option("--new-conversations-per-second: at least 0".to_owned()));
         }
         let pairs = self.users * (self.users - 1) / 2 - self.users / 2;
         if self.new_conversations * self.seconds as f64 > pairs as f64 {
@@ -104,10 +102,7 @@ pub async fn run(options: PathOptions) -> Result<(), BenchError> {
     } else {
         costed(&mut platform, bench.phase(options.rate, lasts)).await?;
     }
-    match bench.fleet.ended() {
-        0 => Ok(()),
-        ended => Err(BenchError::Option(format!("{ended} sockets ended during the run"))),
-    }
+    bench.all_stayed()
 }
 
 /// A phase, with what it costs.

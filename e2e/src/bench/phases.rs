@@ -27,6 +27,17 @@ const JUST_OVER: f64 = 1.1;
 /// Seconds of each step of a sweep.
 const STEP: Duration = Duration::from_secs(5);
 
+/// Whether these options make a run.
+pub(super) fn check(users: usize, rate: f64, seconds: u64) -> Result<(), BenchError> {
+    if users < 4 || !users.is_multiple_of(2) {
+        return Err(BenchError::Option("--users: an even number, at least 4".to_owned()));
+    }
+    if !(rate > 0.0 && rate <= 100_000.0 && seconds > 0) {
+        return Err(BenchError::Option("--rate: above 0, at most 100,000; --seconds: above 0".to_owned()));
+    }
+    Ok(())
+}
+
 /// Users on sockets, and what they do.
 pub(super) struct Phases {
     /// The users.
@@ -38,6 +49,14 @@ pub(super) struct Phases {
 }
 
 impl Phases {
+    /// Whether every socket is still open.
+    pub(super) fn all_stayed(&self) -> Result<(), BenchError> {
+        match self.fleet.ended() {
+            0 => Ok(()),
+            ended => Err(BenchError::Option(format!("{ended} sockets ended during the run"))),
+        }
+    }
+
     /// Messages in known conversations; both sides of a pair write in turn.
     pub(super) async fn phase(&self, rate: f64, lasts: Duration) -> Result<Phase, BenchError> {
         let (phase, outgoing) = self.fleet.begin(lasts);

@@ -10,19 +10,17 @@ use std::{
 use crate::local::cpu_of;
 
 /// What Kubernetes itself runs on a node or above it.
-const KUBERNETES: [&str; 12] = [
+const KUBERNETES: [&str; 10] = [
     "kube-apiserver",
     "kube-controller-manager",
     "kube-scheduler",
     "kube-proxy",
     "kubelet",
-    "kine",
     "etcd",
     "containerd",
     "containerd-shim-runc-v2",
     "runc",
     "coredns",
-    "kith-node",
 ];
 
 /// To whom a process belongs.

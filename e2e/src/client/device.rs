@@ -8,6 +8,7 @@ use std::{
 };
 
 use kith_contract::json::U64;
+use kith_kit::backoff::jittered;
 use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, mpsc, oneshot},
@@ -22,7 +23,7 @@ use super::{
     inbox::Inbox,
     model::{Draft, Position, Sent},
 };
-use crate::wait::{TimedOut, jittered};
+use crate::wait::TimedOut;
 
 /// An answer to a send on the socket.
 const SEND_DEADLINE: Duration = Duration::from_secs(8);

@@ -7,6 +7,7 @@ use std::{
 };
 
 use kith_contract::problem::MEDIA_TYPE;
+use kith_kit::backoff::jittered;
 use reqwest::{Method, StatusCode};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -16,7 +17,6 @@ use super::{
     model::{Conversation, Conversations, Draft, History, Message, Position, Problem, Read, Sent, Sync},
     trust::Trust,
 };
-use crate::wait::jittered;
 
 /// One request, the answer read included.
 const DEADLINE: Duration = Duration::from_secs(8);

@@ -5,7 +5,7 @@ use kith_crds::{StorageShard, storageshard::FailoverReason};
 use kith_e2e::{
     client::{DeviceOptions, frame::close},
     cluster::{Cluster, OPERATOR_NAMESPACE, is_ready},
-    load::{Load, LoadOptions},
+    load::Load,
     target::Target,
     wait::await_until,
 };
@@ -15,16 +15,13 @@ use kube::ResourceExt;
 use crate::{
     HEAL, alone,
     behaviour::{Failure, Proof, SOON, say, two},
+    fault, kept, steady_load,
 };
-
-/// Messages between two faults.
-const BETWEEN: u64 = 50;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_dies_loses_nothing() -> Proof {
     let (_guard, cluster, target) = alone().await?;
-    let load = Load::start(&target, LoadOptions { pairs: 8, rate: 40.0, ..LoadOptions::default() }).await?;
-    load.all_serve(HEAL).await?;
+    let load = steady_load(&target).await?;
     let run = Run { cluster: &cluster, target: &target, shard: cluster.first_shard().await?, load: &load };
     for component in Service::ALL.iter().map(|service| service.name()).chain(["kafka"]) {
         run.fault(&format!("a pod of {component} killed"), Box::pin(run.kill_one(component))).await?;
@@ -36,13 +33,8 @@ async fn whatever_dies_loses_nothing() -> Proof {
     run.fault("both operators killed", Box::pin(run.kill_operators())).await?;
     run.fault("the leading operator and the primary killed", Box::pin(run.kill_leader_and_primary())).await?;
     run.fault("every gateway ended in order", Box::pin(run.end_gateways())).await?;
-    let report = load.finish(HEAL).await?;
-    println!("{report}");
-    if report.is_clean() && report.given_up == 0 {
-        Ok(())
-    } else {
-        Err(format!("promises were broken\n{report}").into())
-    }
+    kept("everything killed once", load).await?;
+    Ok(())
 }
 
 struct Run<'a> {
@@ -53,17 +45,10 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Lets a fault happen and waits until every promise can be kept again; a failure names the fault.
+    /// Lets a fault happen and tells how long it took; a failure names the fault.
     async fn fault(&self, name: &str, happens: impl Future<Output = Proof>) -> Proof {
         let begun = std::time::Instant::now();
-        self.load.ledger().injected(name);
-        let healed = async {
-            happens.await?;
-            self.load.all_serve(HEAL).await?;
-            self.cluster.await_healthy(HEAL).await?;
-            self.load.progress(BETWEEN, HEAL).await?;
-            Ok::<_, Failure>(())
-        };
+        let healed = fault(self.cluster, self.load, name, happens);
         Box::pin(healed).await.map_err(|failure| format!("{name}: {failure}"))?;
         println!("{name}: well after {:.1} s", begun.elapsed().as_secs_f64());
         Ok(())
@@ -134,7 +119,7 @@ impl Run<'_> {
         for pod in self.cluster.operator_pods().await? {
             self.cluster.delete_pod_in(OPERATOR_NAMESPACE, &pod.name_any(), 0).await?;
         }
-        self.load.progress(BETWEEN, HEAL).await?;
+        self.load.progress(100, HEAL).await?;
         self.cluster.await_operator(HEAL).await?;
         self.cluster.await_healthy(HEAL).await?;
         if before == self.cluster.pod_uids().await? { Ok(()) } else { Err("a pod of the platform was touched".into()) }

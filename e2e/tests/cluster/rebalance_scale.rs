@@ -21,6 +21,7 @@ use kube::{
 use crate::{
     HEAL, alone,
     behaviour::{Failure, Proof},
+    kept,
 };
 
 /// New pods, a rebalance and, on the way back, empty shards removed.
@@ -42,10 +43,7 @@ async fn moved(
         return Err(failure);
     }
     load.all_serve(HEAL).await?;
-    let report = load.finish(HEAL).await?;
-    println!("{name}\n{report}");
-    assert!(report.is_clean() && report.given_up == 0, "promises were broken\n{report}");
-    Ok(report)
+    kept(name, load).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -229,18 +229,17 @@ impl<K: Object> Memory<K> {
 
     /// Namespaces and names of all objects that the watch has told.
     pub(super) fn places(&self) -> Vec<Place> {
-        let of = |(namespace, all): (&String, &BTreeMap<String, Packed<K>>)| {
-            all.keys().map(|name| (namespace.clone(), name.clone())).collect::<Vec<_>>()
-        };
-        self.objects.iter().flat_map(of).collect()
+        self.objects
+            .iter()
+            .flat_map(|(namespace, all)| all.keys().map(move |name| (namespace.clone(), name.clone())))
+            .collect()
     }
 
     /// All objects that the watch has told.
     pub(super) fn all(&self) -> impl Iterator<Item = Result<K, Unreadable>> {
-        let of = |(namespace, all): (&'_ String, &'_ BTreeMap<String, Packed<K>>)| {
-            all.iter().map(|(name, object)| object.read(namespace, name)).collect::<Vec<_>>()
-        };
-        self.objects.iter().flat_map(of)
+        self.objects
+            .iter()
+            .flat_map(|(namespace, all)| all.iter().map(move |(name, object)| object.read(namespace, name)))
     }
 
     /// Names of those of one ChatCluster, and of some that were its own until this process changed that.
