@@ -7,6 +7,7 @@ use std::{
 };
 
 use futures::{StreamExt, TryStreamExt, stream};
+use kith_kit::backoff::Backoff;
 use rand::RngExt;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -240,7 +241,7 @@ impl Sender {
 
     async fn send(&self, draft: &Draft, due: Instant) {
         let end = Instant::now() + GIVE_UP;
-        let mut pause = MIN_PAUSE;
+        let mut backoff = Backoff::new(MIN_PAUSE, MAX_PAUSE);
         loop {
             let result = match self.via {
                 Via::Http => self.user.api.send(draft).await,
@@ -254,9 +255,7 @@ impl Sender {
                         tracing::warn!(%error, conversation = %self.conversation, "given up");
                         return self.ledger.gave_up(&draft.client_msg_id);
                     }
-                    let wait = error.retry_after().unwrap_or_default().max(pause);
-                    tokio::time::sleep(kith_kit::backoff::jittered(wait)).await;
-                    pause = (pause * 2).min(MAX_PAUSE);
+                    tokio::time::sleep(backoff.after_refusal(error.retry_after())).await;
                 }
             }
         }

@@ -30,6 +30,7 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use kith_crds::names;
+use kith_kit::backoff::Backoff;
 use kube::{
     Api, Client,
     api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions},
@@ -46,6 +47,8 @@ pub const LEASE: Duration = Duration::from_secs(6);
 const RENEWALS_MAX: usize = 4;
 /// Between two looks at an operator that one gave way to.
 const GIVEN_WAY: Duration = Duration::from_secs(2);
+/// The longest pause after looks that failed; the first is that of a candidate.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Everything about a lease that is measured in time, in proportion to how long it lasts.
 #[derive(Debug, Clone, Copy)]
@@ -219,12 +222,13 @@ impl Election {
     /// Waits for the release's own Lease; answers when it was asked for, or nothing at `shutdown`.
     async fn take(&self, shutdown: &CancellationToken) -> Option<Instant> {
         let mut seen = None;
-        let mut failures = 0_u32;
+        let (mut failures, mut backoff) = (0_u32, Backoff::new(self.timing.look(), LONGEST_PAUSE));
         loop {
             let pause = match self.try_take(&mut seen).await {
                 Ok(Some(asked)) => return Some(asked),
                 Ok(None) => {
                     failures = 0;
+                    backoff.reset();
                     self.timing.look()
                 }
                 Err(error) => {
@@ -232,7 +236,7 @@ impl Election {
                     if failures.is_power_of_two() {
                         tracing::warn!(%error, failures, "the lease could not be read or taken");
                     }
-                    crate::backoff::delay(failures, self.timing.look(), Duration::from_secs(5))
+                    backoff.after_failure()
                 }
             };
             shutdown.run_until_cancelled(tokio::time::sleep(pause)).await?;

@@ -11,7 +11,8 @@ use std::{
 };
 
 use kith_crds::shardrebalance::RebalancePhase;
-use rand::{RngExt, seq::SliceRandom};
+use kith_kit::backoff::jittered;
+use rand::seq::SliceRandom;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use self::faults::Fault;
@@ -279,9 +280,8 @@ async fn inject_all(
     // Spread over the time that is there; a shard that heals slowly makes it longer.
     let pause = options.lasts.div_f64(order.len().max(1) as f64 * 1.5);
     for fault in order {
-        let jitter = rand::rng().random_range(0.3..1.4);
         // After the changes of the shards are through what is left follows without pauses.
-        end.run_until_cancelled(tokio::time::sleep(pause.mul_f64(jitter))).await;
+        end.run_until_cancelled(tokio::time::sleep(jittered(pause))).await;
         if fault.touches_data() {
             faults::await_whole(&cluster).await?;
         }

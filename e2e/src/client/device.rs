@@ -8,7 +8,7 @@ use std::{
 };
 
 use kith_contract::json::U64;
-use kith_kit::backoff::jittered;
+use kith_kit::backoff::Backoff;
 use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, mpsc, oneshot},
@@ -247,7 +247,7 @@ async fn reconnect(shared: &Shared, hint: Option<u64>, resume: Option<&str>) -> 
     if let Some(after) = hint {
         tokio::time::sleep(Duration::from_millis(after)).await;
     }
-    let mut pause = MIN_PAUSE;
+    let mut backoff = Backoff::new(MIN_PAUSE, MAX_PAUSE);
     loop {
         let cursors = shared.inbox.lock().cursors().into_iter().map(|(id, seq)| (id, U64(seq))).collect();
         let auth = ClientFrame::Auth(Auth {
@@ -267,8 +267,7 @@ async fn reconnect(shared: &Shared, hint: Option<u64>, resume: Option<&str>) -> 
                 tracing::debug!(%error, "not connected yet");
             }
         }
-        tokio::time::sleep(jittered(pause)).await;
-        pause = (pause * 2).min(MAX_PAUSE);
+        backoff.pause().await;
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use kith_contract::problem::MEDIA_TYPE;
-use kith_kit::backoff::jittered;
+use kith_kit::backoff::Backoff;
 use reqwest::{Method, StatusCode};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -266,16 +266,15 @@ where
     Fut: Future<Output = Result<T, ClientError>>,
 {
     let end = Instant::now() + deadline;
-    let mut pause = MIN_PAUSE;
+    let mut backoff = Backoff::new(MIN_PAUSE, MAX_PAUSE);
     loop {
         match call().await {
             Err(error) if error.is_retryable() => {
-                let wait = jittered(error.retry_after().unwrap_or_default().max(pause));
+                let wait = backoff.after_refusal(error.retry_after());
                 if Instant::now() + wait >= end {
                     return Err(error);
                 }
                 tokio::time::sleep(wait).await;
-                pause = (pause * 2).min(MAX_PAUSE);
             }
             done => return done,
         }

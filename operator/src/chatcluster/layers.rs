@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use kith_platform::Layer;
 use kube::ResourceExt;
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::{Facts, Observed, PassError, Workload, tend};
 use crate::{
@@ -15,6 +16,7 @@ use crate::{
         meta::{self, Component},
         valkey, workloads,
     },
+    stores::Stores,
     workload::{rollout, trouble},
 };
 
@@ -27,7 +29,8 @@ pub(super) async fn apply(
     facts: &mut Facts,
 ) -> Result<(), PassError> {
     facts.wanted_below = Some(workloads::below_access(plan)?);
-    let engine = facts.storage.as_ref().is_some_and(|s| s.readiness.is_ready()) && engine_rolled_out(plan, observed)?;
+    let engine = facts.storage.as_ref().is_some_and(|s| s.readiness.is_ready())
+        && engine_rolled_out(&applier.stores, plan, observed)?;
     let log = matches!(facts.event_log, Some(Some(Ok(()))));
     // Storage publishes as soon as it starts: it is not made before it is known that the topics are this ChatCluster's. Once it runs, an
     // event log in trouble does not hold up its changes.
@@ -84,17 +87,24 @@ async fn one(
 }
 
 /// Whether the engine's pods are all of the template that the plan asks for: they are the storage layer, too.
-fn engine_rolled_out(plan: &Plan, observed: &Observed) -> Result<bool, PassError> {
+fn engine_rolled_out(stores: &Stores, plan: &Plan, observed: &Observed) -> Result<bool, PassError> {
+    // The templates of one plan differ in the shard's name alone. While none of them has changed, a StatefulSet that was found to be of its
+    // own is not compared with it again.
+    let newest = xxh3_64(&serde_json::to_vec(&valkey::template(plan, ""))?);
     // A shard that is being deleted gets no new template any more.
     for (name, _) in observed.shards.iter().filter(|(_, shard)| shard.metadata.deletion_timestamp.is_none()) {
         let Some(set) = observed.stateful_sets.get(&meta::shard_name(name)) else { return Ok(false) };
-        let wanted = valkey::shard(plan, name, None).stateful_set.spec.map(|spec| spec.template);
-        let live = set.spec.as_ref().map(|spec| &spec.template);
-        if !diff::contains(&serde_json::to_value(live)?, &serde_json::to_value(wanted)?)
-            || !tend::rolled_out(set, &observed.pods)
-        {
+        if !tend::rolled_out(set, &observed.pods) {
             return Ok(false);
         }
+        if stores.is_current(set, newest) {
+            continue;
+        }
+        let live = set.spec.as_ref().map(|spec| &spec.template);
+        if !diff::contains(&serde_json::to_value(live)?, &serde_json::to_value(valkey::template(plan, name))?) {
+            return Ok(false);
+        }
+        stores.found_current(set, newest);
     }
     Ok(true)
 }

@@ -118,16 +118,7 @@ impl Links {
         commands: &Pipeline,
         deadline: Duration,
     ) -> Result<Vec<Value>, LinkError> {
-        let asked = async {
-            let node = self.node(address).await;
-            let mut held = node.dialogue.lock().await;
-            Ok(self.dialogue(address, &node, &mut held).await?.pipeline(commands).await?)
-        };
-        let result = tokio::time::timeout(deadline, asked).await.unwrap_or(Err(LinkError::Deadline(address)));
-        if result.is_err() {
-            self.open.lock().await.remove(&address);
-        }
-        result
+        self.question(address, deadline, async |dialogue| dialogue.pipeline(commands).await).await
     }
 
     /// The same on a connection of its own, which ends with it: a large answer would leave the buffers of its encryption with a connection
@@ -199,10 +190,20 @@ impl Links {
     }
 
     async fn call(&self, address: SocketAddr, command: &Cmd, deadline: Duration) -> Result<Value, LinkError> {
+        self.question(address, deadline, async |dialogue| dialogue.command(command).await).await
+    }
+
+    /// Puts a question to a node on the connection that is kept. One that failed is not kept; one over which the node refused is.
+    async fn question<T>(
+        &self,
+        address: SocketAddr,
+        deadline: Duration,
+        ask: impl AsyncFnOnce(&mut Dialogue) -> Result<T, ValkeyError>,
+    ) -> Result<T, LinkError> {
         let asked = async {
             let node = self.node(address).await;
             let mut held = node.dialogue.lock().await;
-            Ok(self.dialogue(address, &node, &mut held).await?.command(command).await?)
+            Ok(ask(self.dialogue(address, &node, &mut held).await?).await?)
         };
         let result = tokio::time::timeout(deadline, asked).await.unwrap_or(Err(LinkError::Deadline(address)));
         if result.as_ref().is_err_and(|e| !e.is_refusal()) {

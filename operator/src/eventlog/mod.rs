@@ -19,11 +19,12 @@ pub(crate) use admin::client_config;
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use kith_crds::conditions::reason;
+use kith_kit::backoff::Backoff;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use self::rights::Right;
-use crate::{backoff, panics};
+use crate::panics;
 
 /// Between two looks while all is well.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
@@ -118,17 +119,19 @@ impl EventLog {
         tokio::spawn(sight::follow(targets.clone(), publish_sight, move || tell(), shutdown.clone()));
         let (publish_settings, settings) = watch::channel(None);
         tokio::spawn(async move {
-            let mut failures = 0_u32;
+            let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
             loop {
                 let target = targets.borrow_and_update().clone();
                 let pause = match target {
                     None => LOOK_AGAIN,
                     Some(target) => {
                         let found = look_at_all(&target).await;
-                        failures = if found.is_ok() { 0 } else { failures.saturating_add(1) };
                         let pause = match &found {
-                            Ok(()) => LOOK_AGAIN,
-                            Err(_) => backoff::delay(failures, FIRST_PAUSE, LONGEST_PAUSE),
+                            Ok(()) => {
+                                backoff.reset();
+                                LOOK_AGAIN
+                            }
+                            Err(_) => backoff.after_failure(),
                         };
                         if publish.send_if_modified(|last| replace(last, Some(found.clone()))) {
                             warn("the event log is not ready", found.as_ref().err());
@@ -147,7 +150,7 @@ impl EventLog {
                 tokio::select! {
                     () = shutdown.cancelled() => return,
                     () = tokio::time::sleep(pause) => {}
-                    gone = targets.changed() => if gone.is_err() { return } else { failures = 0 },
+                    gone = targets.changed() => if gone.is_err() { return } else { backoff.reset() },
                 }
             }
         });

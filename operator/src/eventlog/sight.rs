@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use k8s_openapi::jiff::Timestamp;
+use kith_kit::backoff::Backoff;
 use rdkafka::{admin::AdminClient, error::KafkaError, metadata::Metadata};
 use thiserror::Error;
 use tokio::sync::watch;
@@ -12,10 +13,7 @@ use super::{
     Target,
     admin::{ASK, Words, client_config},
 };
-use crate::{
-    backoff,
-    panics::{self, Panicked},
-};
+use crate::panics::{self, Panicked};
 
 /// Between two looks.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
@@ -103,14 +101,14 @@ pub(super) async fn follow(
     changed: impl Fn(),
     shutdown: CancellationToken,
 ) {
-    let (mut client, mut failures) = (None, 0_u32);
+    let (mut client, mut backoff) = (None, Backoff::new(FIRST_PAUSE, LONGEST_PAUSE));
     loop {
         let target = targets.borrow_and_update().clone().filter(|target| target.brokers > 0);
         let pause = match target {
             None => LOOK_AGAIN,
             Some(target) => match look(&target, &mut client).await {
                 Ok(sight) => {
-                    failures = 0;
+                    backoff.reset();
                     let differs = publish.borrow().as_ref().is_none_or(|last| !last.same(&sight));
                     publish.send_replace(Some(Arc::new(sight)));
                     if differs {
@@ -122,8 +120,7 @@ pub(super) async fn follow(
                     // What was seen last stays, with its age; the event log's own look says what is the matter.
                     tracing::debug!(%error, "the brokers were not seen");
                     forget(&mut client);
-                    failures = failures.saturating_add(1);
-                    backoff::delay(failures, FIRST_PAUSE, LONGEST_PAUSE)
+                    backoff.after_failure()
                 }
             },
         };

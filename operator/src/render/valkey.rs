@@ -9,7 +9,7 @@ use k8s_openapi::{
         },
         core::v1::{
             ConfigMap, Container, ExecAction, Lifecycle, LifecycleHandler, PersistentVolumeClaim,
-            PersistentVolumeClaimSpec, Probe, Service, VolumeResourceRequirements,
+            PersistentVolumeClaimSpec, PodTemplateSpec, Probe, Service, VolumeResourceRequirements,
         },
         policy::v1::PodDisruptionBudget,
     },
@@ -135,32 +135,10 @@ fn shard_selector(plan: &Plan, shard: &str) -> BTreeMap<String, String> {
 pub fn shard(plan: &Plan, shard: &str, claim_size: Option<&Quantity>) -> ShardObjects {
     let name = meta::shard_name(shard);
     let (labels, selector) = (shard_labels(plan, shard), shard_selector(plan, shard));
+    let template = template(plan, shard);
     let ports = vec![endpoints::port("valkey", CLIENT_PORT), endpoints::port("bus", BUS_PORT)];
     // Where every replica must acknowledge, writes wait while one is away; without any leave no node could ever be drained.
     let may_go = plan.valkey.replicas.saturating_sub(plan.valkey.durability.ack_replicas).max(1);
-    let hash = xxh3_64([settings(plan).as_str(), START, PROBE, STOP].concat().as_bytes());
-    let template = pod::template(pod::Parts {
-        labels: labels.clone(),
-        selector: selector.clone(),
-        annotations: [(names::ANNOTATION_CONFIG_HASH.to_owned(), format!("{hash:016x}"))].into(),
-        settings: &plan.valkey.pod,
-        service_account: meta::component_name(&plan.name, Component::Valkey),
-        container: container(plan),
-        volumes: vec![
-            pod::config_volume("config", meta::valkey_config_map(&plan.name)),
-            pod::secret_volume(
-                "tls",
-                meta::tls_secret(&plan.name, Component::Valkey),
-                &["ca.crt", "tls.crt", "tls.key"],
-            ),
-            pod::secret_volume(
-                "users",
-                meta::engine_users_secret(&plan.name),
-                &["users.acl", "replication.conf", "probe"],
-            ),
-        ],
-        grace_s: GRACE_S,
-    });
     let stateful_set = StatefulSet {
         metadata: meta::meta(name.clone(), labels.clone()),
         spec: Some(StatefulSetSpec {
@@ -186,6 +164,33 @@ pub fn shard(plan: &Plan, shard: &str, claim_size: Option<&Quantity>) -> ShardOb
         service: endpoints::headless(name.clone(), labels.clone(), selector.clone(), ports, true),
         budget: endpoints::disruption_budget(name, labels, selector, may_go, false),
     }
+}
+
+/// The template of the pods of the shard `shard`. Those of one plan differ in the shard's name alone.
+pub fn template(plan: &Plan, shard: &str) -> PodTemplateSpec {
+    let hash = xxh3_64([settings(plan).as_str(), START, PROBE, STOP].concat().as_bytes());
+    pod::template(pod::Parts {
+        labels: shard_labels(plan, shard),
+        selector: shard_selector(plan, shard),
+        annotations: [(names::ANNOTATION_CONFIG_HASH.to_owned(), format!("{hash:016x}"))].into(),
+        settings: &plan.valkey.pod,
+        service_account: meta::component_name(&plan.name, Component::Valkey),
+        container: container(plan),
+        volumes: vec![
+            pod::config_volume("config", meta::valkey_config_map(&plan.name)),
+            pod::secret_volume(
+                "tls",
+                meta::tls_secret(&plan.name, Component::Valkey),
+                &["ca.crt", "tls.crt", "tls.key"],
+            ),
+            pod::secret_volume(
+                "users",
+                meta::engine_users_secret(&plan.name),
+                &["users.acl", "replication.conf", "probe"],
+            ),
+        ],
+        grace_s: GRACE_S,
+    })
 }
 
 fn container(plan: &Plan) -> Container {

@@ -7,6 +7,7 @@ use std::{
 };
 
 use futures::StreamExt;
+use kith_kit::backoff::Backoff;
 use kube::{
     Api,
     runtime::{
@@ -19,7 +20,6 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{kinds::Kind, memory::Memory};
-use crate::backoff;
 
 /// The API server ends a watch after so many seconds, and the next one goes on where it ended. A connection that died silently is noticed
 /// within this time, too.
@@ -45,7 +45,7 @@ pub(super) struct Feed<K: Kind> {
 impl<K: Kind> Feed<K> {
     /// Watches until `end`. A watch that stays broken is begun anew with a list.
     pub(super) async fn run(mut self, end: CancellationToken) {
-        let mut failures = 0_u32;
+        let (mut failures, mut backoff) = (0_u32, Backoff::new(FIRST_PAUSE, LONGEST_PAUSE));
         while !end.is_cancelled() {
             self.broken(failures > 0);
             let config = K::selection().timeout(WATCH_S);
@@ -62,12 +62,13 @@ impl<K: Kind> Feed<K> {
                         listing = matches!(event, Event::Init | Event::InitApply(_));
                         if !listing {
                             failures = 0;
+                            backoff.reset();
                         }
                         self.take(event);
                     }
                     Ok(Some(Err(error))) => {
                         failures = failures.saturating_add(1);
-                        if self.failed(failures, &error.to_string(), &end).await {
+                        if self.failed(failures, &error.to_string(), backoff.after_failure(), &end).await {
                             break;
                         }
                     }
@@ -76,7 +77,8 @@ impl<K: Kind> Feed<K> {
                         failures = failures.saturating_add(1);
                         self.memory.write().unwrap_or_else(PoisonError::into_inner).distrust();
                         self.broken(true);
-                        self.failed(failures, "the list did not come to its end in time", &end).await;
+                        let why = "the list did not come to its end in time";
+                        self.failed(failures, why, backoff.after_failure(), &end).await;
                         break;
                     }
                 }
@@ -127,7 +129,7 @@ impl<K: Kind> Feed<K> {
     }
 
     /// Says so, waits, and answers whether the watch is to be begun anew.
-    async fn failed(&self, failures: u32, why: &str, end: &CancellationToken) -> bool {
+    async fn failed(&self, failures: u32, why: &str, pause: Duration, end: &CancellationToken) -> bool {
         let kind = K::kind(&());
         metrics::counter!("kith_operator_watch_errors_total", "kind" => kind.to_string()).increment(1);
         if failures.is_power_of_two() {
@@ -137,7 +139,6 @@ impl<K: Kind> Feed<K> {
         if anew {
             self.broken(true);
         }
-        let pause = backoff::delay(failures, FIRST_PAUSE, LONGEST_PAUSE);
         end.run_until_cancelled(tokio::time::sleep(pause)).await;
         anew
     }

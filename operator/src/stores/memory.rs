@@ -196,7 +196,8 @@ impl<K: Object> Memory<K> {
     pub(super) fn is_current(&self, object: &K, wanted: u64) -> bool {
         let (namespace, name) = place(object);
         let current = self.stored(&namespace, &name).and_then(|stored| stored.current);
-        version(object).is_some_and(|version| current == Some((version, wanted)))
+        let found = current.filter(|(of, _)| version(object) == Some(*of));
+        found.is_some_and(|(_, wishes)| wishes.contains(&wanted))
     }
 
     /// This version is what is wanted. What the watch does not hold would never be forgotten, and is not remembered.
@@ -204,7 +205,8 @@ impl<K: Object> Memory<K> {
         let ((namespace, name), version) = (place(object), version(object));
         let stored = self.objects.get_mut(&namespace).and_then(|all| all.get_mut(&name));
         if let (Some(stored), Some(version)) = (stored, version) {
-            stored.current = Some((version, wanted));
+            let before = stored.current.filter(|(of, _)| *of == version).map_or(wanted, |(_, [last, _])| last);
+            stored.current = Some((version, [wanted, before]));
         }
     }
 

@@ -15,7 +15,7 @@ use tonic::Request;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::storage::Storage;
-use kith_kit::{backoff::jittered, clock, config::Config};
+use kith_kit::{backoff::Backoff, clock, config::Config};
 use kith_platform::Service;
 use kith_rpc::{
     batch::{Settled, settled, timed},
@@ -96,7 +96,7 @@ impl Sessions {
             request.issued_at_or_before = clock::now_ms();
         }
         let end = Instant::now() + DEADLINE;
-        let mut pause = MIN_PAUSE;
+        let mut backoff = Backoff::new(MIN_PAUSE, MAX_PAUSE);
         let mut told: HashSet<String> = HashSet::new();
         let mut response = KickResponse::default();
         loop {
@@ -128,8 +128,7 @@ impl Sessions {
                 return Err(Error::unavailable("a part of the platform could not be told of the kick: try again"));
             }
             self.router.discovery().look_again();
-            tokio::time::sleep(jittered(pause)).await;
-            pause = (pause * 2).min(MAX_PAUSE);
+            backoff.pause_until(end).await;
         }
     }
 

@@ -97,11 +97,7 @@ impl Connector {
     /// Connects to `address` (`host:port`). An answer that takes longer than `response_timeout` fails the call, not the connection: a
     /// caller that must know the outcome drops the connection then.
     pub async fn connect(&self, address: &str, response_timeout: Duration) -> Result<Connection, ValkeyError> {
-        // Boxed: it is rare and large, and every read would carry it.
-        match tokio::time::timeout(CONNECT_DEADLINE, Box::pin(self.open(address, response_timeout))).await {
-            Ok(connection) => connection,
-            Err(_) => Err(ValkeyError::Timeout(address.to_owned())),
-        }
+        in_time(address, self.open(address, response_timeout)).await
     }
 
     /// The same for one caller at a time: what it takes is a socket and nothing else.
@@ -110,10 +106,7 @@ impl Connector {
             let (login, stream) = (self.login().await?, self.dial(address).await?);
             Dialogue::begin(address, stream, login.as_ref()).await
         };
-        match tokio::time::timeout(CONNECT_DEADLINE, Box::pin(begin)).await {
-            Ok(dialogue) => dialogue,
-            Err(_) => Err(ValkeyError::Timeout(address.to_owned())),
-        }
+        in_time(address, begin).await
     }
 
     async fn open(&self, address: &str, response_timeout: Duration) -> Result<Connection, ValkeyError> {
@@ -152,6 +145,16 @@ impl Connector {
             }
         })
     }
+}
+
+/// What comes of opening a connection, within the time that it may take.
+fn in_time<T>(
+    address: &str,
+    opening: impl Future<Output = Result<T, ValkeyError>>,
+) -> impl Future<Output = Result<T, ValkeyError>> {
+    // Boxed before it is awaited: it is rare and large, and every read would carry it.
+    let opening = tokio::time::timeout(CONNECT_DEADLINE, Box::pin(opening));
+    async move { opening.await.unwrap_or_else(|_| Err(ValkeyError::Timeout(address.to_owned()))) }
 }
 
 /// A name and a password.

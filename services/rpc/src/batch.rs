@@ -13,7 +13,7 @@ use crate::{
     error::{Error, reason},
     route::{ATTEMPT, Router},
 };
-use kith_kit::backoff::jittered;
+use kith_kit::backoff::Backoff;
 
 /// Pauses between rounds.
 const MIN_PAUSE: Duration = Duration::from_millis(10);
@@ -63,7 +63,7 @@ impl Router {
         let end = Instant::now() + deadline;
         let mut waiting = items;
         let mut done = Vec::with_capacity(waiting.len());
-        let mut pause = MIN_PAUSE;
+        let mut backoff = Backoff::new(MIN_PAUSE, MAX_PAUSE);
         let mut one_by_one = false;
         while !waiting.is_empty() {
             let mut round = Round { last: Error::unavailable("no instance is ready"), again: Vec::new(), one_by_one };
@@ -104,8 +104,7 @@ impl Router {
                 break;
             }
             self.discovery().look_again();
-            tokio::time::sleep(jittered(pause)).await;
-            pause = (pause * 2).min(MAX_PAUSE);
+            backoff.pause_until(end).await;
         }
         Ok(done)
     }

@@ -19,7 +19,7 @@ use crate::{
     error::{Error, reason},
     pulse,
 };
-use kith_kit::{backoff::jittered, config::Config, rendezvous};
+use kith_kit::{backoff::Backoff, config::Config, rendezvous};
 use kith_platform::Service;
 
 /// First pause before a retry; doubles up to [`MAX_PAUSE`].
@@ -156,7 +156,7 @@ impl Router {
         Fut: Future<Output = Result<Res, Error>>,
     {
         let end = Instant::now() + deadline;
-        let mut pause = MIN_PAUSE;
+        let mut backoff = Backoff::new(MIN_PAUSE, MAX_PAUSE);
         let mut last: Option<Error> = None;
         let mut hinted = 0;
         loop {
@@ -167,7 +167,7 @@ impl Router {
             let Some(address) = self.address(key) else {
                 let error = Error::unavailable(format!("no {} instance is ready", self.0.component));
                 self.0.discovery.look_again();
-                pause = self.pause(pause, end).await;
+                backoff.pause_until(end).await;
                 last = Some(error);
                 continue;
             };
@@ -188,7 +188,7 @@ impl Router {
             hinted += u32::from(follow);
             last = Some(error);
             if !follow {
-                pause = self.pause(pause, end).await;
+                backoff.pause_until(end).await;
             }
         }
     }
@@ -231,11 +231,6 @@ impl Router {
                 format!("{} gave no answer in time: retry with the same ids", self.0.component),
             ),
         }
-    }
-
-    async fn pause(&self, pause: Duration, end: Instant) -> Duration {
-        tokio::time::sleep(jittered(pause).min(end.saturating_duration_since(Instant::now()))).await;
-        (pause * 2).min(MAX_PAUSE)
     }
 }
 

@@ -53,8 +53,9 @@ pub(super) struct Packed<K> {
     pub(super) dying: bool,
     /// The ChatCluster that it belongs to.
     pub(super) cluster: Option<Box<str>>,
-    /// The version that was found to be what is wanted, with the hash of that.
-    pub(super) current: Option<(u64, u64)>,
+    /// The version that was found to be what is wanted, with the hashes of the last two wishes: two controllers look at a StatefulSet of a
+    /// shard.
+    pub(super) current: Option<(u64, [u64; 2])>,
     kind: PhantomData<fn() -> K>,
 }
 

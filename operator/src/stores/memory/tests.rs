@@ -179,6 +179,9 @@ fn a_version_that_was_found_right_is_right_for_the_same_wish_alone() {
     memory.found_current(&map("a", 5, "a"), 77);
     assert!(memory.is_current(&map("a", 5, "a"), 77));
     assert!(!memory.is_current(&map("a", 5, "a"), 78) && !memory.is_current(&map("a", 6, "a"), 77));
+    // Two who look at it with wishes of their own do not make each other look again.
+    memory.found_current(&map("a", 5, "a"), 78);
+    assert!(memory.is_current(&map("a", 5, "a"), 77) && memory.is_current(&map("a", 5, "a"), 78));
     // Found of what was written, before the watch has told it; and kept over a list that is told anew.
     memory.found_current(&map("a", 7, "a"), 77);
     memory.changed(&map("a", 7, "a"), now);
@@ -186,6 +189,7 @@ fn a_version_that_was_found_right_is_right_for_the_same_wish_alone() {
     memory.add(&map("a", 7, "a"));
     memory.done(now);
     assert!(memory.is_current(&map("a", 7, "a"), 77) && !memory.is_current(&map("a", 5, "a"), 77));
+    assert!(!memory.is_current(&map("a", 7, "a"), 78), "that was of another version");
     memory.gone(&map("a", 8, "a"), now);
     memory.changed(&map("a", 7, "a"), now);
     assert!(!memory.is_current(&map("a", 7, "a"), 77));

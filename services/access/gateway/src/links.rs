@@ -7,7 +7,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use kith_clients::sessions::key;
-use kith_kit::{backoff::jittered, rendezvous};
+use kith_kit::{backoff::Backoff, rendezvous};
 use kith_proto::sessions::v1::{
     AttachRequest, SessionAckRequest, attach_request, attach_response, sessions_client::SessionsClient,
 };
@@ -184,7 +184,7 @@ enum Broken {
 
 impl Stream {
     async fn run(self, mut changes: mpsc::Receiver<Change>) {
-        let mut pause = MIN_PAUSE;
+        let mut backoff = Backoff::new(MIN_PAUSE, MAX_PAUSE);
         loop {
             let started = tokio::time::Instant::now();
             match self.end.run_until_cancelled(self.attach(&mut changes)).await {
@@ -196,12 +196,11 @@ impl Stream {
                 Some(Ok(())) => return,
             }
             if started.elapsed() > MAX_PAUSE {
-                pause = MIN_PAUSE;
+                backoff.reset();
             }
-            if self.end.run_until_cancelled(tokio::time::sleep(jittered(pause))).await.is_none() {
+            if self.end.run_until_cancelled(backoff.pause()).await.is_none() {
                 return;
             }
-            pause = (pause * 2).min(MAX_PAUSE);
             self.inner.discovery.look_again();
         }
     }

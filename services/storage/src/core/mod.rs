@@ -212,6 +212,7 @@ impl Core {
                 }
                 Err(EngineError::Conflict) if attempt < ATTEMPTS => {
                     attempt += 1;
+                    // Not the back-off of the network: those that race for the same fields are to be apart, and one may go at once.
                     let pause = rand::rng().random_range(0..2 << attempt.min(5));
                     tokio::time::sleep(Duration::from_millis(pause)).await;
                     values = self.fields(partition, &fields, end).await?;

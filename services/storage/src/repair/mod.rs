@@ -22,7 +22,7 @@ mod tests;
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use kith_eventlog::{producer::ProduceError, scan::ScanError};
-use kith_kit::backoff::jittered;
+use kith_kit::backoff::Backoff;
 use kith_proto::storage::v1::{RepairRequest, RepairResponse, SeqGap, UnreadableRecord, Unrestored, VersionRange};
 use kith_rpc::error::{Error, reason};
 use parking_lot::Mutex;
@@ -43,10 +43,11 @@ const DEADLINE: Duration = Duration::from_secs(30 * 60);
 const SETTLE: Duration = Duration::from_secs(20);
 /// Until the marker is on the log.
 const MARK: Duration = Duration::from_secs(30);
-/// Attempts at restoring; each goes on where the one before ended.
+/// Attempts at restoring; each goes on where the one before ended. Few, so the pauses between them grow fast.
 const ATTEMPTS: u32 = 6;
 const MIN_PAUSE: Duration = Duration::from_millis(100);
 const MAX_PAUSE: Duration = Duration::from_secs(5);
+const GROWTH: f32 = 4.0;
 /// Versions are numbers that the engine's scripts count exactly.
 const MOST_VER: u64 = 1 << 53;
 
@@ -247,7 +248,8 @@ impl Repairs {
     /// Restores in attempts; the version in the end.
     async fn restore(&self, number: u32, held: &mut Held, found: &mut Findings) -> Result<u64, RepairError> {
         let id = format!("repair-{}", ulid::Ulid::generate());
-        let (mut attempt, mut pause, mut marked, mut before) = (0, MIN_PAUSE, false, None);
+        let (mut attempt, mut marked, mut before) = (0, false, None);
+        let mut backoff = Backoff::new(MIN_PAUSE, MAX_PAUSE).by(GROWTH);
         loop {
             attempt += 1;
             let error = match self.attempt(number, held, found, &id, &mut marked, &mut before).await {
@@ -258,8 +260,7 @@ impl Repairs {
                 return Err(error);
             }
             tracing::warn!(partition = number, attempt, %error, "the repair goes on after a pause");
-            tokio::time::sleep(jittered(pause)).await;
-            pause = (pause * 4).min(MAX_PAUSE);
+            backoff.pause().await;
         }
     }
 

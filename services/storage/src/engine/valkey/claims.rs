@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use kith_kit::{backoff::jittered, readiness::Readiness};
+use kith_kit::{backoff::Backoff, readiness::Readiness};
 use rand::RngExt;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -101,7 +101,7 @@ pub(super) fn start(hub: &Arc<Hub>, partition: &Arc<Partition>) {
 }
 
 async fn claim(hub: Arc<Hub>, partition: Arc<Partition>) {
-    let mut pause = MIN_PAUSE;
+    let mut backoff = Backoff::new(MIN_PAUSE, MAX_PAUSE);
     let mut topology = hub.watcher.changes();
     loop {
         topology.mark_unchanged();
@@ -121,9 +121,9 @@ async fn claim(hub: Arc<Hub>, partition: Arc<Partition>) {
                 tracing::debug!(partition = partition.number, %error, "a claim did not succeed");
             }
         }
-        // Another primary is worth another try at once.
-        if tokio::time::timeout(jittered(pause), topology.changed()).await.is_err() {
-            pause = (pause * 2).min(MAX_PAUSE);
+        // Another primary is worth another try at once, and owes nothing to the one before.
+        if tokio::time::timeout(backoff.after_failure(), topology.changed()).await.is_ok() {
+            backoff.reset();
         }
     }
 }
