@@ -4,6 +4,7 @@
 #![allow(missing_docs, clippy::pedantic, clippy::all, unreachable_pub)]
 
 mod kinds;
+mod messages;
 #[path = "gen/mod.rs"]
 mod packages;
 

@@ -12,8 +12,7 @@ use bytes::Bytes;
 use kith_contract::{
     events::{self, Kind},
     found,
-    kinds::MessageType,
-    message::{Given, MessageCreated},
+    message::Given,
 };
 use kith_proto::chat::v1::Message;
 use serde::Serialize;
@@ -91,23 +90,7 @@ pub(crate) fn corrupt() -> Event {
 
 fn message_data(message: &Message, privileged: bool) -> Result<Vec<u8>, serde_json::Error> {
     let Given { content, content_bytes } = Given::new(&message.content)?;
-    serde_json::to_vec(&MessageCreated {
-        conversation_id: message.conversation_id.as_str().into(),
-        seq: message.seq,
-        message_id: message.message_id.as_str().into(),
-        client_msg_id: message.client_msg_id.as_str().into(),
-        sender_id: message.sender_id.as_str().into(),
-        sent_at: message.sent_at,
-        kind: MessageType::from(message.r#type()),
-        content,
-        content_bytes,
-        mentions: message.mentions.as_slice().into(),
-        ext: Cow::Borrowed(&message.ext),
-        recalled: message.recalled,
-        edited_at: (message.edited_at != 0).then_some(message.edited_at),
-        reactions: message.reactions.iter().map(|r| (r.emoji.as_str().into(), r.user_ids.as_slice().into())).collect(),
-        privileged,
-    })
+    serde_json::to_vec(&message.created(content, content_bytes, privileged))
 }
 
 /// Unix ms as RFC 3339 in UTC, for `ce_time`.

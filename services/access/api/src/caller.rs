@@ -10,8 +10,8 @@ use kith_clients::auth::Claims;
 use kith_rpc::{admission::Seat, error::Error};
 
 use crate::{
-    app::{App, Shared},
     budget::{self, Slot},
+    state::{App, Shared},
 };
 
 /// The authenticated user of a request.

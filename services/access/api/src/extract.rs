@@ -13,6 +13,9 @@ use kith_rpc::{
 };
 use serde::de::DeserializeOwned;
 
+/// The largest request body: content of 64 KiB, escaped, and the fields around it.
+pub(crate) const MAX_BODY_BYTES: usize = 512 << 10;
+
 /// A JSON body.
 pub(crate) struct Body<T>(pub(crate) T);
 
@@ -30,8 +33,7 @@ impl IntoResponse for BodyError {
                 problem_with(&Error::invalid("content-type: send application/json"), StatusCode::UNSUPPORTED_MEDIA_TYPE)
             }
             Self::TooLarge => problem_with(
-                &Error::invalid(format!("body: more than {} bytes", crate::app::MAX_BODY_BYTES))
-                    .with_reason(reason::TOO_LARGE),
+                &Error::invalid(format!("body: more than {MAX_BODY_BYTES} bytes")).with_reason(reason::TOO_LARGE),
                 StatusCode::PAYLOAD_TOO_LARGE,
             ),
             Self::Invalid(error) => error.into_response(),

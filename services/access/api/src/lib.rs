@@ -2,14 +2,19 @@
 //!
 //! Each route translates: it checks what it can tell alone, asks storage or sessions, and shows the answer as the contract has it. Sending
 //! goes through `kith_send`. It never knows a shard, and decides nothing about membership: storage does.
+//!
+//! State and schemas are below, the routes above them, the router on top; each uses only what is below it.
 
-mod app;
 mod budget;
 mod caller;
 mod extract;
 mod middleware;
 mod openapi;
+mod places;
+mod router;
 mod routes;
+mod schema;
+mod state;
 mod view;
 mod visible;
 
@@ -30,8 +35,8 @@ use kith_kit::{
 use kith_rpc::{admission::Seats, http, route::RouteError};
 use tokio::net::TcpListener;
 
-use crate::app::App;
-pub use crate::openapi::document;
+pub use crate::router::document;
+use crate::state::App;
 
 /// Connections of one instance; of an address that have shown no token yet; of one user (a backend may call for many).
 const SEATS: Seats = Seats { all: 16_384, unknown_per_address: 512, per_caller: 128 };
@@ -79,7 +84,7 @@ pub async fn run(
         ready.ready("storage");
     });
     let authenticator = Authenticator::new(verifier, storage.clone());
-    let router = app::router(App::new(&config, storage, sessions, authenticator));
+    let router = router::router(App::new(&config, storage, sessions, authenticator));
     let stop = CancellationToken::new();
     let stopping = stop.clone();
     tokio::spawn(async move {

@@ -29,8 +29,9 @@ use tower_http::{
 use tracing::Instrument;
 
 use crate::{
-    app::Shared,
     budget::{self, Counted},
+    openapi,
+    state::Shared,
 };
 
 /// Above the 5 s that a call to storage may take, twice (a first message opens its conversation).
@@ -156,6 +157,6 @@ async fn unknown_route(uri: Uri) -> Response {
 }
 
 async fn wrong_method(method: Method, uri: Uri) -> Response {
-    let detail = format!("{} does not take {method}: see /v1/openapi.json", uri.path());
+    let detail = format!("{} does not take {method}: see {}", uri.path(), openapi::PATH);
     problem_with(&Error::new(Code::Unimplemented, detail), StatusCode::METHOD_NOT_ALLOWED)
 }

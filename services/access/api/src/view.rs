@@ -92,7 +92,7 @@ pub(crate) struct Conversation {
     read_seq: U64,
     #[schema(value_type = String)]
     unread: U64,
-    #[schema(value_type = Option<crate::openapi::Message>)]
+    #[schema(value_type = Option<crate::schema::Message>)]
     last_message: Option<Box<RawValue>>,
     pinned: bool,
     muted: bool,

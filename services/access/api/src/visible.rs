@@ -7,7 +7,7 @@ use kith_contract::ids;
 use kith_proto::storage::v1::{ListFriendsRequest, ListMembersRequest, User};
 use kith_rpc::error::Error;
 
-use crate::{app::App, caller::Caller};
+use crate::{caller::Caller, state::App};
 
 /// The profiles of those of `user_ids` (at most 100) whom the caller may see, in no order. `among`: a conversation in which the caller is; its
 /// members count too.

@@ -1,14 +1,12 @@
 //! A stored message as clients see it: the contract's JSON.
 
-use std::borrow::Cow;
-
-use kith_contract::{self as contract, kinds::MessageType};
+use kith_contract::message;
 use kith_proto::chat::v1::Message;
 use kith_rpc::error::Error;
 use serde_json::value::RawValue;
 
 /// The view of a stored message, which it borrows; DATA_LOSS when its content is no JSON.
-pub fn view(message: &Message) -> Result<contract::message::Message<'_, &RawValue>, Error> {
+fn view(message: &Message) -> Result<message::Message<'_, &RawValue>, Error> {
     // A recalled message has lost its content: an empty object keeps the field's type.
     let content: &RawValue =
         if message.content.is_empty() { serde_json::from_str("{}") } else { serde_json::from_slice(&message.content) }
@@ -17,24 +15,7 @@ pub fn view(message: &Message) -> Result<contract::message::Message<'_, &RawValu
                 tracing::error!(%conversation_id, seq, %error, "stored content is not JSON");
                 Error::data_loss()
             })?;
-    let reactions = &message.reactions;
-    Ok(contract::message::Message {
-        conversation_id: message.conversation_id.as_str().into(),
-        seq: message.seq,
-        message_id: message.message_id.as_str().into(),
-        client_msg_id: message.client_msg_id.as_str().into(),
-        sender_id: message.sender_id.as_str().into(),
-        sent_at: message.sent_at,
-        kind: MessageType::from(message.r#type()),
-        content,
-        mentions: message.mentions.as_slice().into(),
-        ext: Cow::Borrowed(&message.ext),
-        recalled: message.recalled,
-        edited_at: Some(message.edited_at).filter(|at| *at > 0),
-        reactions: reactions.iter().map(|r| (r.emoji.as_str().into(), r.user_ids.as_slice().into())).collect(),
-        reaction_counts: reactions.iter().map(|r| (r.emoji.as_str().into(), r.count)).collect(),
-        my_reactions: reactions.iter().filter(|r| r.mine).map(|r| r.emoji.as_str().into()).collect(),
-    })
+    Ok(message.shown(content))
 }
 
 /// The JSON text of a message.

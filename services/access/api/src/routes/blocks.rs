@@ -6,26 +6,32 @@ use kith_proto::storage::v1::{ListBlocksRequest, SetBlockRequest};
 use kith_rpc::error::Error;
 use serde::Serialize;
 use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    app::{App, Shared},
     caller::Caller,
     extract::{Params, Segments, limit},
+    state::{App, Shared},
     view::{Changed, Page},
 };
 
 /// Blocked users of one page.
 const MAX_PAGE: u32 = 200;
 
+/// The routes of this file.
+pub(crate) fn routes() -> OpenApiRouter<Shared> {
+    OpenApiRouter::default().routes(routes!(list)).routes(routes!(block)).routes(routes!(unblock))
+}
+
 /// A blocked user.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Block {
+struct Block {
     user_id: String,
 }
 
 /// A page of blocked users.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Blocks {
+struct Blocks {
     blocks: Vec<Block>,
     /// Empty at the end.
     next_cursor: String,
@@ -33,11 +39,7 @@ pub(crate) struct Blocks {
 
 /// Whom the caller blocks.
 #[utoipa::path(get, path = "/v1/blocks", tag = "blocks", params(Page), responses((status = 200, description = "A page", body = Blocks)))]
-pub(crate) async fn list(
-    State(app): State<Shared>,
-    caller: Caller,
-    Params(page): Params<Page>,
-) -> Result<Json<Blocks>, Error> {
+async fn list(State(app): State<Shared>, caller: Caller, Params(page): Params<Page>) -> Result<Json<Blocks>, Error> {
     let limit = limit(page.limit, MAX_PAGE)?;
     let request = ListBlocksRequest { user_id: caller.user(), limit, cursor: page.cursor };
     let found = app.storage.list_blocks(request).await?;
@@ -48,7 +50,7 @@ pub(crate) async fn list(
 /// Blocks a user.
 #[utoipa::path(put, path = "/v1/blocks/{user}", tag = "blocks", params(("user" = String, Path, description = "user_id")),
     responses((status = 200, description = "Blocked", body = Changed)))]
-pub(crate) async fn block(
+async fn block(
     State(app): State<Shared>,
     caller: Caller,
     Segments(user): Segments<String>,
@@ -59,7 +61,7 @@ pub(crate) async fn block(
 /// Takes a block away.
 #[utoipa::path(delete, path = "/v1/blocks/{user}", tag = "blocks", params(("user" = String, Path, description = "user_id")),
     responses((status = 200, description = "Not blocked", body = Changed)))]
-pub(crate) async fn unblock(
+async fn unblock(
     State(app): State<Shared>,
     caller: Caller,
     Segments(user): Segments<String>,

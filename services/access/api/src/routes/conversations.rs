@@ -9,20 +9,36 @@ use kith_proto::storage::v1::{
 use kith_rpc::error::Error;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::{
+    router::{OpenApiRouter, UtoipaMethodRouterExt},
+    routes,
+};
 
 use crate::{
-    app::{App, Shared},
+    budget::PAGE,
     caller::Caller,
     extract::{Body, Params, Segments, limit},
+    state::{App, Shared},
     view::{Conversation, Page},
 };
 
 /// Conversations of one page.
 const MAX_PAGE: u32 = 200;
 
+/// The routes of this file.
+pub(crate) fn routes() -> OpenApiRouter<Shared> {
+    OpenApiRouter::default()
+        .routes(routes!(list).layer(PAGE))
+        .routes(routes!(get).layer(PAGE))
+        .routes(routes!(update).layer(PAGE))
+        .routes(routes!(clear))
+        .routes(routes!(read))
+        .routes(routes!(receipts))
+}
+
 /// A page of the caller's conversations.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Conversations {
+struct Conversations {
     /// Newest activity first.
     conversations: Vec<Conversation>,
     /// Empty at the end.
@@ -32,7 +48,7 @@ pub(crate) struct Conversations {
 /// The caller's conversations, newest activity first. One that cannot be read carries an `error` and hides no other.
 #[utoipa::path(get, path = "/v1/conversations", tag = "conversations", params(Page),
     responses((status = 200, description = "A page", body = Conversations)))]
-pub(crate) async fn list(
+async fn list(
     State(app): State<Shared>,
     caller: Caller,
     Params(page): Params<Page>,
@@ -47,7 +63,7 @@ pub(crate) async fn list(
 /// One conversation of the caller.
 #[utoipa::path(get, path = "/v1/conversations/{id}", tag = "conversations",
     params(("id" = String, Path, description = "conversation_id")), responses((status = 200, description = "It", body = Conversation)))]
-pub(crate) async fn get(
+async fn get(
     State(app): State<Shared>,
     caller: Caller,
     Segments(conversation_id): Segments<String>,
@@ -64,7 +80,7 @@ async fn one(app: &App, caller: &Caller, conversation_id: String) -> Result<Json
 
 /// The caller's own settings of a conversation; what is absent stays.
 #[derive(Debug, Deserialize, ToSchema)]
-pub(crate) struct UpdateConversation {
+struct UpdateConversation {
     #[serde(default)]
     pinned: Option<bool>,
     #[serde(default)]
@@ -74,7 +90,7 @@ pub(crate) struct UpdateConversation {
 /// Changes the caller's own settings of a conversation.
 #[utoipa::path(patch, path = "/v1/conversations/{id}", tag = "conversations", request_body = UpdateConversation,
     params(("id" = String, Path, description = "conversation_id")), responses((status = 200, description = "As it is now", body = Conversation)))]
-pub(crate) async fn update(
+async fn update(
     State(app): State<Shared>,
     caller: Caller,
     Segments(conversation_id): Segments<String>,
@@ -96,7 +112,7 @@ pub(crate) async fn update(
 
 /// A conversation that the caller has cleared.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Cleared {
+struct Cleared {
     conversation_id: String,
     /// The last message that the caller no longer sees.
     #[schema(value_type = String)]
@@ -106,7 +122,7 @@ pub(crate) struct Cleared {
 /// Hides everything up to now from the caller's list and history; the other members keep it.
 #[utoipa::path(delete, path = "/v1/conversations/{id}", tag = "conversations",
     params(("id" = String, Path, description = "conversation_id")), responses((status = 200, description = "Cleared for the caller", body = Cleared)))]
-pub(crate) async fn clear(
+async fn clear(
     State(app): State<Shared>,
     caller: Caller,
     Segments(conversation_id): Segments<String>,
@@ -119,14 +135,14 @@ pub(crate) async fn clear(
 
 /// Up to where the caller has read.
 #[derive(Debug, Deserialize, ToSchema)]
-pub(crate) struct Read {
+struct Read {
     #[schema(value_type = String)]
     seq: U64,
 }
 
 /// The caller's read cursor as it stands.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct ReadState {
+struct ReadState {
     #[schema(value_type = String)]
     read_seq: U64,
     #[schema(value_type = String)]
@@ -136,7 +152,7 @@ pub(crate) struct ReadState {
 /// Moves the caller's read cursor forward; never back, never past the newest message.
 #[utoipa::path(post, path = "/v1/conversations/{id}/read", tag = "conversations", request_body = Read,
     params(("id" = String, Path, description = "conversation_id")), responses((status = 200, description = "As it stands", body = ReadState)))]
-pub(crate) async fn read(
+async fn read(
     State(app): State<Shared>,
     caller: Caller,
     Segments(conversation_id): Segments<String>,
@@ -151,7 +167,7 @@ pub(crate) async fn read(
 /// Whose receipts.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-pub(crate) struct ReceiptsOf {
+struct ReceiptsOf {
     /// The message.
     #[param(value_type = String)]
     seq: U64,
@@ -159,7 +175,7 @@ pub(crate) struct ReceiptsOf {
 
 /// Who has a message.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Receipts {
+struct Receipts {
     read_by: Vec<String>,
     delivered_to: Vec<String>,
 }
@@ -167,7 +183,7 @@ pub(crate) struct Receipts {
 /// Who has read and received a message; for conversations of at most 200 members.
 #[utoipa::path(get, path = "/v1/conversations/{id}/receipts", tag = "conversations",
     params(("id" = String, Path, description = "conversation_id"), ReceiptsOf), responses((status = 200, description = "Who", body = Receipts)))]
-pub(crate) async fn receipts(
+async fn receipts(
     State(app): State<Shared>,
     caller: Caller,
     Segments(conversation_id): Segments<String>,

@@ -11,17 +11,33 @@ use kith_proto::{
 use kith_rpc::error::Error;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use utoipa_axum::{
+    router::{OpenApiRouter, UtoipaMethodRouterExt},
+    routes,
+};
 
 use crate::{
-    app::Shared,
     caller::Caller,
     extract::{Body, Segments},
+    state::Shared,
     view::{Changed, ms},
 };
 
+/// The routes of this file.
+pub(crate) fn routes() -> OpenApiRouter<Shared> {
+    OpenApiRouter::default()
+        .routes(routes!(list))
+        // `push-token` is also the id of a device: what the fixed word does not take is that device's.
+        .routes(
+            routes!(push_token)
+                .map(|methods| methods.delete(|app, caller| remove(app, caller, Segments("push-token".to_owned())))),
+        )
+        .routes(routes!(remove))
+}
+
 /// A device of the caller.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Device {
+struct Device {
     device_id: String,
     /// ios, android, web, mweb or pc
     #[schema(value_type = Option<String>)]
@@ -36,13 +52,13 @@ pub(crate) struct Device {
 
 /// The caller's devices.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Devices {
+struct Devices {
     devices: Vec<Device>,
 }
 
 /// The caller's devices.
 #[utoipa::path(get, path = "/v1/devices", tag = "devices", responses((status = 200, description = "All of them", body = Devices)))]
-pub(crate) async fn list(State(app): State<Shared>, caller: Caller) -> Result<Json<Devices>, Error> {
+async fn list(State(app): State<Shared>, caller: Caller) -> Result<Json<Devices>, Error> {
     let found = app.storage.list_devices(ListDevicesRequest { user_id: caller.user() }).await?;
     let shown = found.devices.into_iter().map(|d| Device {
         platform: d.platform().known(),
@@ -56,7 +72,7 @@ pub(crate) async fn list(State(app): State<Shared>, caller: Caller) -> Result<Js
 
 /// Where offline pushes of this device go.
 #[derive(Deserialize, ToSchema)]
-pub(crate) struct PushToken {
+struct PushToken {
     /// apns, fcm, webpush or webhook; empty: no offline push, and the token that was kept is forgotten.
     provider: String,
     /// Of webpush the browser's subscription as JSON text. Of webhook opaque text that is passed on to the line's own address, and never
@@ -67,14 +83,14 @@ pub(crate) struct PushToken {
 
 /// Where offline pushes go now; the token is not repeated.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct PushState {
+struct PushState {
     device_id: String,
     provider: String,
 }
 
 /// Sets the push token of the caller's device.
 #[utoipa::path(put, path = "/v1/devices/push-token", tag = "devices", request_body = PushToken, responses((status = 200, description = "Set", body = PushState)))]
-pub(crate) async fn push_token(
+async fn push_token(
     State(app): State<Shared>,
     caller: Caller,
     Body(PushToken { provider, token }): Body<PushToken>,
@@ -100,7 +116,7 @@ pub(crate) async fn push_token(
 /// Sends a device away: its tokens are dead, its connections close with 4003, its row is gone.
 #[utoipa::path(delete, path = "/v1/devices/{id}", tag = "devices", params(("id" = String, Path, description = "device_id")),
     responses((status = 200, description = "Gone", body = Changed)))]
-pub(crate) async fn remove(
+async fn remove(
     State(app): State<Shared>,
     caller: Caller,
     Segments(device_id): Segments<String>,

@@ -10,11 +10,16 @@ use kith_proto::storage::v1::{
 use kith_rpc::error::Error;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use utoipa_axum::{
+    router::{OpenApiRouter, UtoipaMethodRouterExt},
+    routes,
+};
 
 use crate::{
-    app::{App, Shared},
+    budget::PAGE,
     caller::Caller,
     extract::{Body, Params, Segments, limit},
+    state::{App, Shared},
     view::{Changed, Page, ms},
 };
 
@@ -24,9 +29,27 @@ const MAX_PAGE: u32 = 200;
 const MAX_TEXT_BYTES: usize = 1_024;
 const MAX_ALIAS_BYTES: usize = 256;
 
+/// The routes of this file.
+pub(crate) fn routes() -> OpenApiRouter<Shared> {
+    OpenApiRouter::default()
+        .routes(routes!(list).layer(PAGE))
+        .routes(routes!(update))
+        .routes(routes!(remove))
+        .routes(routes!(requests).layer(PAGE))
+        // `requests` is also the id of a user: what the fixed word does not take is that user's.
+        .routes(routes!(request).map(|methods| {
+            methods
+                .patch(|app, caller, body| update(app, caller, Segments("requests".to_owned()), body))
+                .delete(|app, caller| remove(app, caller, Segments("requests".to_owned())))
+        }))
+        .routes(routes!(accept))
+        .routes(routes!(withdraw))
+        .routes(routes!(reject))
+}
+
 /// A friend.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Friend {
+struct Friend {
     user_id: String,
     alias: String,
     #[schema(value_type = String)]
@@ -35,7 +58,7 @@ pub(crate) struct Friend {
 
 /// A page of friends.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Friends {
+struct Friends {
     friends: Vec<Friend>,
     /// Empty at the end.
     next_cursor: String,
@@ -43,11 +66,7 @@ pub(crate) struct Friends {
 
 /// The caller's friends.
 #[utoipa::path(get, path = "/v1/friends", tag = "friends", params(Page), responses((status = 200, description = "A page", body = Friends)))]
-pub(crate) async fn list(
-    State(app): State<Shared>,
-    caller: Caller,
-    Params(page): Params<Page>,
-) -> Result<Json<Friends>, Error> {
+async fn list(State(app): State<Shared>, caller: Caller, Params(page): Params<Page>) -> Result<Json<Friends>, Error> {
     let limit = limit(page.limit, MAX_PAGE)?;
     let request = ListFriendsRequest { user_id: caller.user(), limit, cursor: page.cursor, ..Default::default() };
     let found = app.storage.list_friends(request).await?;
@@ -57,7 +76,7 @@ pub(crate) async fn list(
 
 /// How the caller calls a friend.
 #[derive(Debug, Deserialize, ToSchema)]
-pub(crate) struct Alias {
+struct Alias {
     /// Empty: none.
     alias: String,
 }
@@ -65,7 +84,7 @@ pub(crate) struct Alias {
 /// Changes a friend's alias.
 #[utoipa::path(patch, path = "/v1/friends/{user}", tag = "friends", request_body = Alias, params(("user" = String, Path, description = "user_id")),
     responses((status = 200, description = "Stands", body = Changed)))]
-pub(crate) async fn update(
+async fn update(
     State(app): State<Shared>,
     caller: Caller,
     Segments(friend_id): Segments<String>,
@@ -81,7 +100,7 @@ pub(crate) async fn update(
 /// Ends a friendship, for both.
 #[utoipa::path(delete, path = "/v1/friends/{user}", tag = "friends", params(("user" = String, Path, description = "user_id")),
     responses((status = 200, description = "Ended", body = Changed)))]
-pub(crate) async fn remove(
+async fn remove(
     State(app): State<Shared>,
     caller: Caller,
     Segments(friend_id): Segments<String>,
@@ -93,7 +112,7 @@ pub(crate) async fn remove(
 
 /// A friend request that waits for an answer.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct FriendRequest {
+struct FriendRequest {
     /// Who asked, or who is asked when it is outgoing.
     user_id: String,
     text: String,
@@ -105,7 +124,7 @@ pub(crate) struct FriendRequest {
 
 /// A page of requests.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct FriendRequests {
+struct FriendRequests {
     requests: Vec<FriendRequest>,
     /// Empty at the end.
     next_cursor: String,
@@ -113,7 +132,7 @@ pub(crate) struct FriendRequests {
 
 /// Friend requests to and from the caller.
 #[utoipa::path(get, path = "/v1/friends/requests", tag = "friends", params(Page), responses((status = 200, description = "A page", body = FriendRequests)))]
-pub(crate) async fn requests(
+async fn requests(
     State(app): State<Shared>,
     caller: Caller,
     Params(page): Params<Page>,
@@ -132,7 +151,7 @@ pub(crate) async fn requests(
 
 /// Whom to ask, and in which words.
 #[derive(Debug, Deserialize, ToSchema)]
-pub(crate) struct AskFriend {
+struct AskFriend {
     user_id: String,
     #[serde(default)]
     text: String,
@@ -140,11 +159,11 @@ pub(crate) struct AskFriend {
 
 /// Nothing more to say.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Done {}
+struct Done {}
 
 /// Asks a user to be friends.
 #[utoipa::path(post, path = "/v1/friends/requests", tag = "friends", request_body = AskFriend, responses((status = 201, description = "Asked", body = Done)))]
-pub(crate) async fn request(
+async fn request(
     State(app): State<Shared>,
     caller: Caller,
     Body(ask): Body<AskFriend>,
@@ -162,7 +181,7 @@ pub(crate) async fn request(
 /// Accepts a friend request.
 #[utoipa::path(post, path = "/v1/friends/requests/{user}/accept", tag = "friends", params(("user" = String, Path, description = "Who asked")),
     responses((status = 200, description = "Friends now", body = Done)))]
-pub(crate) async fn accept(
+async fn accept(
     State(app): State<Shared>,
     caller: Caller,
     Segments(user): Segments<String>,
@@ -173,7 +192,7 @@ pub(crate) async fn accept(
 /// Takes back a friend request that waits for an answer.
 #[utoipa::path(delete, path = "/v1/friends/requests/{user}", tag = "friends", params(("user" = String, Path, description = "Who was asked")),
     responses((status = 200, description = "Taken back", body = Done)))]
-pub(crate) async fn withdraw(
+async fn withdraw(
     State(app): State<Shared>,
     caller: Caller,
     Segments(user): Segments<String>,
@@ -184,7 +203,7 @@ pub(crate) async fn withdraw(
 /// Rejects a friend request, or takes one's own back.
 #[utoipa::path(post, path = "/v1/friends/requests/{user}/reject", tag = "friends", params(("user" = String, Path, description = "Who asked")),
     responses((status = 200, description = "Rejected", body = Done)))]
-pub(crate) async fn reject(
+async fn reject(
     State(app): State<Shared>,
     caller: Caller,
     Segments(user): Segments<String>,

@@ -11,12 +11,17 @@ use kith_send::{Draft, draft::check_content};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::{
+    router::{OpenApiRouter, UtoipaMethodRouterExt},
+    routes,
+};
 
 use crate::{
-    app::{App, Shared},
+    budget::PAGE,
     caller::Caller,
     extract::{Body, Params, Segments, limit},
-    openapi,
+    schema,
+    state::{App, Shared},
     view::{self, Changed, ROOM, Sent, ms},
 };
 
@@ -24,9 +29,9 @@ use crate::{
 const MAX_PAGE: u32 = 200;
 
 /// Sends a message. A success is durable. A retry with the same client_msg_id within 24 h is answered 200 with the same ids.
-#[utoipa::path(post, path = "/v1/messages", tag = "messages", request_body = openapi::SendMessage,
+#[utoipa::path(post, path = "/v1/messages", tag = "messages", request_body = schema::SendMessage,
     responses((status = 201, description = "Stored", body = Sent), (status = 200, description = "Had been stored before", body = Sent)))]
-pub(crate) async fn send(
+async fn send(
     State(app): State<Shared>,
     caller: Caller,
     Body(message): Body<SendMessage<Box<RawValue>>>,
@@ -40,10 +45,21 @@ pub(crate) async fn send(
     Ok((status, Json(sent)))
 }
 
+/// The routes of this file.
+pub(crate) fn routes() -> OpenApiRouter<Shared> {
+    OpenApiRouter::default()
+        .routes(routes!(send))
+        .routes(routes!(history).layer(PAGE))
+        .routes(routes!(recall))
+        .routes(routes!(edit))
+        .routes(routes!(react))
+        .routes(routes!(unreact))
+}
+
 /// Where in the history.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-pub(crate) struct Range {
+struct Range {
     /// Messages before this one, the newest of them.
     #[param(value_type = Option<String>)]
     before_seq: Option<U64>,
@@ -56,9 +72,9 @@ pub(crate) struct Range {
 
 /// Messages of a conversation.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct History {
+struct History {
     /// Ascending.
-    #[schema(value_type = Vec<crate::openapi::Message>)]
+    #[schema(value_type = Vec<crate::schema::Message>)]
     messages: Vec<Box<RawValue>>,
     /// Whether there are more in the direction asked for.
     has_more: bool,
@@ -67,7 +83,7 @@ pub(crate) struct History {
 /// Messages of a conversation in ascending seq.
 #[utoipa::path(get, path = "/v1/conversations/{id}/messages", tag = "messages",
     params(("id" = String, Path, description = "conversation_id"), Range), responses((status = 200, description = "A page", body = History)))]
-pub(crate) async fn history(
+async fn history(
     State(app): State<Shared>,
     caller: Caller,
     Segments(conversation_id): Segments<String>,
@@ -122,7 +138,7 @@ async fn after_seq(
 
 /// A recalled message.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Recalled {
+struct Recalled {
     conversation_id: String,
     #[schema(value_type = String)]
     seq: U64,
@@ -133,7 +149,7 @@ pub(crate) struct Recalled {
 #[utoipa::path(post, path = "/v1/conversations/{id}/messages/{seq}/recall", tag = "messages",
     params(("id" = String, Path, description = "conversation_id"), ("seq" = String, Path, description = "The message")),
     responses((status = 200, description = "Recalled, now or before", body = Recalled)))]
-pub(crate) async fn recall(
+async fn recall(
     State(app): State<Shared>,
     caller: Caller,
     Segments((conversation_id, seq)): Segments<(String, U64)>,
@@ -152,7 +168,7 @@ pub(crate) async fn recall(
 
 /// New content of a message.
 #[derive(Debug, Deserialize, ToSchema)]
-pub(crate) struct EditMessage {
+struct EditMessage {
     /// As for a new message of the same type.
     #[schema(value_type = Object)]
     content: Box<RawValue>,
@@ -160,7 +176,7 @@ pub(crate) struct EditMessage {
 
 /// An edited message.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Edited {
+struct Edited {
     conversation_id: String,
     #[schema(value_type = String)]
     seq: U64,
@@ -172,7 +188,7 @@ pub(crate) struct Edited {
 #[utoipa::path(patch, path = "/v1/conversations/{id}/messages/{seq}", tag = "messages", request_body = EditMessage,
     params(("id" = String, Path, description = "conversation_id"), ("seq" = String, Path, description = "The message")),
     responses((status = 200, description = "Edited", body = Edited)))]
-pub(crate) async fn edit(
+async fn edit(
     State(app): State<Shared>,
     caller: Caller,
     Segments((conversation_id, seq)): Segments<(String, U64)>,
@@ -201,7 +217,7 @@ pub(crate) async fn edit(
 #[utoipa::path(put, path = "/v1/conversations/{id}/messages/{seq}/reactions/{emoji}", tag = "messages",
     params(("id" = String, Path, description = "conversation_id"), ("seq" = String, Path, description = "The message"), ("emoji" = String, Path, description = "One emoji, URL-encoded, or a shortcode of a-z 0-9 _ + -")),
     responses((status = 200, description = "Stands", body = Changed)))]
-pub(crate) async fn react(
+async fn react(
     State(app): State<Shared>,
     caller: Caller,
     Segments((conversation_id, seq, emoji)): Segments<(String, U64, String)>,
@@ -213,7 +229,7 @@ pub(crate) async fn react(
 #[utoipa::path(delete, path = "/v1/conversations/{id}/messages/{seq}/reactions/{emoji}", tag = "messages",
     params(("id" = String, Path, description = "conversation_id"), ("seq" = String, Path, description = "The message"), ("emoji" = String, Path, description = "One emoji, URL-encoded, or a shortcode of a-z 0-9 _ + -")),
     responses((status = 200, description = "Gone", body = Changed)))]
-pub(crate) async fn unreact(
+async fn unreact(
     State(app): State<Shared>,
     caller: Caller,
     Segments((conversation_id, seq, emoji)): Segments<(String, U64, String)>,

@@ -7,20 +7,26 @@ use kith_contract::{json::U64, kinds::Platform};
 use kith_rpc::error::Error;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::unique_users;
-use crate::{app::Shared, caller::Caller, extract::Body, view::ms, visible};
+use crate::{caller::Caller, extract::Body, state::Shared, view::ms, visible};
+
+/// The routes of this file.
+pub(crate) fn routes() -> OpenApiRouter<Shared> {
+    OpenApiRouter::default().routes(routes!(query))
+}
 
 /// Which users.
 #[derive(Debug, Deserialize, ToSchema)]
-pub(crate) struct PresenceOf {
+struct PresenceOf {
     /// 1 to 100.
     user_ids: Vec<String>,
 }
 
 /// A user's presence.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Presence {
+struct Presence {
     online: bool,
     /// Where: ios, android, web, mweb, pc.
     #[schema(value_type = Vec<String>)]
@@ -32,13 +38,13 @@ pub(crate) struct Presence {
 
 /// Presence by user.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Presences {
+struct Presences {
     presence: BTreeMap<String, Presence>,
 }
 
 /// Who of these users is online; those whom the caller may not see are left out, as are users that do not exist.
 #[utoipa::path(post, path = "/v1/presence:query", tag = "presence", request_body = PresenceOf, responses((status = 200, description = "Each whom the caller may see", body = Presences)))]
-pub(crate) async fn query(
+async fn query(
     State(app): State<Shared>,
     caller: Caller,
     Body(of): Body<PresenceOf>,

@@ -14,11 +14,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tonic::Code;
 use utoipa::ToSchema;
+use utoipa_axum::{
+    router::{OpenApiRouter, UtoipaMethodRouterExt},
+    routes,
+};
 
 use crate::{
-    app::{App, Shared},
+    budget::PAGE,
     caller::Caller,
     extract::{Body, limit},
+    state::{App, Shared},
     view::{self, Failure, Position, ROOM},
 };
 
@@ -36,9 +41,14 @@ const PAGE_BYTES: usize = 1 << 20;
 /// Steps of one page: a device that is far ahead must not make one request walk all its cursors.
 const PAGE_STEPS: usize = 30;
 
+/// The routes of this file.
+pub(crate) fn routes() -> OpenApiRouter<Shared> {
+    OpenApiRouter::default().routes(routes!(ack)).routes(routes!(sync).layer(PAGE))
+}
+
 /// What arrived at this device.
 #[derive(Debug, Deserialize, ToSchema)]
-pub(crate) struct Acks {
+struct Acks {
     /// 1 to 100.
     #[schema(value_type = Vec<Position>)]
     acks: Vec<Object<Position>>,
@@ -46,7 +56,7 @@ pub(crate) struct Acks {
 
 /// A position that could not be acknowledged.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct AckError {
+struct AckError {
     conversation_id: String,
     code: String,
     detail: String,
@@ -54,7 +64,7 @@ pub(crate) struct AckError {
 
 /// The delivered cursors of this device as they stand.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Delivered {
+struct Delivered {
     delivered: Vec<Position>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<AckError>,
@@ -62,7 +72,7 @@ pub(crate) struct Delivered {
 
 /// Moves delivered cursors of the caller's device forward, never back.
 #[utoipa::path(post, path = "/v1/ack", tag = "sync", request_body = Acks, responses((status = 200, description = "The cursors of this device", body = Delivered)))]
-pub(crate) async fn ack(
+async fn ack(
     State(app): State<Shared>,
     caller: Caller,
     Body(Acks { acks }): Body<Acks>,
@@ -95,7 +105,7 @@ pub(crate) async fn ack(
 
 /// What the client has.
 #[derive(Debug, Deserialize, ToSchema)]
-pub(crate) struct Sync {
+struct Sync {
     /// The newest seq that the client holds, by conversation; at most 1,000. Other conversations start at this device's delivered cursor.
     #[serde(default)]
     #[schema(value_type = std::collections::BTreeMap<String, String>)]
@@ -110,13 +120,13 @@ pub(crate) struct Sync {
 
 /// News of one conversation.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct SyncConversation {
+struct SyncConversation {
     conversation_id: String,
     /// The newest seq there is.
     #[schema(value_type = String)]
     seq: U64,
     /// Ascending.
-    #[schema(value_type = Vec<crate::openapi::Message>)]
+    #[schema(value_type = Vec<crate::schema::Message>)]
     messages: Vec<Box<RawValue>>,
     has_more: bool,
     /// Only where this conversation could not be read now: ask for it again. The others are not affected.
@@ -126,7 +136,7 @@ pub(crate) struct SyncConversation {
 
 /// A page of news.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Synced {
+struct Synced {
     /// Those that have something newer.
     conversations: Vec<SyncConversation>,
     /// Empty at the end.
@@ -143,11 +153,7 @@ enum Place {
 
 /// Pulls what is newer than the client's cursors.
 #[utoipa::path(post, path = "/v1/sync", tag = "sync", request_body = Sync, responses((status = 200, description = "A page", body = Synced)))]
-pub(crate) async fn sync(
-    State(app): State<Shared>,
-    caller: Caller,
-    Body(sync): Body<Sync>,
-) -> Result<Json<Synced>, Error> {
+async fn sync(State(app): State<Shared>, caller: Caller, Body(sync): Body<Sync>) -> Result<Json<Synced>, Error> {
     let limit = limit(sync.limit, MAX_PER_CONVERSATION)?;
     if sync.cursors.len() > MAX_CURSORS {
         return Err(Error::invalid(format!("cursors: {}, at most {MAX_CURSORS}", sync.cursors.len())));

@@ -8,25 +8,39 @@ use kith_proto::storage::v1::UserUpdate;
 use kith_rpc::error::Error;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use utoipa_axum::{
+    router::{OpenApiRouter, UtoipaMethodRouterExt},
+    routes,
+};
 
 use super::unique_users;
 use crate::{
-    app::{App, Shared},
+    budget::PAGE,
     caller::Caller,
     extract::{Body, Segments},
+    state::{App, Shared},
     view::User,
     visible,
 };
 
+/// The routes of this file.
+pub(crate) fn routes() -> OpenApiRouter<Shared> {
+    OpenApiRouter::default()
+        .routes(routes!(me))
+        .routes(routes!(update_me))
+        .routes(routes!(get))
+        .routes(routes!(batch_get).layer(PAGE))
+}
+
 /// The caller's profile.
 #[utoipa::path(get, path = "/v1/me", tag = "users", responses((status = 200, description = "It", body = User)))]
-pub(crate) async fn me(State(app): State<Shared>, caller: Caller) -> Result<Json<User>, Error> {
+async fn me(State(app): State<Shared>, caller: Caller) -> Result<Json<User>, Error> {
     one(&app, &caller, caller.user()).await
 }
 
 /// Changes of a profile; what is absent stays.
 #[derive(Debug, Deserialize, ToSchema)]
-pub(crate) struct UpdateUser {
+struct UpdateUser {
     #[serde(default)]
     nickname: Option<String>,
     #[serde(default)]
@@ -38,7 +52,7 @@ pub(crate) struct UpdateUser {
 
 /// Changes the caller's profile.
 #[utoipa::path(patch, path = "/v1/me", tag = "users", request_body = UpdateUser, responses((status = 200, description = "As it is now", body = User)))]
-pub(crate) async fn update_me(
+async fn update_me(
     State(app): State<Shared>,
     caller: Caller,
     Body(update): Body<UpdateUser>,
@@ -66,7 +80,7 @@ pub(crate) async fn update_me(
 /// The profile of a user whom the caller may see.
 #[utoipa::path(get, path = "/v1/users/{id}", tag = "users", params(("id" = String, Path, description = "user_id")),
     responses((status = 200, description = "It", body = User)))]
-pub(crate) async fn get(
+async fn get(
     State(app): State<Shared>,
     caller: Caller,
     Segments(user_id): Segments<String>,
@@ -83,7 +97,7 @@ async fn one(app: &App, caller: &Caller, user_id: String) -> Result<Json<User>, 
 
 /// Which users.
 #[derive(Debug, Deserialize, ToSchema)]
-pub(crate) struct UserIds {
+struct UserIds {
     /// 1 to 100.
     user_ids: Vec<String>,
     /// A conversation of the caller: its members are shown too.
@@ -93,14 +107,14 @@ pub(crate) struct UserIds {
 
 /// The profiles that the caller may see.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Users {
+struct Users {
     users: Vec<User>,
 }
 
 /// Many profiles at once: users of the caller's line, friends, the other sides of direct conversations, and fellow members of the
 /// conversation that is named. Others are left out, as are users that do not exist.
 #[utoipa::path(post, path = "/v1/users:batchGet", tag = "users", request_body = UserIds, responses((status = 200, description = "Those that the caller may see", body = Users)))]
-pub(crate) async fn batch_get(
+async fn batch_get(
     State(app): State<Shared>,
     caller: Caller,
     Body(UserIds { user_ids, conversation_id }): Body<UserIds>,
