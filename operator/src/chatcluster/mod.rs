@@ -75,7 +75,7 @@ use crate::{
 };
 
 /// Between two passes over a platform that is well and was so at the last pass: what changes besides the engine's own numbers is told.
-const WELL: Duration = Duration::from_secs(30);
+const WELL: Duration = Duration::from_secs(60);
 /// The same where something is not well, which may change with time alone.
 const QUIET: Duration = Duration::from_secs(10);
 /// Between two passes while something is under way.

@@ -117,8 +117,8 @@ fn base(
 ) -> Result<NodeState, ParseError> {
     let malformed = |command, part: &str| ParseError { command, part: part.to_owned() };
     let text = |value, command| parse::text(value).ok_or_else(|| malformed(command, "the answer"));
-    let info = Info::parse(&text(info, "INFO")?);
-    let cluster = Info::parse(&text(cluster, "CLUSTER INFO")?);
+    let info = Info::parse(text(info, "INFO")?);
+    let cluster = Info::parse(text(cluster, "CLUSTER INFO")?);
     let (role, offset) = info.role()?;
     Ok(NodeState {
         id: NodeId::parse(&text(id, "CLUSTER MYID")?).ok_or_else(|| malformed("CLUSTER MYID", "the answer"))?,

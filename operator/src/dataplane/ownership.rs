@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    slots::{SLOTS, SlotSet},
+    slots::SlotSet,
     types::{DesiredShard, KnownNode, NodeId, NodeState, Observation},
 };
 
@@ -31,31 +31,25 @@ impl Ownership {
         let outdated = |teller: &NodeState, told: &KnownNode| {
             teller.id != told.id && own.get(&told.id).is_some_and(|epoch| *epoch >= told.epoch)
         };
-        // Claims in the order of their epochs, so that the highest one is written last.
+        // The claim with the highest epoch counts, of two with one epoch that of the higher id: what later claims name is given already.
         let mut claims: Vec<(u64, &NodeId, &SlotSet)> = states
             .iter()
             .flat_map(|s| s.view.iter().filter(|n| !outdated(s, n)))
             .filter(|n| !n.slots.is_empty())
             .map(|n| (n.epoch, &n.id, &n.slots))
             .collect();
-        claims.sort_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)));
-        let mut by_slot: Vec<Option<&NodeId>> = vec![None; usize::from(SLOTS)];
-        for (_, id, slots) in &claims {
-            for (first, last) in slots.ranges() {
-                by_slot[usize::from(*first)..=usize::from(*last)].fill(Some(id));
+        claims.sort_by(|a, b| (b.0, b.1).cmp(&(a.0, a.1)));
+        let mut owners: BTreeMap<NodeId, SlotSet> = BTreeMap::new();
+        let mut unowned = SlotSet::all();
+        for (_, id, slots) in claims {
+            let free = unowned.intersection(slots);
+            if free.is_empty() {
+                continue;
             }
-        }
-        let mut ranges: BTreeMap<Option<&NodeId>, Vec<(u16, u16)>> = BTreeMap::new();
-        for (slot, owner) in (0..SLOTS).zip(by_slot) {
-            ranges.entry(owner).or_default().push((slot, slot));
-        }
-        let mut owners = BTreeMap::new();
-        let mut unowned = SlotSet::empty();
-        for (owner, ranges) in ranges {
-            let slots = SlotSet::from_ranges(ranges);
-            match owner {
-                Some(id) => drop(owners.insert(id.clone(), slots)),
-                None => unowned = slots,
+            unowned = unowned.difference(&free);
+            match owners.get_mut(id) {
+                Some(owned) => *owned = owned.union(&free),
+                None => drop(owners.insert(id.clone(), free)),
             }
         }
         Self { owners, unowned, disputed: disputed(&states), agreed: agreed(&states) }

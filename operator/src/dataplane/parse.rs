@@ -138,18 +138,33 @@ pub fn cluster_shards(answer: &Value) -> Result<Vec<(NodeId, SlotSet)>, ParseErr
 }
 
 /// An `INFO` answer: name and value of each line.
-pub struct Info(HashMap<String, String>);
+pub struct Info {
+    text: String,
+    /// Where each line begins, has its colon, and ends. Every full look reads some hundreds of lines of each node, of which it needs a dozen.
+    lines: Vec<[usize; 3]>,
+}
 
 impl Info {
     /// Reads it.
-    pub fn parse(answer: &str) -> Self {
-        let lines = answer.lines().filter(|l| !l.starts_with('#'));
-        Self(lines.filter_map(|l| l.trim().split_once(':')).map(|(n, v)| (n.to_owned(), v.to_owned())).collect())
+    pub fn parse(text: String) -> Self {
+        let mut lines = Vec::with_capacity(256);
+        let mut begin = 0;
+        for line in text.split_inclusive('\n') {
+            let whole = line.trim_end();
+            if !whole.starts_with('#')
+                && let Some(colon) = whole.find(':')
+            {
+                lines.push([begin, begin + colon, begin + whole.len()]);
+            }
+            begin += line.len();
+        }
+        Self { text, lines }
     }
 
     /// One value.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str)
+        let line = self.lines.iter().find(|[begin, colon, _]| &self.text[*begin..*colon] == name);
+        line.map(|[_, colon, end]| &self.text[colon + 1..*end])
     }
 
     /// One number that must be there.

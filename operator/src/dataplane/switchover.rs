@@ -65,7 +65,7 @@ fn cmd(words: &[&str]) -> Cmd {
 
 async fn replication(links: &Links, address: SocketAddr) -> Result<Info, LinkError> {
     let answer = links.ask_one(address, &cmd(&["INFO", "replication"])).await?;
-    Ok(Info::parse(&parse::text(&answer).unwrap_or_default()))
+    Ok(Info::parse(parse::text(&answer).unwrap_or_default()))
 }
 
 async fn is_primary(links: &Links, address: SocketAddr) -> Result<bool, LinkError> {

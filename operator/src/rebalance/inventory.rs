@@ -49,24 +49,31 @@ pub fn partitions(desired: &Desired, seen: &Observation) -> (BTreeMap<String, Ve
     let ownership = Ownership::of(seen);
     let owner_shard: BTreeMap<NodeId, &str> =
         desired.shards.iter().filter_map(|s| Some((ownership.primary_of(s, seen)?, s.name.as_str()))).collect();
-    let mut by_slot: Vec<Option<&str>> = vec![None; usize::from(SLOTS)];
+    let mut owned: BTreeMap<String, Vec<u32>> = desired.shards.iter().map(|s| (s.name.clone(), Vec::new())).collect();
+    // Nearly all partitions lie wholly with one owner; only the others are looked at slot by slot.
+    let mut whole = vec![false; usize::try_from(desired.partitions).unwrap_or_default()];
     for (id, slots) in &ownership.owners {
-        let shard = owner_shard.get(id).copied();
-        for slot in slots.iter() {
-            by_slot[usize::from(slot)] = shard;
+        let partitions = slots.whole_partitions(desired.partitions);
+        partitions.iter().for_each(|p| whole[*p as usize] = true);
+        if let Some(shard) = owner_shard.get(id) {
+            owned.entry((*shard).to_owned()).or_default().extend(partitions);
         }
     }
-    let mut owned: BTreeMap<String, Vec<u32>> = desired.shards.iter().map(|s| (s.name.clone(), Vec::new())).collect();
+    let shard_of = |slot: u16| {
+        let owner = ownership.owners.iter().find(|(_, slots)| slots.contains(slot));
+        owner.and_then(|(id, _)| owner_shard.get(id).copied())
+    };
     let mut splits = Vec::new();
-    for partition in 0..desired.partitions {
+    for partition in (0..desired.partitions).filter(|p| !whole[*p as usize]) {
         let slots = partition_slots(partition, desired.partitions);
-        let Some(home) = by_slot[usize::from(*slots.start())] else { continue };
+        let Some(home) = shard_of(*slots.start()) else { continue };
         owned.entry(home.to_owned()).or_default().push(partition);
-        let stray = slots.filter_map(|s| by_slot[usize::from(s)]).find(|s| *s != home);
+        let stray = slots.filter_map(shard_of).find(|s| *s != home);
         if let Some(from) = stray {
             splits.push(Split { partition, from: from.to_owned(), to: home.to_owned() });
         }
     }
+    owned.values_mut().for_each(|list| list.sort_unstable());
     (owned, splits)
 }
 
@@ -114,7 +121,7 @@ async fn sizes(links: &Links, address: SocketAddr, partitions: u32) -> Result<BT
             *keys.entry(partition_of(slot, partitions)).or_default() += count;
         }
     }
-    let memory = Info::parse(&parse::text(memory).unwrap_or_default());
+    let memory = Info::parse(parse::text(memory).unwrap_or_default());
     let bytes = memory.number("used_memory_dataset")?;
     let total: u64 = keys.values().sum();
     let share = |count: u64| (u128::from(bytes) * u128::from(count) / u128::from(total.max(1))) as u64;

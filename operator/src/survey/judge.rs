@@ -80,6 +80,11 @@ impl Memory {
         Found { lags: groups.map(|groups| self.lags(now, groups)), outboxes, replaced: self.replaced(samples) }
     }
 
+    /// Whether at `now`, the time of the last answer of the brokers, no group was where an earlier round had found it, with events waiting.
+    pub(super) fn is_calm(&self, now: Instant) -> bool {
+        self.positions.values().all(|(_, since)| *since == now)
+    }
+
     fn lags(&mut self, now: Instant, groups: Vec<Group>) -> Vec<GroupLag> {
         let mut waiting = BTreeMap::new();
         let mut lags = Vec::new();
@@ -147,12 +152,15 @@ mod tests {
         let (mut memory, begin) = (Memory::default(), Instant::now());
         let minute = |n: u64| begin + Duration::from_secs(60 * n);
         assert_eq!(lag(&mut memory, minute(0), &[(5, 5), (7, 9)]).events, 2);
+        assert!(memory.is_calm(minute(0)), "what waits has just come");
         for n in 1..5 {
             assert_eq!(lag(&mut memory, minute(n), &[(5, 5), (7, 20)]).stuck, None, "minute {n}");
+            assert!(!memory.is_calm(minute(n)));
         }
         let found = lag(&mut memory, minute(5), &[(5, 5), (7, 20)]);
         assert_eq!((found.events, found.stuck), (13, Some(Stuck { partition: 1, offset: 7 })));
         assert_eq!(lag(&mut memory, minute(6), &[(5, 5), (8, 20)]).stuck, None, "it moves again");
+        assert!(memory.is_calm(minute(6)));
         assert_eq!(lag(&mut memory, minute(60), &[(5, 5), (20, 20)]).stuck, None, "nothing waits");
         assert_eq!(lag(&mut memory, minute(61), &[(5, 6), (20, 20)]).stuck, None, "what waits has just come");
     }

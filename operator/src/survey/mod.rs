@@ -1,7 +1,8 @@
 //! What a ChatCluster's services and consumers say of themselves, asked once a minute beside the passes: how far they lag behind the event
 //! log, how much waits in storage's outbox, whose Kafka clients are replaced.
 //!
-//! A pass only reads the last answer: who does not answer holds nothing up, and says nothing.
+//! While the consumers get on, the brokers are asked in every second round only. A pass only reads the last answer: who does not answer holds
+//! nothing up, and says nothing.
 
 mod judge;
 mod lag;
@@ -78,6 +79,7 @@ impl Survey {
         let (publish, found) = watch::channel(Found::default());
         tokio::spawn(async move {
             let mut memory = Memory::default();
+            let mut spare = false;
             // Whom to ask changes with every pod; the first brief alone is worth hurrying for.
             if !matches!(shutdown.run_until_cancelled(briefs.wait_for(Option::is_some)).await, Some(Ok(_))) {
                 return;
@@ -86,8 +88,15 @@ impl Survey {
             tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             while shutdown.run_until_cancelled(tick.tick()).await.is_some() {
                 let Some(brief) = briefs.borrow().clone() else { continue };
-                let Some((lags, samples)) = shutdown.run_until_cancelled(ask(brief)).await else { return };
-                publish.send_replace(memory.judge(Instant::now(), lags, samples));
+                let Some((lags, samples)) = shutdown.run_until_cancelled(ask(brief, !spare)).await else { return };
+                let now = Instant::now();
+                let mut found = memory.judge(now, lags, samples);
+                if spare {
+                    found.lags.clone_from(&publish.borrow().lags);
+                }
+                // Each question to the brokers costs a client of its own, with its threads.
+                spare = !spare && found.lags.is_some() && memory.is_calm(now);
+                publish.send_replace(found);
             }
         });
         Self { brief, found }
@@ -110,7 +119,10 @@ impl Survey {
     }
 }
 
-async fn ask(brief: Arc<Brief>) -> (Option<Vec<lag::Group>>, Vec<(String, scrape::Sample)>) {
+async fn ask(brief: Arc<Brief>, with_lags: bool) -> (Option<Vec<lag::Group>>, Vec<(String, scrape::Sample)>) {
+    if !with_lags {
+        return (None, scrape::all(&brief.pods).await);
+    }
     let (target, consumers) = (brief.target.clone(), brief.consumers.clone());
     // Caught on its own thread: it concerns one ChatCluster alone.
     let lags = tokio::task::spawn_blocking(move || panics::caught_here("survey", || lag::measure(&target, &consumers)));
