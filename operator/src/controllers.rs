@@ -18,7 +18,10 @@ use kube::{
     },
 };
 use serde::de::DeserializeOwned;
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
 
 use crate::{
     chatcluster::{self, PassError},
@@ -32,10 +35,27 @@ const SYNC: Duration = Duration::from_secs(20);
 /// Changes within this time lead to one pass: pods rarely change one thing at a time.
 const DEBOUNCE: Duration = Duration::from_millis(100);
 
+/// What a replica that does not lead has ready for its turn: what it will look after, and watches of what operators do not keep their memory in.
+pub struct Standby {
+    scopes: Vec<Scope>,
+    mirrors: Vec<Mirrors>,
+    leads: watch::Sender<bool>,
+}
+
+impl Standby {
+    /// Begins to watch. Once.
+    pub fn begin(context: &Context, namespaces: Vec<String>) -> Self {
+        let scopes = scopes(namespaces);
+        let (leads, leading) = watch::channel(false);
+        let mirrors = context.stores.watch(&scopes, &leading, &context.shutdown);
+        Self { scopes, mirrors, leads }
+    }
+}
+
 /// Runs all controllers until the context's end. Answers whether that is why it ended: no controller ends before.
-pub async fn run(context: Arc<Context>, wakes: Wakes, namespaces: Vec<String>) -> bool {
-    let scopes = scopes(namespaces);
-    let mirrors = context.stores.watch(&scopes, &context.shutdown);
+pub async fn run(context: Arc<Context>, wakes: Wakes, standby: Standby) -> bool {
+    let Standby { scopes, mirrors, leads } = standby;
+    leads.send_replace(true);
     let (clusters, shards) = (fan_out(wakes.clusters, &scopes), fan_out(wakes.shards, &scopes));
     let mut running = JoinSet::new();
     // A namespace that cannot be read holds up no other.
@@ -315,7 +335,8 @@ mod tests {
             dir.path().join("run"),
             end.clone(),
         );
-        let running = tokio::spawn(run(context, wakes, vec!["dark".to_owned(), "light".to_owned()]));
+        let standby = Standby::begin(&context, vec!["dark".to_owned(), "light".to_owned()]);
+        let running = tokio::spawn(run(context, wakes, standby));
         let first = tokio::time::timeout(SYNC / 2, requests.recv()).await.expect("a pass over what can be read");
         assert!(first.is_some());
         end.cancel();

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     api_client::{self, RequestCounts},
     context::Context,
-    controllers,
+    controllers::{self, Standby},
     figures::Figures,
     lease::{
         Election, LEASE, Timing,
@@ -148,12 +148,6 @@ async fn lead(
     tokio::spawn(speaker.follow(client.clone(), election.rival(), shutdown.clone()));
     // A replica that waits for its turn is as ready as one that acts.
     readiness.ready("api-server");
-    tracing::info!(identity = %place.pod_name, lease = %place.lease, "waiting for the lease");
-    if !election.acquire(&shutdown).await {
-        return ExitCode::SUCCESS;
-    }
-    tracing::info!(identity = %place.pod_name, "leading");
-    metrics::gauge!("kith_operator_leader").set(1.0);
     let work = shutdown.child_token();
     let (context, wakes) = Context::new(
         client,
@@ -163,8 +157,16 @@ async fn lead(
         args.run_dir.clone(),
         work.clone(),
     );
+    let standby = Standby::begin(&context, place.watch_namespace.clone());
+    tracing::info!(identity = %place.pod_name, lease = %place.lease, "waiting for the lease");
+    if !election.acquire(&shutdown).await {
+        work.cancel();
+        return ExitCode::SUCCESS;
+    }
+    tracing::info!(identity = %place.pod_name, "leading");
+    metrics::gauge!("kith_operator_leader").set(1.0);
     figures.get_or_init(|| context.figures.clone());
-    let mut controllers = tokio::spawn(controllers::run(context, wakes, place.watch_namespace.clone()));
+    let mut controllers = tokio::spawn(controllers::run(context, wakes, standby));
     // The lease is held until everything that acts has ended, and longer than the request to end.
     let hold_end = CancellationToken::new();
     let held = election.hold(&hold_end);

@@ -115,9 +115,10 @@ fn one(context: &Context, cluster: &ChatCluster) -> Result<bool, RuntimeError> {
     if cluster.metadata.deletion_timestamp.is_some() || !adopted {
         return Ok(false);
     }
-    let (Some(maps), Some(all_secrets)) =
-        (stores.known::<ConfigMap>(&namespace, &name), stores.known::<Secret>(&namespace, &name))
-    else {
+    let (Some(maps), Some(needed)) = (
+        stores.known_of::<ConfigMap>(&namespace, &[meta::last_spec_config_map(&name)]),
+        stores.known_of::<Secret>(&namespace, &secrets::of_login(&name)),
+    ) else {
         return Ok(false);
     };
     let (Some(mut shards), Some(pods)) =
@@ -132,7 +133,7 @@ fn one(context: &Context, cluster: &ChatCluster) -> Result<bool, RuntimeError> {
     let kept = maps.get(&meta::last_spec_config_map(&name));
     let plan = Plan::resolve(cluster, &context.release).ok();
     let Some(plan) = plan.or_else(|| lastspec::restore(cluster, kept, &context.release)) else { return Ok(false) };
-    let Some(login) = secrets::login(&name, &all_secrets) else { return Ok(false) };
+    let Some(login) = secrets::login(&name, &needed) else { return Ok(false) };
     let formed = desired::is_formed(cluster);
     // Loaded by passes alone.
     let library = desired::library(&plan, &pods, None).ok().flatten();

@@ -145,10 +145,15 @@ pub(super) fn has_run(pod: &Pod) -> bool {
     states.any(|state| state.running.is_some() || state.terminated.is_some())
 }
 
+/// Names of the Secrets that [`login`] reads.
+pub(super) fn of_login(cluster: &str) -> [String; 2] {
+    [meta::tls_secret(cluster, Component::Operator), meta::engine_users_secret(cluster)]
+}
+
 /// The operator's login at the engine as the Secrets hold it, whatever is the matter with the others.
 pub(super) fn login(cluster: &str, live: &Live<Secret>) -> Option<Login> {
-    let own = live.get(&meta::tls_secret(cluster, Component::Operator))?;
-    let users = live.get(&meta::engine_users_secret(cluster))?;
+    let [own, users] = of_login(cluster);
+    let (own, users) = (live.get(&own)?, live.get(&users)?);
     let of = |secret, key| text(secret, key).map(str::to_owned);
     Some(Login {
         ca_pem: of(own, "ca.crt")?,

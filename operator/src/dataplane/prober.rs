@@ -1,11 +1,11 @@
 //! One task per ChatCluster that probes its primaries twice a second and replaces dead ones, independently of any other pass.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::{Duration, Instant},
 };
 
-use tokio::{sync::watch, time::MissedTickBehavior};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -22,6 +22,8 @@ use crate::{lease::LeaseGuard, panics};
 
 /// Between two probes.
 const PERIOD: Duration = Duration::from_millis(500);
+/// Probes of a process begin at multiples of this: some of many ChatClusters together, so that the process wakes for many answers at once.
+const BEAT: Duration = Duration::from_millis(50);
 /// The same while a primary has just fallen silent.
 const HURRY: Duration = Duration::from_millis(100);
 /// Between a probe that panicked and the next.
@@ -30,6 +32,15 @@ const AFTER_PANIC: Duration = Duration::from_secs(2);
 const OUTRANK_STEPS: usize = 4;
 /// A look older than this decides nothing.
 const STALE: Duration = Duration::from_millis(300);
+
+/// Where the beat began.
+static BEGUN: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// The last beat that is not after `at`, of those that began with `begun`.
+fn in_beat(begun: Instant, at: Instant) -> Instant {
+    let over = at.saturating_duration_since(begun).as_nanos() % BEAT.as_nanos();
+    at.checked_sub(Duration::from_nanos(u64::try_from(over).unwrap_or_default())).unwrap_or(at)
+}
 
 /// A change of primary that the prober made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -152,22 +163,18 @@ impl Prober {
     pub fn start(self, shutdown: CancellationToken) -> watch::Receiver<Report> {
         let (publish, report) = watch::channel(Report::default());
         tokio::spawn(async move {
-            let mut tick = tokio::time::interval(PERIOD);
-            tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
             let mut memory = Memory::default();
-            loop {
-                tokio::select! {
-                    () = shutdown.cancelled() => return,
-                    _ = tick.tick() => {}
-                }
+            let mut next = Instant::now();
+            while shutdown.run_until_cancelled(tokio::time::sleep_until(next.into())).await.is_some() {
+                let begun = Instant::now();
+                next = in_beat(*BEGUN, begun + PERIOD);
                 if let Err(panicked) = panics::caught("prober", self.round(&mut memory, &publish)).await {
                     // What it remembered may be what it panicked over.
                     memory = Memory::default();
                     publish.send_modify(|report| report.failures = vec![panicked.to_string()]);
-                    tick.reset_after(AFTER_PANIC);
-                }
-                if memory.watch.is_restless() {
-                    tick.reset_after(HURRY);
+                    next = Instant::now() + AFTER_PANIC;
+                } else if memory.watch.is_restless() {
+                    next = Instant::now() + HURRY;
                 }
             }
         });
@@ -339,6 +346,22 @@ impl Order {
     fn shard(&self) -> &str {
         match self {
             Self::Takeover { shard, .. } | Self::Switchover { shard, .. } => shard,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn probes_of_many_fall_on_the_same_beats_and_never_come_later_for_it() {
+        let begun = Instant::now();
+        for ms in [0, 1, 49, 50, 51, 499, 501, 86_400_000_001] {
+            let at = begun + Duration::from_millis(ms);
+            let beat = in_beat(begun, at);
+            assert!(beat <= at && at - beat < BEAT, "{ms}");
+            assert_eq!((beat - begun).as_nanos() % BEAT.as_nanos(), 0, "{ms}");
         }
     }
 }

@@ -18,6 +18,9 @@ use crate::{apply::Object, render::meta};
 
 /// A kind that is read from a watch. What is not said otherwise holds for objects that the operator makes.
 pub trait Kind: Object {
+    /// Whether operators keep in its status what the next one must know, such as which copies count.
+    const HOLDS_MEMORY: bool = false;
+
     /// The ChatCluster that it belongs to.
     fn cluster(&self) -> Option<&str> {
         self.labels().get(names::LABEL_INSTANCE).map(String::as_str)
@@ -81,6 +84,8 @@ impl Kind for Pod {
 }
 
 impl Kind for ChatCluster {
+    const HOLDS_MEMORY: bool = true;
+
     fn cluster(&self) -> Option<&str> {
         self.metadata.name.as_deref()
     }
@@ -100,6 +105,8 @@ fn referring(cluster: &str) -> ListParams {
 }
 
 impl Kind for StorageShard {
+    const HOLDS_MEMORY: bool = true;
+
     fn cluster(&self) -> Option<&str> {
         Some(&self.spec.cluster_ref.name)
     }
@@ -114,6 +121,8 @@ impl Kind for StorageShard {
 }
 
 impl Kind for Gateway {
+    const HOLDS_MEMORY: bool = true;
+
     fn cluster(&self) -> Option<&str> {
         Some(&self.spec.cluster_ref.name)
     }
@@ -129,6 +138,8 @@ impl Kind for Gateway {
 
 /// Of a ChatCluster are those that the operator made for it.
 impl Kind for ShardRebalance {
+    const HOLDS_MEMORY: bool = true;
+
     fn selection() -> watcher::Config {
         watcher::Config::default()
     }

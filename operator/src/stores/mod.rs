@@ -55,10 +55,18 @@ impl Stores {
     }
 
     /// Starts one watch per kind for each scope; what the controllers of each need is answered. Once.
-    pub fn watch(self: &Arc<Self>, scopes: &[Scope], end: &CancellationToken) -> Vec<Mirrors> {
+    ///
+    /// Watches of custom resources wait until this replica leads: their status is what operators remember things by, and a list that is asked
+    /// for after the lease was taken holds all that the one before wrote. All others begin at once, so that failover need not wait for them.
+    pub fn watch(
+        self: &Arc<Self>,
+        scopes: &[Scope],
+        leading: &watch::Receiver<bool>,
+        end: &CancellationToken,
+    ) -> Vec<Mirrors> {
         let (mut all, mut mirrors) = (Vec::new(), Vec::new());
         for scope in scopes {
-            let (watched, mirror) = scope::start(self, scope, end);
+            let (watched, mirror) = scope::start(self, scope, leading, end);
             all.push(watched);
             mirrors.push(mirror);
         }
@@ -142,6 +150,14 @@ impl Stores {
     /// The objects of a ChatCluster, if a watch has told them all.
     pub fn known<K: Kind>(&self, namespace: &str, cluster: &str) -> Option<Live<K>> {
         self.read::<K, _>(namespace, |memory| memory.of_cluster(namespace, cluster, None))
+    }
+
+    /// Those of these names that stand, if a watch has told all objects.
+    pub fn known_of<K: Kind>(&self, namespace: &str, names: &[String]) -> Option<Live<K>> {
+        self.read::<K, _>(namespace, |memory| {
+            let found = names.iter().map(|name| Ok(memory.get(namespace, name)?.map(|object| (name.clone(), object))));
+            found.filter_map(Result::transpose).collect()
+        })
     }
 
     /// Whether a watch has told all objects of a namespace.

@@ -81,6 +81,7 @@ pub struct Mirrors {
 struct Starter<'a> {
     stores: &'a Arc<Stores>,
     scope: &'a Scope,
+    leading: &'a watch::Receiver<bool>,
     end: &'a CancellationToken,
     watched: Watched,
 }
@@ -92,8 +93,20 @@ impl Starter<'_> {
         self.watched.kinds.insert(TypeId::of::<K>(), Box::new(memory.clone()));
         self.watched.ready.insert(TypeId::of::<K>(), is_ready);
         let api = self.scope.api::<K>(self.stores.client());
-        let feed = Feed { api, memory, mirror, touch: Box::new(touch), ready };
-        tokio::spawn(feed.run(self.end.clone()));
+        let (leading, end) = (self.leading.clone(), self.end.clone());
+        let leads = self.leading.clone();
+        // Whoever begins to lead looks at everything.
+        let touch = Box::new(move |object: &K| {
+            if *leads.borrow() {
+                touch(object);
+            }
+        });
+        let feed = Feed { api, memory, mirror, touch, ready };
+        tokio::spawn(async move {
+            if !K::HOLDS_MEMORY || leads_before(leading, &end).await {
+                feed.run(end).await;
+            }
+        });
     }
 
     /// Owners of these follow their changes.
@@ -103,8 +116,18 @@ impl Starter<'_> {
     }
 }
 
+/// Waits until this replica leads; answers whether that came before the end.
+async fn leads_before(mut leading: watch::Receiver<bool>, end: &CancellationToken) -> bool {
+    matches!(end.run_until_cancelled(leading.wait_for(|leads| *leads)).await, Some(Ok(_)))
+}
+
 /// Starts the watches of one scope.
-pub(super) fn start(stores: &Arc<Stores>, scope: &Scope, end: &CancellationToken) -> (Watched, Mirrors) {
+pub(super) fn start(
+    stores: &Arc<Stores>,
+    scope: &Scope,
+    leading: &watch::Receiver<bool>,
+    end: &CancellationToken,
+) -> (Watched, Mirrors) {
     let ((clusters, clusters_in), (shards, shards_in)) = (reflector::store(), reflector::store());
     let ((gateways, gateways_in), (rebalances, rebalances_in)) = (reflector::store(), reflector::store());
     let mirrors = Mirrors {
@@ -119,7 +142,7 @@ pub(super) fn start(stores: &Arc<Stores>, scope: &Scope, end: &CancellationToken
         gateways: mirrors.gateways.1.clone(),
     };
     let watched = Watched { scope: scope.clone(), kinds: HashMap::new(), ready: HashMap::new() };
-    let mut starter = Starter { stores, scope, end, watched };
+    let mut starter = Starter { stores, scope, leading, end, watched };
     let (to, store) = (routes.clone(), stores.clone());
     starter.start::<ChatCluster>(Some(clusters_in), move |object| to.cluster_changed(&store, object));
     let to = routes.clone();

@@ -81,7 +81,8 @@ impl World {
     pub(crate) async fn watching(server: &ApiServer, version: &str, tag: &str) -> Self {
         let world = Self::new(server, version, tag).await;
         let all = scopes(Vec::new());
-        world.context.stores.watch(&all, &CancellationToken::new());
+        let (_, leading) = tokio::sync::watch::channel(true);
+        world.context.stores.watch(&all, &leading, &CancellationToken::new());
         assert!(
             world.context.stores.synced(&all[0], Duration::from_secs(30)).await,
             "a watch has not told all objects"
