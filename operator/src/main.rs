@@ -9,7 +9,7 @@ use kith_operator::{
 };
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 #[derive(Parser)]
 #[command(name = "kith-operator", version, about = "Turns Kith's custom resources into a running chat platform")]

@@ -1,7 +1,7 @@
 //! The event log of a ChatCluster, managed or external: the topics exist as they must be and carry the ChatCluster's UID, and who may do
 //! what at managed brokers is as the table says.
 //!
-//! One task per ChatCluster looks at once, then every minute while all is well and with growing pauses while it is not. A pass of the
+//! One task per ChatCluster looks at once, then every two minutes while all is well and with growing pauses while it is not. A pass of the
 //! controller only reads the last outcome: an unreachable Kafka never holds up the rest.
 
 mod acls;
@@ -27,7 +27,7 @@ use self::rights::Right;
 use crate::panics;
 
 /// Between two looks while all is well.
-const LOOK_AGAIN: Duration = Duration::from_secs(60);
+const LOOK_AGAIN: Duration = Duration::from_secs(120);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 

@@ -9,7 +9,8 @@ use std::{
 use futures::StreamExt;
 use kith_kit::backoff::Backoff;
 use kube::{
-    Api,
+    Api, ResourceExt,
+    api::ListParams,
     runtime::{
         WatchStreamExt,
         reflector::store::Writer,
@@ -38,8 +39,15 @@ pub(super) struct Feed<K: Kind> {
     pub(super) mirror: Option<Writer<K>>,
     /// Told of every change, after it can be read.
     pub(super) touch: Box<dyn Fn(&K) + Send + Sync>,
-    /// Whether it was ever whole.
+    /// Whether this replica leads. What is told before is read only once it is known to be no older.
+    pub(super) leading: watch::Receiver<bool>,
+    /// Whether it was ever whole, and no older than the lease.
     pub(super) ready: watch::Sender<bool>,
+}
+
+/// Waits until this replica leads; false if it never will.
+pub(super) async fn leads(leading: &mut watch::Receiver<bool>) -> bool {
+    leading.wait_for(|leads| *leads).await.is_ok()
 }
 
 impl<K: Kind> Feed<K> {
@@ -48,14 +56,31 @@ impl<K: Kind> Feed<K> {
         let (mut failures, mut backoff) = (0_u32, Backoff::new(FIRST_PAUSE, LONGEST_PAUSE));
         while !end.is_cancelled() {
             self.broken(failures > 0);
+            let mut leading = self.leading.clone();
+            let mut proven = !K::IS_PROVEN || *leading.borrow();
+            self.memory.write().unwrap_or_else(PoisonError::into_inner).prove(proven);
             let config = K::selection().timeout(WATCH_S);
             let mut listing = true;
             let mut events = pin!(watcher(self.api.clone(), config).modify(K::trim));
             loop {
                 // Nothing to tell is no fault of a watch, but of a list it is.
                 let deadline = if listing { LIST_DEADLINE } else { Duration::MAX };
-                let Some(next) = end.run_until_cancelled(tokio::time::timeout(deadline, events.next())).await else {
-                    return;
+                let next = tokio::select! {
+                    () = end.cancelled() => return,
+                    leads = leads(&mut leading), if !proven => {
+                        // Nobody will lead any more.
+                        if !leads {
+                            return;
+                        }
+                        proven = !listing && self.is_exact(&end).await;
+                        if !proven {
+                            break;
+                        }
+                        self.memory.write().unwrap_or_else(PoisonError::into_inner).prove(true);
+                        self.ready.send_replace(true);
+                        continue;
+                    }
+                    next = tokio::time::timeout(deadline, events.next()) => next,
                 };
                 match next {
                     Ok(Some(Ok(event))) => {
@@ -64,7 +89,7 @@ impl<K: Kind> Feed<K> {
                             failures = 0;
                             backoff.reset();
                         }
-                        self.take(event);
+                        self.take(event, proven);
                     }
                     Ok(Some(Err(error))) => {
                         failures = failures.saturating_add(1);
@@ -86,7 +111,27 @@ impl<K: Kind> Feed<K> {
         }
     }
 
-    fn take(&mut self, event: Event<K>) {
+    /// Whether what was told is what stands now, by a list of versions alone. A watch may have died silently.
+    async fn is_exact(&self, end: &CancellationToken) -> bool {
+        let selected = ListParams { label_selector: K::selection().label_selector, ..ListParams::default() };
+        let asked = tokio::time::timeout(LIST_DEADLINE, self.api.list_metadata(&selected));
+        let list = match end.run_until_cancelled(asked).await {
+            Some(Ok(Ok(list))) => list,
+            Some(Ok(Err(error))) => {
+                tracing::warn!(kind = %K::kind(&()), %error, "whether a watch has told everything is not known; it is begun anew");
+                return false;
+            }
+            Some(Err(_)) | None => return false,
+        };
+        let found = list.items.into_iter().map(|object| {
+            let version = object.resource_version().and_then(|version| version.parse().ok());
+            ((object.namespace().unwrap_or_default(), object.name_any()), version)
+        });
+        let found: Vec<_> = found.collect();
+        self.memory.read().unwrap_or_else(PoisonError::into_inner).is_exactly(&found)
+    }
+
+    fn take(&mut self, event: Event<K>, proven: bool) {
         if let Some(mirror) = self.mirror.as_mut() {
             mirror.apply_watcher_event(&event);
         }
@@ -100,7 +145,9 @@ impl<K: Kind> Feed<K> {
                 let places = memory.places();
                 drop(memory);
                 self.broken(false);
-                self.ready.send_replace(true);
+                if proven {
+                    self.ready.send_replace(true);
+                }
                 self.touch_all(&places);
             }
             Event::Apply(object) => {
@@ -148,5 +195,83 @@ impl<K: Kind> Feed<K> {
         let namespace = self.api.namespace().unwrap_or_default().to_owned();
         metrics::gauge!("kith_operator_watch_broken", "kind" => kind, "namespace" => namespace)
             .set(f64::from(u8::from(is)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        convert::Infallible,
+        sync::{
+            Mutex,
+            atomic::{AtomicU64, Ordering},
+        },
+    };
+
+    use axum::http::{Request, Response};
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use kube::{Client, client::Body};
+    use serde_json::json;
+
+    use super::*;
+
+    /// An API server with one ConfigMap, whose watches tell nothing. It keeps what it was asked.
+    fn server(version: Arc<AtomicU64>, asked: Arc<Mutex<Vec<&'static str>>>) -> Client {
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let (version, asked) = (version.clone(), asked.clone());
+            async move {
+                let names_only = request.headers()["accept"].to_str().is_ok_and(|kind| kind.contains("PartialObject"));
+                let watches = request.uri().query().unwrap_or_default().contains("watch=");
+                asked.lock().unwrap().push(match (watches, names_only) {
+                    (true, _) => "watch",
+                    (_, true) => "versions",
+                    _ => "list",
+                });
+                if watches {
+                    std::future::pending::<()>().await;
+                }
+                let version = version.load(Ordering::Relaxed).to_string();
+                let metadata = json!({"name": "a", "namespace": "ns", "uid": "u", "resourceVersion": version});
+                let list = json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": version}, "items": [{"metadata": metadata}]});
+                Ok::<_, Infallible>(Response::new(Body::from(list.to_string().into_bytes())))
+            }
+        });
+        Client::new(service, "ns")
+    }
+
+    /// A replica waits with a watch that tells nothing, while `changes` are made; then it leads. What it asked, and the version that it reads.
+    async fn turn(changes: u64) -> (Vec<&'static str>, Option<String>) {
+        let (version, asked) = (Arc::new(AtomicU64::new(7)), Arc::default());
+        let memory = Arc::new(RwLock::new(Memory::<ConfigMap>::new(ConfigMap::cluster)));
+        let ((leads, leading), (ready, mut is_ready)) = (watch::channel(false), watch::channel(false));
+        let api = Api::namespaced(server(version.clone(), Arc::clone(&asked)), "ns");
+        let feed = Feed { api, memory: memory.clone(), mirror: None, touch: Box::new(|_| {}), leading, ready };
+        let end = CancellationToken::new();
+        let running = tokio::spawn(feed.run(end.clone()));
+        while asked.lock().unwrap().last() != Some(&"watch") {
+            tokio::task::yield_now().await;
+        }
+        assert!(!memory.read().unwrap().is_usable() && !*is_ready.borrow(), "it does not lead yet");
+        version.fetch_add(changes, Ordering::Relaxed);
+        leads.send_replace(true);
+        is_ready.wait_for(|ready| *ready).await.unwrap();
+        let read = memory.read().unwrap().get("ns", "a").ok().flatten().and_then(|map| map.metadata.resource_version);
+        assert!(memory.read().unwrap().is_usable());
+        end.cancel();
+        running.await.unwrap();
+        let asked = asked.lock().unwrap().clone();
+        (asked, read)
+    }
+
+    #[tokio::test]
+    async fn what_was_told_before_the_lease_counts_once_a_list_of_versions_agrees() {
+        let (asked, read) = turn(0).await;
+        assert_eq!((asked.as_slice(), read.as_deref()), (["list", "watch", "versions"].as_slice(), Some("7")));
+    }
+
+    #[tokio::test]
+    async fn a_watch_that_died_silently_before_the_lease_is_begun_anew() {
+        let (asked, read) = turn(1).await;
+        assert_eq!((&asked[..4], read.as_deref()), (["list", "watch", "versions", "list"].as_slice(), Some("8")));
     }
 }

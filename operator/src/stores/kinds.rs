@@ -20,6 +20,9 @@ use crate::{apply::Object, render::meta};
 pub trait Kind: Object {
     /// Whether operators keep in its status what the next one must know, such as which copies count.
     const HOLDS_MEMORY: bool = false;
+    /// Whether a new leader could do harm by an object that the former one wrote, replaced or deleted a moment ago. Of all other kinds an old
+    /// state leads to a change that the next pass takes back, or to a question.
+    const IS_PROVEN: bool = false;
 
     /// The ChatCluster that it belongs to.
     fn cluster(&self) -> Option<&str> {
@@ -42,16 +45,28 @@ pub trait Kind: Object {
     }
 }
 
-impl Kind for ConfigMap {}
 impl Kind for HorizontalPodAutoscaler {}
 impl Kind for Ingress {}
 impl Kind for NetworkPolicy {}
 impl Kind for PersistentVolumeClaim {}
 impl Kind for PodDisruptionBudget {}
-impl Kind for Secret {}
 impl Kind for Service {}
 impl Kind for ServiceAccount {}
-impl Kind for StatefulSet {}
+
+/// The spec that could be used last.
+impl Kind for ConfigMap {
+    const IS_PROVEN: bool = true;
+}
+
+/// Authorities, keys and logins, which are applied whole.
+impl Kind for Secret {
+    const IS_PROVEN: bool = true;
+}
+
+/// Which pods are of the newest template.
+impl Kind for StatefulSet {
+    const IS_PROVEN: bool = true;
+}
 
 impl Kind for Deployment {
     /// Of the managers those are kept that own the number of replicas, with that alone: it decides whether it is the user's.
@@ -71,6 +86,9 @@ impl Kind for Deployment {
 }
 
 impl Kind for Pod {
+    /// A pod with another address than the one that is known counts as silent.
+    const IS_PROVEN: bool = true;
+
     fn trim(&mut self) {
         self.metadata.managed_fields = None;
         let Some(spec) = self.spec.as_mut() else { return };

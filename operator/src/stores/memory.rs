@@ -67,6 +67,8 @@ pub(super) struct Memory<K> {
     /// The highest version that lists instead of the watch have shown: what was read once is not unread.
     floor: u64,
     synced: bool,
+    /// Whether what the watch told is known to be no older than this replica's lease.
+    proven: bool,
     failing: Option<Failing>,
     written: HashMap<Place, Written<K>>,
 }
@@ -91,14 +93,31 @@ impl<K: Object> Memory<K> {
             seen: 0,
             floor: 0,
             synced: false,
+            proven: true,
             failing: None,
             written: HashMap::new(),
         }
     }
 
-    /// Whether it may be read: all objects were told, the watch is not broken, and it has come to what was read otherwise meanwhile.
+    /// Whether it may be read: all objects were told, not before this replica led, the watch is not broken, and it has come to what was read
+    /// otherwise meanwhile.
     pub(super) fn is_usable(&self) -> bool {
-        self.synced && self.seen >= self.floor
+        self.synced && self.proven && self.seen >= self.floor
+    }
+
+    /// Whether what was told and will be told next is known to be no older than this replica's lease.
+    pub(super) fn prove(&mut self, proven: bool) {
+        self.proven = proven;
+    }
+
+    /// Whether these, with their versions, are exactly the objects that were told.
+    pub(super) fn is_exactly(&self, objects: &[(Place, Option<u64>)]) -> bool {
+        let same = |((namespace, name), version): &(Place, Option<u64>)| {
+            version.is_some() && self.stored(namespace, name).is_some_and(|stored| stored.version == *version)
+        };
+        self.synced
+            && self.objects.values().map(BTreeMap::len).sum::<usize>() == objects.len()
+            && objects.iter().all(same)
     }
 
     /// A list begins.

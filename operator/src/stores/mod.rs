@@ -56,8 +56,8 @@ impl Stores {
 
     /// Starts one watch per kind for each scope; what the controllers of each need is answered. Once.
     ///
-    /// Watches of custom resources wait until this replica leads: their status is what operators remember things by, and a list that is asked
-    /// for after the lease was taken holds all that the one before wrote. All others begin at once, so that failover need not wait for them.
+    /// Where it could do harm, nothing is read that may be older than the lease: such a watch, which began before, so that failover need not
+    /// wait for it, counts once a list of versions agrees with it. Watches of custom resources begin with the lease: their status is what operators remember things by.
     pub fn watch(
         self: &Arc<Self>,
         scopes: &[Scope],

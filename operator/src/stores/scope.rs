@@ -26,7 +26,12 @@ use kube::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{Stores, Touched, Watched, feed::Feed, kinds::Kind, memory::Memory};
+use super::{
+    Stores, Touched, Watched,
+    feed::{self, Feed},
+    kinds::Kind,
+    memory::Memory,
+};
 
 /// One namespace, or all.
 #[derive(Clone, PartialEq, Eq)]
@@ -94,17 +99,18 @@ impl Starter<'_> {
         self.watched.ready.insert(TypeId::of::<K>(), is_ready);
         let api = self.scope.api::<K>(self.stores.client());
         let (leading, end) = (self.leading.clone(), self.end.clone());
-        let leads = self.leading.clone();
+        let leads = leading.clone();
         // Whoever begins to lead looks at everything.
         let touch = Box::new(move |object: &K| {
             if *leads.borrow() {
                 touch(object);
             }
         });
-        let feed = Feed { api, memory, mirror, touch, ready };
         tokio::spawn(async move {
-            if !K::HOLDS_MEMORY || leads_before(leading, &end).await {
-                feed.run(end).await;
+            let mut leads = leading.clone();
+            let begins = async { !K::HOLDS_MEMORY || feed::leads(&mut leads).await };
+            if end.run_until_cancelled(begins).await == Some(true) {
+                Feed { api, memory, mirror, touch, leading, ready }.run(end).await;
             }
         });
     }
@@ -114,11 +120,6 @@ impl Starter<'_> {
         let to = routes.clone();
         self.start::<K>(None, move |object| to.owned_changed(object));
     }
-}
-
-/// Waits until this replica leads; answers whether that came before the end.
-async fn leads_before(mut leading: watch::Receiver<bool>, end: &CancellationToken) -> bool {
-    matches!(end.run_until_cancelled(leading.wait_for(|leads| *leads)).await, Some(Ok(_)))
 }
 
 /// Starts the watches of one scope.

@@ -9,17 +9,22 @@ use rdkafka::{
 };
 
 /// One imitated broker. Its answers are the real client library's.
-pub(crate) struct Broker(MockCluster<'static, DefaultProducerContext>);
+pub(crate) struct Broker {
+    imitation: MockCluster<'static, DefaultProducerContext>,
+    producer: BaseProducer,
+}
 
 impl Broker {
     /// Without topics.
     pub(crate) fn start() -> Self {
-        Self(MockCluster::new(1).expect("an imitated broker"))
+        let imitation = MockCluster::new(1).expect("an imitated broker");
+        let producer = ClientConfig::new().set("bootstrap.servers", imitation.bootstrap_servers()).create();
+        Self { imitation, producer: producer.expect("a producer") }
     }
 
     /// `host:port`.
     pub(crate) fn address(&self) -> String {
-        self.0.bootstrap_servers()
+        self.imitation.bootstrap_servers()
     }
 
     /// Makes the topics of a ChatCluster as its operator would, which the imitation cannot be asked for.
@@ -29,12 +34,14 @@ impl Broker {
         for (topic, partitions) in
             [(format!("{cluster}.events"), partitions), (format!("{cluster}.sessions"), partitions), (meta.clone(), 1)]
         {
-            self.0.create_topic(&topic, partitions, 1).expect("a topic");
+            self.imitation.create_topic(&topic, partitions, 1).expect("a topic");
         }
-        let producer: BaseProducer =
-            ClientConfig::new().set("bootstrap.servers", self.address()).create().expect("a producer");
         let mark = BaseRecord::to(&meta).partition(0).key("cluster-uid").payload(uid);
-        assert!(producer.send(mark).is_ok(), "the mark of {cluster} is not taken");
-        producer.flush(Duration::from_secs(10)).expect("a mark");
+        assert!(self.producer.send(mark).is_ok(), "the mark of {cluster} is not taken");
+    }
+
+    /// Waits until all marks are written.
+    pub(crate) fn flush(&self) {
+        self.producer.flush(Duration::from_secs(30)).expect("all marks");
     }
 }

@@ -89,6 +89,7 @@ impl<'a> Platform<'a> {
             let made = api.create(&PostParams::default(), &cluster).await.expect("a ChatCluster");
             broker.make_topics(&name, &made.uid().expect("a uid"), made.spec.event_log.partitions);
         }
+        self.brokers.iter().for_each(Broker::flush);
     }
 
     /// Starts pods and engines of the ChatClusters whose StatefulSets and Secrets are there by now; how many run.
