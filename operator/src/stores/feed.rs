@@ -9,14 +9,15 @@ use std::{
 use futures::StreamExt;
 use kith_kit::backoff::Backoff;
 use kube::{
-    Api, ResourceExt,
-    api::ListParams,
+    Api,
+    api::{ListParams, Request},
     runtime::{
         WatchStreamExt,
         reflector::store::Writer,
         watcher::{Event, watcher},
     },
 };
+use serde::Deserialize;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -43,6 +44,26 @@ pub(super) struct Feed<K: Kind> {
     pub(super) leading: watch::Receiver<bool>,
     /// Whether it was ever whole, and no older than the lease.
     pub(super) ready: watch::Sender<bool>,
+}
+
+/// A list of metadata.
+#[derive(Deserialize)]
+struct Versions {
+    items: Vec<Item>,
+}
+
+#[derive(Deserialize)]
+struct Item {
+    metadata: Version,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Version {
+    #[serde(default)]
+    namespace: String,
+    name: String,
+    resource_version: String,
 }
 
 /// Waits until this replica leads; false if it never will.
@@ -114,21 +135,25 @@ impl<K: Kind> Feed<K> {
     /// Whether what was told is what stands now, by a list of versions alone. A watch may have died silently.
     async fn is_exact(&self, end: &CancellationToken) -> bool {
         let selected = ListParams { label_selector: K::selection().label_selector, ..ListParams::default() };
-        let asked = tokio::time::timeout(LIST_DEADLINE, self.api.list_metadata(&selected));
-        let list = match end.run_until_cancelled(asked).await {
-            Some(Ok(Ok(list))) => list,
+        let asked = tokio::time::timeout(LIST_DEADLINE, self.versions(&selected));
+        let found = match end.run_until_cancelled(asked).await {
+            Some(Ok(Ok(found))) => found,
             Some(Ok(Err(error))) => {
                 tracing::warn!(kind = %K::kind(&()), %error, "whether a watch has told everything is not known; it is begun anew");
                 return false;
             }
             Some(Err(_)) | None => return false,
         };
-        let found = list.items.into_iter().map(|object| {
-            let version = object.resource_version().and_then(|version| version.parse().ok());
-            ((object.namespace().unwrap_or_default(), object.name_any()), version)
-        });
-        let found: Vec<_> = found.collect();
         self.memory.read().unwrap_or_else(PoisonError::into_inner).is_exactly(&found)
+    }
+
+    /// Namespaces, names and versions of what stands. Of the metadata nothing else is read: most of it is who wrote which field.
+    async fn versions(&self, selected: &ListParams) -> kube::Result<Vec<((String, String), Option<u64>)>> {
+        let request = Request::new(self.api.resource_url()).list_metadata(selected);
+        let request = request.map_err(kube::Error::BuildRequest)?;
+        let list: Versions = self.api.clone().into_client().request(request).await?;
+        let place = |of: Version| ((of.namespace, of.name), of.resource_version.parse().ok());
+        Ok(list.items.into_iter().map(|item| place(item.metadata)).collect())
     }
 
     fn take(&mut self, event: Event<K>, proven: bool) {
@@ -208,7 +233,7 @@ mod tests {
         },
     };
 
-    use axum::http::{Request, Response};
+    use axum::http::{Request as HttpRequest, Response};
     use k8s_openapi::api::core::v1::ConfigMap;
     use kube::{Client, client::Body};
     use serde_json::json;
@@ -217,7 +242,7 @@ mod tests {
 
     /// An API server with one ConfigMap, whose watches tell nothing. It keeps what it was asked.
     fn server(version: Arc<AtomicU64>, asked: Arc<Mutex<Vec<&'static str>>>) -> Client {
-        let service = tower::service_fn(move |request: Request<Body>| {
+        let service = tower::service_fn(move |request: HttpRequest<Body>| {
             let (version, asked) = (version.clone(), asked.clone());
             async move {
                 let names_only = request.headers()["accept"].to_str().is_ok_and(|kind| kind.contains("PartialObject"));
