@@ -302,15 +302,15 @@ mod tests {
     #[test]
     fn replication_of_both_roles_is_read() {
         let primary = Info::parse(
-            "role:master\r\nslave0:ip=10.0.0.1,port=6379,state=online,offset=7,lag=0,type=replica\r\nmaster_repl_offset:9\r\n",
+            "role:master\r\nslave0:ip=10.0.0.1,port=6379,state=online,offset=7,lag=0,type=replica\r\nmaster_repl_offset:9\r\n".to_owned(),
         );
         let (Role::Primary { replicas }, 9) = primary.role().unwrap() else { panic!("a primary") };
         assert!(replicas[0].online && replicas[0].offset == 7);
         let replica = Info::parse(
-            "role:slave\nmaster_link_status:down\nmaster_last_io_seconds_ago:-1\nmaster_sync_in_progress:1\nslave_repl_offset:5\nmaster_link_down_since_seconds:4\n",
+            "role:slave\nmaster_link_status:down\nmaster_last_io_seconds_ago:-1\nmaster_sync_in_progress:1\nslave_repl_offset:5\nmaster_link_down_since_seconds:4\n".to_owned(),
         );
         let expected = Role::Replica { link_up: false, last_io_s: None, down_s: Some(4), syncing: true };
         assert_eq!(replica.role().unwrap(), (expected, 5));
-        assert!(Info::parse("role:sentinel").role().is_err());
+        assert!(Info::parse("role:sentinel".to_owned()).role().is_err());
     }
 }

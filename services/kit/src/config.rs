@@ -40,7 +40,7 @@ pub struct Config {
     /// Promises about writes; read by `storage` alone.
     #[serde(default)]
     pub durability: Durability,
-    /// Bounds that a platform team may set.
+    /// Fixed bounds: the operator renders the defaults, and only tests set others.
     #[serde(default)]
     pub limits: Limits,
     /// This Gateway's own settings; only in a Gateway's configuration.
@@ -189,7 +189,7 @@ impl Default for Durability {
     }
 }
 
-/// Bounds with their defaults.
+/// Bounds with their defaults, which hold everywhere but in tests.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Limits {
