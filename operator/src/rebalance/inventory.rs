@@ -54,7 +54,9 @@ pub fn partitions(desired: &Desired, seen: &Observation) -> (BTreeMap<String, Ve
     let mut whole = vec![false; usize::try_from(desired.partitions).unwrap_or_default()];
     for (id, slots) in &ownership.owners {
         let partitions = slots.whole_partitions(desired.partitions);
-        partitions.iter().for_each(|p| whole[*p as usize] = true);
+        for partition in &partitions {
+            whole[*partition as usize] = true;
+        }
         if let Some(shard) = owner_shard.get(id) {
             owned.entry((*shard).to_owned()).or_default().extend(partitions);
         }
@@ -73,7 +75,9 @@ pub fn partitions(desired: &Desired, seen: &Observation) -> (BTreeMap<String, Ve
             splits.push(Split { partition, from: from.to_owned(), to: home.to_owned() });
         }
     }
-    owned.values_mut().for_each(|list| list.sort_unstable());
+    for list in owned.values_mut() {
+        list.sort_unstable();
+    }
     (owned, splits)
 }
 

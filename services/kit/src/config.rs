@@ -6,6 +6,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use kith_platform::topic;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -411,12 +412,17 @@ impl Config {
 
     /// The event topic.
     pub fn events_topic(&self) -> String {
-        format!("{}.events", self.cluster.name)
+        self.topic(topic::EVENTS)
     }
 
-    /// The topic of session.opened and session.closed.
+    /// The topic of logins and logouts, and of sessions that were taken up again.
     pub fn sessions_topic(&self) -> String {
-        format!("{}.sessions", self.cluster.name)
+        self.topic(topic::SESSIONS)
+    }
+
+    /// The topic of this name in the table of services.
+    pub fn topic(&self, name: &str) -> String {
+        format!("{}.{name}", self.cluster.name)
     }
 }
 
