@@ -138,10 +138,6 @@ pub mod reason {
     pub const OUT_OF_MEMORY: &str = "OutOfMemory";
     /// Pods cannot be made: a quota or another rule of the cluster refuses them.
     pub const PODS_REFUSED: &str = "PodsRefused";
-    /// Another ShardRebalance of the same ChatCluster is active.
-    pub const ANOTHER_ACTIVE: &str = "AnotherActive";
-    /// The approved proposal is not the current one.
-    pub const STALE_PROPOSAL: &str = "StaleProposal";
     /// The shards are balanced already.
     pub const BALANCED: &str = "Balanced";
     /// A person stopped it.

@@ -52,9 +52,6 @@ pub const ANNOTATION_LEASE: &str = "kith.dev/lease";
 /// Annotation on the operator's ClusterRole: the namespaces that it looks after, comma-separated, or `*` for all.
 pub const ANNOTATION_WATCHES: &str = "kith.dev/watches";
 
-/// Prefixes of the label keys that the operator owns; user settings may not use them.
-pub const RESERVED_PREFIXES: [&str; 2] = ["kith.dev/", "app.kubernetes.io/"];
-
 /// Names that no Gateway may have, as the rule of its definition says too: those of Kith's own parts, whose objects are named
 /// `<cluster>-<part>-…` as those of a Gateway are.
 pub fn reserved_for_parts() -> impl Iterator<Item = &'static str> {

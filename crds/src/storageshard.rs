@@ -1,7 +1,7 @@
 //! `StorageShard`: one Valkey primary with its replicas.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use kube::{CustomResource, KubeSchema, ResourceExt};
+use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -85,11 +85,6 @@ impl StorageShard {
     /// The name that the operator gives shard `index` of a ChatCluster.
     pub fn name_of(cluster: &str, index: u32) -> String {
         format!("{cluster}-{index}")
-    }
-
-    /// The name of the shard's StatefulSet and headless Service.
-    pub fn statefulset_name(&self) -> String {
-        format!("{}-valkey", self.name_any())
     }
 }
 

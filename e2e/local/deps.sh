@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs and builds what the local cluster and the tests run on, into the cache; each part is paid for once per version.
 #
-#   deps.sh all | deps.sh PART…      parts: debian valkey kafka kube coredns helm, and tools for the check
+#   deps.sh all | deps.sh PART…      parts: debian valkey kafka kube coredns helm, which are all; and tools, for the check alone
 
 # shellcheck source=lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -19,6 +19,6 @@ flock -n 9 || { say "  … waiting for another deps.sh"; flock 9; }
 [ "$#" -gt 0 ] || set -- all
 [ "$*" != all ] || set -- debian valkey kafka kube coredns helm
 for part in "$@"; do
-  declare -F "deps_$part" >/dev/null || die "unknown part '$part': one of debian valkey kafka kube coredns helm, or all"
+  declare -F "deps_$part" >/dev/null || die "unknown part '$part': one of debian valkey kafka kube coredns helm tools, or all"
   stage "deps-$part" "deps_$part"
 done

@@ -20,5 +20,5 @@ stage generate-proto rewrite cargo protogen
 stage generate-definitions cargo crdgen
 stage generate-contract rewrite env KITH_BLESS=1 cargo test --release -p kith-contract
 stage generate-openapi rewrite cargo test --release -p kith-api --test openapi
-stage generate-objects env KITH_BLESS=1 cargo test --release -p kith-operator --test golden
+stage generate-objects env KITH_BLESS=1 cargo test --release -p kith-operator --test it golden::
 git status --short

@@ -36,8 +36,8 @@ platform_up() {
   addresses
 }
 
-# The whole workspace even though only three binaries are needed: features then unify as they do for `cargo test`, and
-# dependencies are not compiled twice.
+# All binaries at once, by the command that `test.sh` gives too, so that the second of them finds everything built. Dependencies have the same
+# features however few are built (.cargo/unify).
 cargo_build() {
   cd "$KITH_ROOT"
   CARGO_TARGET_DIR="$KITH_CACHE/target" gently cargo build --release --workspace --bins --locked

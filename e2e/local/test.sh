@@ -82,7 +82,7 @@ for chart in charts/*/; do check "helm-$(basename "$chart")" 10 "$BIN/helm" lint
 lint="nice -n 5 cargo clippy --release --all-features --locked"
 check clippy 420 bash -c "$lint --workspace --all-targets -- -D warnings && $lint --workspace --test cluster -- -D warnings"
 # Tests share the profile of what they test, so that every dependency is compiled once. Tests of the local processes run the service
-# binary, which tests alone do not bring into its place; with all others, as `make up` builds it: alone it has other features.
+# binary, which tests alone do not bring into its place; all are built at once, as `make up` builds them.
 build="nice -n 5 cargo test --release --locked --no-run"
 binary="nice -n 5 cargo build --release --workspace --bins --locked"
 check compile 900 bash -c "$binary && $build --workspace && $build --workspace --test cluster"
@@ -94,9 +94,9 @@ if [ "${NIGHTLY:-}" = 1 ]; then
   # Every decoder against a thousand times the arbitrary input of an ordinary check.
   check fuzz 1800 env PROPTEST_CASES=250000 cargo test --release --workspace --lib --bins --locked --no-fail-fast -- \
     panic arbitrary damaged any_bytes stops_the
-  # Half a minute a fault, every one of them twenty times.
   # One client tries everything for an hour while others chat.
   check hostile 4500 env KITH_HOSTILE_SECONDS=3600 cargo test --release --workspace --test processes --locked -- --ignored --nocapture hostile::
+  # So many rounds of each fault.
   check faults 9000 env KITH_FAULT_ROUNDS=200 cargo test --release --workspace --test processes --locked -- --ignored --nocapture faults::
 fi
 check up 420 "$KITH_LOCAL/up.sh"

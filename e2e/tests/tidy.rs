@@ -133,19 +133,94 @@ fn every_service_has_a_crate_where_the_table_says() {
     }
 }
 
+/// Whether a source uses what leads to the engine: its client, or the kit's connections, which every crate that uses the kit could have.
+fn reaches_engine(source: &str) -> bool {
+    uses(source, "redis", "") || uses(source, "kith_kit", "valkey")
+}
+
+/// Whether a source uses what leads to the event log.
+fn reaches_log(source: &str) -> bool {
+    uses(source, "rdkafka", "") || uses(source, "kith_eventlog", "")
+}
+
+/// Whether a source names what begins so in a crate, by its path or in a list of what is used.
+fn uses(source: &str, library: &str, module: &str) -> bool {
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    let is_named =
+        |rest: &str| rest.strip_prefix(module).is_some_and(|next| module.is_empty() || !next.starts_with(is_word));
+    let path = format!("{library}::");
+    source.match_indices(&path).any(|(at, _)| {
+        if source[..at].ends_with(is_word) {
+            return false;
+        }
+        let rest = &source[at + path.len()..];
+        let Some(list) = rest.strip_prefix('{') else { return is_named(rest) };
+        // Of the list what stands in no list within it.
+        let mut depth = 0_usize;
+        let mut begins = true;
+        for (place, c) in list.char_indices() {
+            match c {
+                '{' => depth += 1,
+                '}' if depth == 0 => break,
+                '}' => depth -= 1,
+                ',' if depth == 0 => begins = true,
+                _ if c.is_whitespace() => {}
+                _ => {
+                    if begins && is_named(&list[place..]) {
+                        return true;
+                    }
+                    begins = false;
+                }
+            }
+        }
+        false
+    })
+}
+
+#[test]
+fn ways_to_the_engine_and_the_event_log_are_found_wherever_they_stand() {
+    for source in [
+        "use kith_kit::valkey::Connector;",
+        "use kith_kit::{\n    config::{Config, Valkey},\n    valkey::{Connection, Connector},\n};",
+        "use kith_kit::{clock, valkey};",
+        "    let to = kith_kit::valkey::Connector::new(config);",
+        "use redis::Cmd;",
+    ] {
+        assert!(reaches_engine(source), "{source}");
+        assert!(!reaches_log(source), "{source}");
+    }
+    for source in [
+        "use kith_kit::config::Valkey;",
+        "use kith_kit::{clock, config::{valkey, Config}};",
+        "use kith_kit::{clock};\nuse kith_rpc::{error, valkey};",
+        "use kith_kit::valkeys::All;",
+        "use my_redis::Cmd;",
+        "let valkey = 1;",
+    ] {
+        assert!(!reaches_engine(source), "{source}");
+    }
+    for source in ["use kith_eventlog::{consumer, origin::Origin};", "rdkafka::producer::FutureProducer::default()"] {
+        assert!(reaches_log(source), "{source}");
+    }
+}
+
 #[test]
 fn only_storage_and_the_operator_reach_the_engine_and_access_reaches_no_kafka() {
     let mut wrong = Vec::new();
+    let reached = |folder: &Path, what: fn(&str) -> bool| {
+        sources(&folder.join("src"), &["rs"]).iter().any(|path| what(&fs::read_to_string(path).expect("a source")))
+    };
     for (name, text, path) in manifests() {
         let place = relative(&path);
+        let folder = path.parent().expect("a folder");
         let names = dependencies(&text);
         let others = ["kith-operator", "kith-kit", "kith-testing", "kith-e2e"].contains(&name.as_str());
         let engine = service_of(&name).map_or(others, Service::reaches_engine);
-        if !engine && (names.contains("redis") || text.contains("\"valkey\"")) {
+        if !engine && (names.contains("redis") || reached(folder, reaches_engine)) {
             wrong.push(format!("{name} reaches Valkey"));
         }
         let log = service_of(&name).map_or(!place.starts_with("services/access"), |service| service.log().is_used());
-        if !log && (names.contains("rdkafka") || text.contains("\"kafka\"")) {
+        if !log && (names.contains("rdkafka") || reached(folder, reaches_log)) {
             wrong.push(format!("{name} reaches Kafka"));
         }
         if place.starts_with("services") && (names.contains("kube") || names.contains("k8s-openapi")) {

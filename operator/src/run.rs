@@ -1,6 +1,7 @@
 //! The process: election, controllers, the admin port, and an orderly end.
 
 use std::{
+    net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
     process::ExitCode,
     sync::{Arc, OnceLock},
@@ -9,6 +10,7 @@ use std::{
 
 use clap::Parser;
 use kith_kit::{readiness::Readiness, shutdown, telemetry, tls};
+use kith_platform::ADMIN_PORT;
 use kith_rpc::admin::{self};
 use kube::Client;
 use thiserror::Error;
@@ -70,8 +72,8 @@ pub struct Args {
     #[command(flatten)]
     pub release: ReleaseArgs,
     /// Address of the admin port.
-    #[arg(long, env = "KITH_ADMIN", default_value = "0.0.0.0:9090")]
-    pub admin: std::net::SocketAddr,
+    #[arg(long, env = "KITH_ADMIN", default_value_t = (Ipv4Addr::UNSPECIFIED, ADMIN_PORT).into())]
+    pub admin: SocketAddr,
     /// A private folder for logins at the engines, best in memory.
     #[arg(long, env = "KITH_RUN_DIR", default_value = "/run/kith-operator")]
     pub run_dir: PathBuf,

@@ -26,7 +26,7 @@ use crate::{
     },
     eventlog::EventLog,
     lease::LeaseGuard,
-    pki::Leaf,
+    pki::{Leaf, users},
     survey::Survey,
 };
 
@@ -235,7 +235,7 @@ impl Clusters {
         write_login(&dir, login)?;
         let valkey = Valkey {
             seeds: Vec::new(),
-            username: Some("operator".to_owned()),
+            username: Some(users::OPERATOR.to_owned()),
             password_file: Some(dir.join("password")),
             tls: true,
         };

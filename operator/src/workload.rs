@@ -128,15 +128,13 @@ fn out_of_memory(name: &str, pod: &Pod, container: &ContainerStatus) -> Option<S
         None => "its node had left".to_owned(),
     };
     let component = pod.labels().get(LABEL_COMPONENT).map_or("", String::as_str);
-    let field = match component {
-        "valkey" => "spec.storage.pod".to_owned(),
-        "kafka" => "spec.eventLog.managed.pod".to_owned(),
-        "api" => "spec.api.pod of the Gateway".to_owned(),
-        "gateway" => "spec.websocket.pod of the Gateway".to_owned(),
-        name => {
-            let field = Service::called(name).map_or_else(|| name.to_owned(), Service::field);
-            format!("spec.services.{field}.pod")
-        }
+    let field = match (component, Service::called(component)) {
+        ("valkey", _) => "spec.storage.pod".to_owned(),
+        ("kafka", _) => "spec.eventLog.managed.pod".to_owned(),
+        (_, Some(Service::Api)) => "spec.api.pod of the Gateway".to_owned(),
+        (_, Some(Service::Gateway)) => "spec.websocket.pod of the Gateway".to_owned(),
+        (_, Some(service)) => format!("spec.services.{}.pod", service.field()),
+        (name, None) => format!("spec.services.{name}.pod"),
     };
     Some(format!(
         "pod {name} was ended because it took more memory than {limit}: raise resources.limits.memory of {field}, or give it less to do"

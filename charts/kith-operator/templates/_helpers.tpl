@@ -48,7 +48,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end -}}
 
 {{/*
-What the operator does in the namespaces where ChatClusters live: exactly what it asks for (operator/tests/rights.rs). Applying an object
+What the operator does in the namespaces where ChatClusters live: exactly what it asks for (operator/tests/it/rights.rs). Applying an object
 takes patch, and create where it is not there yet.
 */}}
 {{- define "kith-operator.rules" -}}

@@ -14,7 +14,7 @@ pub struct ServicesSpec {
     /// `storage`: the only service that reads and writes chat data. Its pods share the partitions among them.
     #[serde(default)]
     pub storage: ServiceSpec,
-    /// `tasks`: delivers and pushes what the event log tells.
+    /// `tasks`: delivers what the event log tells to those who are online, and what a device missed when it logs in.
     #[serde(default)]
     pub tasks: ServiceSpec,
     /// `sessions`: knows who is online where.

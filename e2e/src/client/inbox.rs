@@ -75,13 +75,6 @@ impl Inbox {
         }
     }
 
-    /// Says that the user joined after this seq: nothing before it is missing.
-    pub fn joined_after(&mut self, conversation: &str, seq: u64) {
-        let conversation = self.conversations.entry(conversation.to_owned()).or_default();
-        conversation.upto = conversation.upto.max(seq);
-        conversation.advance();
-    }
-
     /// The messages of a conversation in order.
     pub fn conversation(&self, id: &str) -> Vec<Message> {
         self.conversations.get(id).map(|c| c.messages.values().cloned().collect()).unwrap_or_default()

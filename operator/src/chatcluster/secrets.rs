@@ -15,7 +15,9 @@ use kube::api::ObjectMeta;
 use super::identity;
 use crate::{
     apply::{ApplyError, Live},
-    pki::{Asked, Authorities, Authority, EngineUsers, Leaf, LeafRequest, PkiError, Renewal, TokenKeys, hosts_of},
+    pki::{
+        Asked, Authorities, Authority, EngineUsers, Leaf, LeafRequest, PkiError, Renewal, TokenKeys, hosts_of, users,
+    },
     plan::{KafkaPlan, Plan},
     render::{
         kafka,
@@ -93,7 +95,7 @@ pub fn build(plan: &Plan, live: &Live<Secret>, situation: &Situation<'_>, now: T
     let client = meta::business_client_secret(&plan.name);
     builder.leaf(&authority, client, meta::cluster_labels(&plan.name), &line, false)?;
     let leaf = operator.ok_or_else(|| broken("operator certificate", &PkiError::Clock))?;
-    let password = users.password("operator").unwrap_or_default().to_owned();
+    let password = users.password(users::OPERATOR).unwrap_or_default().to_owned();
     let Builder { objects, changes, trusted, answered, .. } = builder;
     let kafka_certificate = of_brokers(&kafka_certificate, &trusted, &authority.cert_pem);
     let login = Login { ca_pem: trusted, leaf, password };
@@ -158,7 +160,7 @@ pub(super) fn login(cluster: &str, live: &Live<Secret>) -> Option<Login> {
     Some(Login {
         ca_pem: of(own, "ca.crt")?,
         leaf: Leaf { cert_pem: of(own, "tls.crt")?, key_pem: of(own, "tls.key")? },
-        password: of(users, "operator")?,
+        password: of(users, users::OPERATOR)?,
     })
 }
 

@@ -21,7 +21,7 @@ const SMALL_LIBRARIES: &str = "kith_*";
 /// How much is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Depth {
-    /// What promotion needs; asked every second. Library, marks and settings are left unlooked at and reported as fine.
+    /// What promotion and moves of slots need. Library, marks and settings are left unlooked at and reported as fine.
     Roles,
     /// Everything.
     Full,

@@ -3,8 +3,8 @@
 //! `storage` asks with every group of writes, so what counts changes at one point in the order of writes, for all its instances at once. The
 //! engine's own setting `min-replicas-to-write` says the same, but may be read only together with the engine's secrets.
 
-/// Name of the library and of its function; `storage` knows it.
-pub const NAME: &str = "kith_wanted";
+/// Name of the library and of its function, which `storage` calls.
+pub const NAME: &str = kith_kit::valkey::WANTED;
 /// More than a ChatCluster may ask for.
 const MOST: u32 = 16;
 

@@ -6,6 +6,7 @@ use std::{
 };
 
 use kith_crds::conditions::reason;
+use kith_platform::topic::{EVENTS, SESSIONS};
 use rdkafka::{
     ClientConfig, ClientContext, Message, Offset, TopicPartitionList,
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
@@ -131,9 +132,9 @@ pub(super) fn topics(target: &Target) -> [Topic; 3] {
     let deleted =
         |ms: u64| vec![("cleanup.policy", "delete".to_owned()), ("retention.ms", ms.to_string()), min_insync.clone()];
     [
-        Topic { name: format!("{name}.events"), partitions, config: deleted(target.retention_ms) },
+        Topic { name: format!("{name}.{EVENTS}"), partitions, config: deleted(target.retention_ms) },
         Topic {
-            name: format!("{name}.sessions"),
+            name: format!("{name}.{SESSIONS}"),
             partitions,
             config: deleted(target.retention_ms.min(SESSIONS_RETENTION_MS)),
         },
@@ -246,7 +247,7 @@ fn mark(target: &Target, words: &Words, config: &ClientConfig, used: bool) -> Re
         None if used => Err(Trouble {
             reason: reason::FOREIGN_TOPIC,
             message: format!(
-                "topic {0}.events exists and {0}.meta does not say whose it is: delete it if it is a leftover, or choose another spec.clusterName",
+                "topic {0}.{EVENTS} exists and {0}.meta does not say whose it is: delete it if it is a leftover, or choose another spec.clusterName",
                 target.cluster_name
             ),
         }),

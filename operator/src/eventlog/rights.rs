@@ -8,7 +8,10 @@ use std::collections::BTreeSet;
 use kith_crds::chatcluster::ListenerSecurity;
 use kith_eventlog::{MARKS_GROUP, MARKS_SUFFIX, SCAN_GROUP};
 
-use kith_platform::Service;
+use kith_platform::{
+    Service,
+    topic::{EVENTS, SESSIONS},
+};
 
 use crate::{
     plan::{KafkaPlan, Plan},
@@ -96,8 +99,8 @@ fn table(cluster: &str, services: &[Service], lines: &[&str], anyone: bool) -> B
     }
     let outside = lines.iter().map(|name| (line(name), group_prefix(Some(*name))));
     for (who, groups) in outside.chain(anyone.then(|| (ANONYMOUS.to_owned(), group_prefix(None)))) {
-        rows.push((who.clone(), topic("events"), &[READ]));
-        rows.push((who.clone(), topic("sessions"), &[READ]));
+        rows.push((who.clone(), topic(EVENTS), &[READ]));
+        rows.push((who.clone(), topic(SESSIONS), &[READ]));
         rows.push((who, (GROUP, PREFIXED, groups), &[READ]));
     }
     let entries = |(principal, (resource, pattern, name), operations): (String, On, &[i8])| {

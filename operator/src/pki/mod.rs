@@ -3,7 +3,7 @@
 mod authority;
 mod rollover;
 mod tokens;
-mod users;
+pub mod users;
 
 pub use authority::{Authority, LINES, Leaf, LeafRequest, Renewal, hosts_of};
 pub use rollover::{Asked, Authorities, Step};

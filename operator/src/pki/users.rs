@@ -6,16 +6,21 @@ use sha2::{Digest, Sha256};
 
 use super::{PkiError, hex};
 
+/// Whom the service `storage` logs in as.
+pub const STORAGE: &str = "storage";
+/// Whom the operator logs in as.
+pub const OPERATOR: &str = "operator";
+
 /// Users with what they may do, in the words of Valkey's ACL.
 ///
 /// `storage` may do what data needs and may read the topology, but changes neither nodes nor functions. `replication` is the engine's
 /// own: besides the replication stream, a slot move between primaries may hold any write command.
 pub const USERS: [(&str, &str); 4] = [
     (
-        "storage",
+        STORAGE,
         "~* &* +@all -@admin -@dangerous -@scripting +fcall +fcall_ro +function|list +info +cluster|info +cluster|myid +cluster|myshardid +cluster|nodes +cluster|shards +cluster|slots +cluster|keyslot +role",
     ),
-    ("operator", "~* &* +@all"),
+    (OPERATOR, "~* &* +@all"),
     ("probe", "resetkeys resetchannels -@all +ping +info +role +cluster|info +hello +client|setinfo"),
     ("replication", "~* &* +@all"),
 ];

@@ -19,7 +19,7 @@ use super::meta;
 /// The user and group of every container.
 pub const USER: i64 = 65_532;
 /// The admin port of every service.
-pub const ADMIN_PORT: i32 = 9_090;
+pub const ADMIN_PORT: i32 = kith_platform::ADMIN_PORT as i32;
 /// The label by which nodes are told apart.
 const HOSTNAME: &str = "kubernetes.io/hostname";
 

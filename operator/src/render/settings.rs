@@ -11,7 +11,10 @@ use kith_platform::{Keys, Service};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{meta, valkey::CLIENT_PORT, versions};
-use crate::plan::{KafkaPlan, Plan, invalid};
+use crate::{
+    pki::users,
+    plan::{KafkaPlan, Plan, invalid},
+};
 
 /// Where a pod finds the configuration.
 pub const CONFIG_FILE: &str = "/etc/kith/config.json";
@@ -70,7 +73,7 @@ fn valkey(plan: &Plan) -> Valkey {
     seeds.extend((0..2).map(|i| format!("{service}-{i}.{service}.{}.svc:{CLIENT_PORT}", plan.namespace)));
     Valkey {
         seeds,
-        username: Some("storage".to_owned()),
+        username: Some(users::STORAGE.to_owned()),
         password_file: Some(PathBuf::from(VALKEY_PASSWORD)),
         tls: true,
     }

@@ -19,7 +19,10 @@ use super::{
     meta::{self, Component},
     pod, settings, versions,
 };
-use crate::plan::{KafkaPlan, Plan, ServicePlan};
+use crate::{
+    pki::users,
+    plan::{KafkaPlan, Plan, ServicePlan},
+};
 
 /// The name of the port of those that the ChatCluster runs.
 const GRPC: &str = "grpc";
@@ -190,8 +193,11 @@ fn exposed_service(
 fn mounts(plan: &Plan, service: platform::Service) -> Vec<(Volume, VolumeMount)> {
     let mut list = Vec::new();
     if service.reaches_engine() {
-        let users = meta::engine_users_secret(&plan.name);
-        list.push((pod::secret_file("valkey", users, "storage", "password"), pod::mount("valkey", "/etc/kith/valkey")));
+        let secret = meta::engine_users_secret(&plan.name);
+        list.push((
+            pod::secret_file("valkey", secret, users::STORAGE, "password"),
+            pod::mount("valkey", "/etc/kith/valkey"),
+        ));
     }
     list.extend(keys(plan, service));
     if let (true, KafkaPlan::External(external)) = (service.log().is_used(), &plan.event_log.kafka) {

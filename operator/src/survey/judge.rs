@@ -7,8 +7,8 @@ use std::{
 
 use super::{lag::Group, scrape::Sample};
 
-/// A consumer that commits nothing for so long although events wait is stuck: `tasks` commits every few seconds while it works, and gives one
-/// event up after less.
+/// A consumer that commits nothing for so long although events wait is stuck: `tasks` commits twice a second while it gets on, but hands one
+/// event over again and again until `sessions` takes it, and everything behind it on the partition waits as long.
 const STANDSTILL: Duration = Duration::from_secs(300);
 /// Replacements of Kafka clients are looked for in so many rounds, a minute apart: in this many of them they are told, for one or two follow a
 /// restart of the brokers; and no longer once this many of the latest have passed without one.

@@ -6,6 +6,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use kith_platform::topic;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -40,7 +41,7 @@ pub struct Config {
     /// Promises about writes; read by `storage` alone.
     #[serde(default)]
     pub durability: Durability,
-    /// Bounds that a platform team may set.
+    /// Fixed bounds: the operator renders the defaults, and only tests set others.
     #[serde(default)]
     pub limits: Limits,
     /// This Gateway's own settings; only in a Gateway's configuration.
@@ -189,7 +190,7 @@ impl Default for Durability {
     }
 }
 
-/// Bounds with their defaults.
+/// Bounds with their defaults, which hold everywhere but in tests.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Limits {
@@ -411,12 +412,17 @@ impl Config {
 
     /// The event topic.
     pub fn events_topic(&self) -> String {
-        format!("{}.events", self.cluster.name)
+        self.topic(topic::EVENTS)
     }
 
-    /// The topic of session.opened and session.closed.
+    /// The topic of logins and logouts, and of sessions that were taken up again.
     pub fn sessions_topic(&self) -> String {
-        format!("{}.sessions", self.cluster.name)
+        self.topic(topic::SESSIONS)
+    }
+
+    /// The topic of this name in the table of services.
+    pub fn topic(&self, name: &str) -> String {
+        format!("{}.{name}", self.cluster.name)
     }
 }
 

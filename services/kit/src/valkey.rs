@@ -28,6 +28,9 @@ use crate::{
 
 /// The component that Valkey pods' certificates name.
 pub const COMPONENT: &str = "valkey";
+/// The function, and the library that holds nothing else, by which a primary says how many replicas must hold a write before it is
+/// acknowledged: the operator loads it, `storage` calls it.
+pub const WANTED: &str = "kith_wanted";
 /// Opening a connection: TCP, TLS and login.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
 

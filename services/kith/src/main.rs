@@ -3,7 +3,11 @@
 mod repair;
 mod services;
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use clap::{Args, Parser, Subcommand};
 use kith_kit::{
@@ -11,7 +15,7 @@ use kith_kit::{
     readiness::Readiness,
     shutdown, telemetry, tls,
 };
-use kith_platform::Service;
+use kith_platform::{ADMIN_PORT, Service};
 use kith_rpc::admin::{self};
 use tokio::net::TcpListener;
 
@@ -45,7 +49,7 @@ struct Run {
     #[arg(long, env = "KITH_LISTEN")]
     listen: Option<SocketAddr>,
     /// Where /healthz, /readyz and /metrics are served.
-    #[arg(long, env = "KITH_ADMIN", default_value = "0.0.0.0:9090")]
+    #[arg(long, env = "KITH_ADMIN", default_value_t = (Ipv4Addr::UNSPECIFIED, ADMIN_PORT).into())]
     admin: SocketAddr,
     /// The address that others dial; by default POD_IP with the listener's port, or the listener's own address.
     #[arg(long, env = "KITH_ADVERTISE")]

@@ -16,7 +16,7 @@ use crate::{Failure, Run};
 pub(crate) enum Command {
     /// The only service that reads and writes chat data. Its pods share the partitions among them.
     Storage(Run),
-    /// Delivers and pushes what the event log tells.
+    /// Delivers what the event log tells to those who are online, and what a device missed when it logs in.
     Tasks(Run),
     /// Knows who is online where.
     Sessions(Run),

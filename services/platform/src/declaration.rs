@@ -5,6 +5,19 @@ use crate::Service;
 /// The port of gRPC between services, and of ImBusiness.
 const GRPC_PORT: u16 = 7_443;
 
+/// The port of every service and of the operator where /healthz, /readyz and /metrics are served.
+pub const ADMIN_PORT: u16 = 9_090;
+
+/// Topics of the event log that more than one part names, without the name of the ChatCluster and the dot that come before them.
+pub mod topic {
+    /// What storage changed, in order per partition.
+    pub const EVENTS: &str = "events";
+    /// Who logged in and out.
+    pub const SESSIONS: &str = "sessions";
+    /// Copies of the records that `tasks` set aside.
+    pub const SET_ASIDE: &str = "events.dlq";
+}
+
 /// One service, as the table declares it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Declaration {

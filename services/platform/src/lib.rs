@@ -15,7 +15,7 @@ mod order;
 pub mod table;
 
 pub use callers::{METHODS_OF_ALL, OPERATOR, may_call};
-pub use declaration::{Consumer, Declaration, EventLog, Keys, Layer, Method, Rpc, Serves};
+pub use declaration::{ADMIN_PORT, Consumer, Declaration, EventLog, Keys, Layer, Method, Rpc, Serves, topic};
 pub use names::listed;
 pub use order::in_order;
 pub use table::Service;

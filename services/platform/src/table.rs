@@ -2,7 +2,7 @@
 //!
 //! The order of the rows shows in what is rendered (accounts, the peers of network policies), so rows stay where they are.
 
-use crate::{Consumer, Declaration, EventLog, Keys, Layer, Rpc, Serves};
+use crate::{Consumer, Declaration, EventLog, Keys, Layer, Rpc, Serves, topic};
 
 use Service::{Api, Business, Gateway, Sessions, Storage, Tasks};
 
@@ -54,19 +54,19 @@ table!(
         serves: Serves::Platform(STORAGE),
         engine: true,
         // It reads what it published when it repairs a loss.
-        log: EventLog { writes: &["events"], scans: &["events"], ..EventLog::NONE },
+        log: EventLog { writes: &[topic::EVENTS], scans: &[topic::EVENTS], ..EventLog::NONE },
         ..Declaration::BASE
     },
     Tasks {
         name: "tasks",
-        about: "delivers and pushes what the event log tells.",
+        about: "delivers what the event log tells to those who are online, and what a device missed when it logs in.",
         layer: Layer::Logic,
         log: EventLog {
             consumes: &[
-                Consumer { group: "tasks", topic: "events" },
-                Consumer { group: "tasks-login", topic: "sessions" },
+                Consumer { group: "tasks", topic: topic::EVENTS },
+                Consumer { group: "tasks-login", topic: topic::SESSIONS },
             ],
-            makes: &["events.dlq"],
+            makes: &[topic::SET_ASIDE],
             ..EventLog::NONE
         },
         ..Declaration::BASE
@@ -76,7 +76,7 @@ table!(
         about: "knows who is online where.",
         layer: Layer::Logic,
         serves: Serves::Platform(SESSIONS),
-        log: EventLog { writes: &["sessions"], ..EventLog::NONE },
+        log: EventLog { writes: &[topic::SESSIONS], ..EventLog::NONE },
         ..Declaration::BASE
     },
     Business {

@@ -23,6 +23,7 @@ use kith_kit::{
     backoff::Backoff,
     config::{Cluster, Kafka},
 };
+use kith_platform::Service;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -86,7 +87,7 @@ impl Outbox {
             kafka: kafka.clone(),
             producer,
             topic,
-            source: Origin::source(cluster, "storage"),
+            source: Origin::source(cluster, Service::Storage.name()),
             uid: cluster.uid.clone(),
             origin: Origin::counted(cluster),
             event_partitions: cluster.event_partitions,

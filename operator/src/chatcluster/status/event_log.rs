@@ -4,6 +4,7 @@ use kith_crds::{
     chatcluster::{EventLogKind, EventLogStatus},
     conditions::{self, Finding, reason},
 };
+use kith_platform::topic;
 
 use super::{Facts, bracketed, rollouts};
 use crate::{
@@ -23,7 +24,7 @@ pub(super) fn status(plan: &Plan) -> EventLogStatus {
         }),
         bootstrap: Some(plan.bootstrap()),
         partitions: Some(plan.event_log.partitions),
-        topic: Some(format!("{}.events", plan.cluster_name)),
+        topic: Some(format!("{}.{}", plan.cluster_name, topic::EVENTS)),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The contract's own shapes as schemas of the OpenAPI document. Below the views and routes that name them.
 
-use serde_json::Value;
+use kith_contract::kinds;
+use serde_json::{Value, json};
 use utoipa::{
     PartialSchema, ToSchema,
     openapi::{RefOr, Schema},
@@ -28,7 +29,25 @@ of_contract! {
     SendMessage: kith_contract::message::SendMessage<Value>;
     /// Any error.
     Problem: kith_contract::problem::Problem<'static>;
+    /// What a conversation is.
+    ConversationKind: kinds::ConversationKind;
+    /// What a device runs.
+    Platform: kinds::Platform;
+    /// Who delivers offline pushes.
+    Provider: kinds::Provider;
 }
+
+/// Who delivers offline pushes; empty: nobody.
+pub(crate) struct MaybeProvider;
+
+impl PartialSchema for MaybeProvider {
+    fn schema() -> RefOr<Schema> {
+        let names: Vec<&str> = [""].iter().chain(kinds::Provider::NAMES).copied().collect();
+        described(json!({"type": "string", "enum": names}))
+    }
+}
+
+impl ToSchema for MaybeProvider {}
 
 /// A schema of the contract in the words of OpenAPI 3.1, which are those of JSON Schema.
 fn described(mut schema: Value) -> RefOr<Schema> {

@@ -81,8 +81,7 @@ impl From<Error> for Failure {
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Conversation {
     conversation_id: String,
-    /// direct, group or system
-    #[schema(value_type = String)]
+    #[schema(value_type = crate::schema::ConversationKind)]
     kind: ConversationKind,
     /// The newest message.
     #[schema(value_type = String)]

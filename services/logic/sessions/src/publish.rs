@@ -24,6 +24,7 @@ use kith_kit::{
     backoff::Backoff,
     config::{Cluster, Config},
 };
+use kith_platform::Service;
 use kith_proto::chat::v1::Platform;
 use parking_lot::Mutex;
 use thiserror::Error;
@@ -277,7 +278,7 @@ impl Sender {
         Ok(Self {
             producer: Supervised::new(kafka, "kith-sessions")?,
             topic: config.sessions_topic(),
-            source: Origin::source(&config.cluster, "sessions"),
+            source: Origin::source(&config.cluster, Service::Sessions.name()),
             cluster: config.cluster.clone(),
         })
     }

@@ -30,6 +30,7 @@ use kith_kit::{
     config::{Config, Instance},
     readiness::Readiness,
 };
+use kith_platform::topic;
 use kith_rpc::route::RouteError;
 use thiserror::Error;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -71,7 +72,7 @@ pub async fn run(
     let tracker = TaskTracker::new();
 
     let deliverer = Deliverer::new(sessions.router().clone(), working.clone());
-    let aside = Aside::start(&kafka, format!("{}.dlq", config.events_topic()), &tracker, &working);
+    let aside = Aside::start(&kafka, config.topic(topic::SET_ASIDE), &tracker, &working);
     let online = Arc::new(Online::new(storage.clone(), deliverer.clone(), aside.clone()));
     let logins = Arc::new(Logins::start(&storage, &sessions, aside, &tracker, &working));
     let name = &config.cluster.name;

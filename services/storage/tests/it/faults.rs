@@ -13,6 +13,7 @@ use std::{
 use crate::common::{InstanceProcess, Platform, events, text, user};
 use kith_clients::storage::Storage;
 use kith_contract::events::Kind;
+use kith_kit::valkey::WANTED;
 use kith_proto::storage::v1::{ListMessagesRequest, OpenDirectRequest};
 use kith_testing::eventually;
 use parking_lot::Mutex;
@@ -264,7 +265,7 @@ async fn what_was_acknowledged_survives_every_single_fault() {
 async fn tell(platform: &Platform, replicas: u32) {
     let node = &platform.valkey.nodes(0)[platform.valkey.primary(0).await.unwrap()];
     let code = format!(
-        "#!lua name=kith_wanted\nserver.register_function{{function_name='kith_wanted', callback=function() return {replicas} end, flags={{'no-writes'}}}}\n"
+        "#!lua name={WANTED}\nserver.register_function{{function_name='{WANTED}', callback=function() return {replicas} end, flags={{'no-writes'}}}}\n"
     );
     let count = replicas.to_string();
     // Where replicas are wanted and missing, the engine takes no library: fewer are wanted first, more last.

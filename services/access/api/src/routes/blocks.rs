@@ -38,7 +38,8 @@ struct Blocks {
 }
 
 /// Whom the caller blocks.
-#[utoipa::path(get, path = "/v1/blocks", tag = "blocks", params(Page), responses((status = 200, description = "A page", body = Blocks)))]
+#[utoipa::path(get, path = "/v1/blocks", operation_id = "list_blocks", tag = "blocks", params(Page),
+    responses((status = 200, description = "A page", body = Blocks)))]
 async fn list(State(app): State<Shared>, caller: Caller, Params(page): Params<Page>) -> Result<Json<Blocks>, Error> {
     let limit = limit(page.limit, MAX_PAGE)?;
     let request = ListBlocksRequest { user_id: caller.user(), limit, cursor: page.cursor };
@@ -48,7 +49,7 @@ async fn list(State(app): State<Shared>, caller: Caller, Params(page): Params<Pa
 }
 
 /// Blocks a user.
-#[utoipa::path(put, path = "/v1/blocks/{user}", tag = "blocks", params(("user" = String, Path, description = "user_id")),
+#[utoipa::path(put, path = "/v1/blocks/{user}", operation_id = "block_user", tag = "blocks", params(("user" = String, Path, description = "user_id")),
     responses((status = 200, description = "Blocked", body = Changed)))]
 async fn block(
     State(app): State<Shared>,
@@ -59,7 +60,8 @@ async fn block(
 }
 
 /// Takes a block away.
-#[utoipa::path(delete, path = "/v1/blocks/{user}", tag = "blocks", params(("user" = String, Path, description = "user_id")),
+#[utoipa::path(delete, path = "/v1/blocks/{user}", operation_id = "unblock_user", tag = "blocks",
+    params(("user" = String, Path, description = "user_id")),
     responses((status = 200, description = "Not blocked", body = Changed)))]
 async fn unblock(
     State(app): State<Shared>,

@@ -46,7 +46,7 @@ struct Conversations {
 }
 
 /// The caller's conversations, newest activity first. One that cannot be read carries an `error` and hides no other.
-#[utoipa::path(get, path = "/v1/conversations", tag = "conversations", params(Page),
+#[utoipa::path(get, path = "/v1/conversations", operation_id = "list_conversations", tag = "conversations", params(Page),
     responses((status = 200, description = "A page", body = Conversations)))]
 async fn list(
     State(app): State<Shared>,
@@ -61,7 +61,7 @@ async fn list(
 }
 
 /// One conversation of the caller.
-#[utoipa::path(get, path = "/v1/conversations/{id}", tag = "conversations",
+#[utoipa::path(get, path = "/v1/conversations/{id}", operation_id = "get_conversation", tag = "conversations",
     params(("id" = String, Path, description = "conversation_id")), responses((status = 200, description = "It", body = Conversation)))]
 async fn get(
     State(app): State<Shared>,
@@ -88,7 +88,7 @@ struct UpdateConversation {
 }
 
 /// Changes the caller's own settings of a conversation.
-#[utoipa::path(patch, path = "/v1/conversations/{id}", tag = "conversations", request_body = UpdateConversation,
+#[utoipa::path(patch, path = "/v1/conversations/{id}", operation_id = "update_conversation", tag = "conversations", request_body = UpdateConversation,
     params(("id" = String, Path, description = "conversation_id")), responses((status = 200, description = "As it is now", body = Conversation)))]
 async fn update(
     State(app): State<Shared>,
@@ -120,7 +120,7 @@ struct Cleared {
 }
 
 /// Hides everything up to now from the caller's list and history; the other members keep it.
-#[utoipa::path(delete, path = "/v1/conversations/{id}", tag = "conversations",
+#[utoipa::path(delete, path = "/v1/conversations/{id}", operation_id = "clear_conversation", tag = "conversations",
     params(("id" = String, Path, description = "conversation_id")), responses((status = 200, description = "Cleared for the caller", body = Cleared)))]
 async fn clear(
     State(app): State<Shared>,
@@ -150,7 +150,7 @@ struct ReadState {
 }
 
 /// Moves the caller's read cursor forward; never back, never past the newest message.
-#[utoipa::path(post, path = "/v1/conversations/{id}/read", tag = "conversations", request_body = Read,
+#[utoipa::path(post, path = "/v1/conversations/{id}/read", operation_id = "mark_read", tag = "conversations", request_body = Read,
     params(("id" = String, Path, description = "conversation_id")), responses((status = 200, description = "As it stands", body = ReadState)))]
 async fn read(
     State(app): State<Shared>,
@@ -181,7 +181,7 @@ struct Receipts {
 }
 
 /// Who has read and received a message; for conversations of at most 200 members.
-#[utoipa::path(get, path = "/v1/conversations/{id}/receipts", tag = "conversations",
+#[utoipa::path(get, path = "/v1/conversations/{id}/receipts", operation_id = "get_receipts", tag = "conversations",
     params(("id" = String, Path, description = "conversation_id"), ReceiptsOf), responses((status = 200, description = "Who", body = Receipts)))]
 async fn receipts(
     State(app): State<Shared>,

@@ -19,6 +19,7 @@ use utoipa_axum::{
 use crate::{
     caller::Caller,
     extract::{Body, Segments},
+    schema,
     state::Shared,
     view::{Changed, ms},
 };
@@ -39,10 +40,10 @@ pub(crate) fn routes() -> OpenApiRouter<Shared> {
 #[derive(Debug, Serialize, ToSchema)]
 struct Device {
     device_id: String,
-    /// ios, android, web, mweb or pc
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<schema::Platform>)]
     platform: Option<Platform>,
-    /// apns, fcm, webpush, webhook, or null: no offline push. The token itself is never shown.
+    /// Null: no offline push. The token itself is never shown.
+    #[schema(value_type = Option<schema::Provider>)]
     push_provider: Option<String>,
     #[schema(value_type = String)]
     last_seen: U64,
@@ -57,7 +58,8 @@ struct Devices {
 }
 
 /// The caller's devices.
-#[utoipa::path(get, path = "/v1/devices", tag = "devices", responses((status = 200, description = "All of them", body = Devices)))]
+#[utoipa::path(get, path = "/v1/devices", operation_id = "list_devices", tag = "devices",
+    responses((status = 200, description = "All of them", body = Devices)))]
 async fn list(State(app): State<Shared>, caller: Caller) -> Result<Json<Devices>, Error> {
     let found = app.storage.list_devices(ListDevicesRequest { user_id: caller.user() }).await?;
     let shown = found.devices.into_iter().map(|d| Device {
@@ -73,7 +75,8 @@ async fn list(State(app): State<Shared>, caller: Caller) -> Result<Json<Devices>
 /// Where offline pushes of this device go.
 #[derive(Deserialize, ToSchema)]
 struct PushToken {
-    /// apns, fcm, webpush or webhook; empty: no offline push, and the token that was kept is forgotten.
+    /// Empty: no offline push, and the token that was kept is forgotten.
+    #[schema(value_type = schema::MaybeProvider)]
     provider: String,
     /// Of webpush the browser's subscription as JSON text. Of webhook opaque text that is passed on to the line's own address, and never
     /// itself an address that is called.
@@ -85,11 +88,13 @@ struct PushToken {
 #[derive(Debug, Serialize, ToSchema)]
 struct PushState {
     device_id: String,
+    #[schema(value_type = schema::MaybeProvider)]
     provider: String,
 }
 
 /// Sets the push token of the caller's device.
-#[utoipa::path(put, path = "/v1/devices/push-token", tag = "devices", request_body = PushToken, responses((status = 200, description = "Set", body = PushState)))]
+#[utoipa::path(put, path = "/v1/devices/push-token", operation_id = "set_push_token", tag = "devices", request_body = PushToken,
+    responses((status = 200, description = "Set", body = PushState)))]
 async fn push_token(
     State(app): State<Shared>,
     caller: Caller,
@@ -114,7 +119,8 @@ async fn push_token(
 }
 
 /// Sends a device away: its tokens are dead, its connections close with 4003, its row is gone.
-#[utoipa::path(delete, path = "/v1/devices/{id}", tag = "devices", params(("id" = String, Path, description = "device_id")),
+#[utoipa::path(delete, path = "/v1/devices/{id}", operation_id = "remove_device", tag = "devices",
+    params(("id" = String, Path, description = "device_id")),
     responses((status = 200, description = "Gone", body = Changed)))]
 async fn remove(
     State(app): State<Shared>,

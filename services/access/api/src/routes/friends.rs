@@ -65,7 +65,8 @@ struct Friends {
 }
 
 /// The caller's friends.
-#[utoipa::path(get, path = "/v1/friends", tag = "friends", params(Page), responses((status = 200, description = "A page", body = Friends)))]
+#[utoipa::path(get, path = "/v1/friends", operation_id = "list_friends", tag = "friends", params(Page),
+    responses((status = 200, description = "A page", body = Friends)))]
 async fn list(State(app): State<Shared>, caller: Caller, Params(page): Params<Page>) -> Result<Json<Friends>, Error> {
     let limit = limit(page.limit, MAX_PAGE)?;
     let request = ListFriendsRequest { user_id: caller.user(), limit, cursor: page.cursor, ..Default::default() };
@@ -82,7 +83,8 @@ struct Alias {
 }
 
 /// Changes a friend's alias.
-#[utoipa::path(patch, path = "/v1/friends/{user}", tag = "friends", request_body = Alias, params(("user" = String, Path, description = "user_id")),
+#[utoipa::path(patch, path = "/v1/friends/{user}", operation_id = "update_friend", tag = "friends",
+    request_body = Alias, params(("user" = String, Path, description = "user_id")),
     responses((status = 200, description = "Stands", body = Changed)))]
 async fn update(
     State(app): State<Shared>,
@@ -98,7 +100,8 @@ async fn update(
 }
 
 /// Ends a friendship, for both.
-#[utoipa::path(delete, path = "/v1/friends/{user}", tag = "friends", params(("user" = String, Path, description = "user_id")),
+#[utoipa::path(delete, path = "/v1/friends/{user}", operation_id = "remove_friend", tag = "friends",
+    params(("user" = String, Path, description = "user_id")),
     responses((status = 200, description = "Ended", body = Changed)))]
 async fn remove(
     State(app): State<Shared>,
@@ -131,7 +134,8 @@ struct FriendRequests {
 }
 
 /// Friend requests to and from the caller.
-#[utoipa::path(get, path = "/v1/friends/requests", tag = "friends", params(Page), responses((status = 200, description = "A page", body = FriendRequests)))]
+#[utoipa::path(get, path = "/v1/friends/requests", operation_id = "list_friend_requests", tag = "friends", params(Page),
+    responses((status = 200, description = "A page", body = FriendRequests)))]
 async fn requests(
     State(app): State<Shared>,
     caller: Caller,
@@ -162,7 +166,8 @@ struct AskFriend {
 struct Done {}
 
 /// Asks a user to be friends.
-#[utoipa::path(post, path = "/v1/friends/requests", tag = "friends", request_body = AskFriend, responses((status = 201, description = "Asked", body = Done)))]
+#[utoipa::path(post, path = "/v1/friends/requests", operation_id = "request_friend", tag = "friends", request_body = AskFriend,
+    responses((status = 201, description = "Asked", body = Done)))]
 async fn request(
     State(app): State<Shared>,
     caller: Caller,
@@ -179,7 +184,8 @@ async fn request(
 }
 
 /// Accepts a friend request.
-#[utoipa::path(post, path = "/v1/friends/requests/{user}/accept", tag = "friends", params(("user" = String, Path, description = "Who asked")),
+#[utoipa::path(post, path = "/v1/friends/requests/{user}/accept", operation_id = "accept_friend_request", tag = "friends",
+    params(("user" = String, Path, description = "Who asked")),
     responses((status = 200, description = "Friends now", body = Done)))]
 async fn accept(
     State(app): State<Shared>,
@@ -190,7 +196,8 @@ async fn accept(
 }
 
 /// Takes back a friend request that waits for an answer.
-#[utoipa::path(delete, path = "/v1/friends/requests/{user}", tag = "friends", params(("user" = String, Path, description = "Who was asked")),
+#[utoipa::path(delete, path = "/v1/friends/requests/{user}", operation_id = "withdraw_friend_request", tag = "friends",
+    params(("user" = String, Path, description = "Who was asked")),
     responses((status = 200, description = "Taken back", body = Done)))]
 async fn withdraw(
     State(app): State<Shared>,
@@ -201,7 +208,8 @@ async fn withdraw(
 }
 
 /// Rejects a friend request, or takes one's own back.
-#[utoipa::path(post, path = "/v1/friends/requests/{user}/reject", tag = "friends", params(("user" = String, Path, description = "Who asked")),
+#[utoipa::path(post, path = "/v1/friends/requests/{user}/reject", operation_id = "reject_friend_request", tag = "friends",
+    params(("user" = String, Path, description = "Who asked")),
     responses((status = 200, description = "Rejected", body = Done)))]
 async fn reject(
     State(app): State<Shared>,

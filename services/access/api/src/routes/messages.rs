@@ -29,7 +29,7 @@ use crate::{
 const MAX_PAGE: u32 = 200;
 
 /// Sends a message. A success is durable. A retry with the same client_msg_id within 24 h is answered 200 with the same ids.
-#[utoipa::path(post, path = "/v1/messages", tag = "messages", request_body = schema::SendMessage,
+#[utoipa::path(post, path = "/v1/messages", operation_id = "send_message", tag = "messages", request_body = schema::SendMessage,
     responses((status = 201, description = "Stored", body = Sent), (status = 200, description = "Had been stored before", body = Sent)))]
 async fn send(
     State(app): State<Shared>,
@@ -81,7 +81,7 @@ struct History {
 }
 
 /// Messages of a conversation in ascending seq.
-#[utoipa::path(get, path = "/v1/conversations/{id}/messages", tag = "messages",
+#[utoipa::path(get, path = "/v1/conversations/{id}/messages", operation_id = "list_messages", tag = "messages",
     params(("id" = String, Path, description = "conversation_id"), Range), responses((status = 200, description = "A page", body = History)))]
 async fn history(
     State(app): State<Shared>,
@@ -146,7 +146,7 @@ struct Recalled {
 }
 
 /// Takes a message back: the sender within the limit, or a group's owner or admin. It keeps its seq and loses its content.
-#[utoipa::path(post, path = "/v1/conversations/{id}/messages/{seq}/recall", tag = "messages",
+#[utoipa::path(post, path = "/v1/conversations/{id}/messages/{seq}/recall", operation_id = "recall_message", tag = "messages",
     params(("id" = String, Path, description = "conversation_id"), ("seq" = String, Path, description = "The message")),
     responses((status = 200, description = "Recalled, now or before", body = Recalled)))]
 async fn recall(
@@ -185,7 +185,7 @@ struct Edited {
 }
 
 /// Replaces the content of one's own message, within the same limit as a recall.
-#[utoipa::path(patch, path = "/v1/conversations/{id}/messages/{seq}", tag = "messages", request_body = EditMessage,
+#[utoipa::path(patch, path = "/v1/conversations/{id}/messages/{seq}", operation_id = "edit_message", tag = "messages", request_body = EditMessage,
     params(("id" = String, Path, description = "conversation_id"), ("seq" = String, Path, description = "The message")),
     responses((status = 200, description = "Edited", body = Edited)))]
 async fn edit(
@@ -214,7 +214,7 @@ async fn edit(
 }
 
 /// Adds one's reaction to a message.
-#[utoipa::path(put, path = "/v1/conversations/{id}/messages/{seq}/reactions/{emoji}", tag = "messages",
+#[utoipa::path(put, path = "/v1/conversations/{id}/messages/{seq}/reactions/{emoji}", operation_id = "add_reaction", tag = "messages",
     params(("id" = String, Path, description = "conversation_id"), ("seq" = String, Path, description = "The message"), ("emoji" = String, Path, description = "One emoji, URL-encoded, or a shortcode of a-z 0-9 _ + -")),
     responses((status = 200, description = "Stands", body = Changed)))]
 async fn react(
@@ -226,7 +226,7 @@ async fn react(
 }
 
 /// Takes one's reaction away.
-#[utoipa::path(delete, path = "/v1/conversations/{id}/messages/{seq}/reactions/{emoji}", tag = "messages",
+#[utoipa::path(delete, path = "/v1/conversations/{id}/messages/{seq}/reactions/{emoji}", operation_id = "remove_reaction", tag = "messages",
     params(("id" = String, Path, description = "conversation_id"), ("seq" = String, Path, description = "The message"), ("emoji" = String, Path, description = "One emoji, URL-encoded, or a shortcode of a-z 0-9 _ + -")),
     responses((status = 200, description = "Gone", body = Changed)))]
 async fn unreact(

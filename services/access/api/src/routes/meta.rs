@@ -22,7 +22,8 @@ pub(crate) fn openapi(document: Bytes) -> Response {
 }
 
 /// The keys that client tokens are verified with.
-#[utoipa::path(get, path = "/.well-known/jwks.json", tag = "meta", security(()), responses((status = 200, description = "A JWK set", body = Object)))]
+#[utoipa::path(get, path = "/.well-known/jwks.json", operation_id = "get_jwks", tag = "meta", security(()),
+    responses((status = 200, description = "A JWK set", body = Object)))]
 async fn jwks(State(app): State<Shared>) -> Response {
     (
         [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "public, max-age=60")],

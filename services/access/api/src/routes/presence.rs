@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::unique_users;
-use crate::{caller::Caller, extract::Body, state::Shared, view::ms, visible};
+use crate::{caller::Caller, extract::Body, schema, state::Shared, view::ms, visible};
 
 /// The routes of this file.
 pub(crate) fn routes() -> OpenApiRouter<Shared> {
@@ -28,8 +28,8 @@ struct PresenceOf {
 #[derive(Debug, Serialize, ToSchema)]
 struct Presence {
     online: bool,
-    /// Where: ios, android, web, mweb, pc.
-    #[schema(value_type = Vec<String>)]
+    /// Where.
+    #[schema(value_type = Vec<schema::Platform>)]
     platforms: Vec<Platform>,
     /// Unix ms; "0": never seen.
     #[schema(value_type = String)]
@@ -43,7 +43,8 @@ struct Presences {
 }
 
 /// Who of these users is online; those whom the caller may not see are left out, as are users that do not exist.
-#[utoipa::path(post, path = "/v1/presence:query", tag = "presence", request_body = PresenceOf, responses((status = 200, description = "Each whom the caller may see", body = Presences)))]
+#[utoipa::path(post, path = "/v1/presence:query", operation_id = "query_presence", tag = "presence", request_body = PresenceOf,
+    responses((status = 200, description = "Each whom the caller may see", body = Presences)))]
 async fn query(
     State(app): State<Shared>,
     caller: Caller,

@@ -71,7 +71,8 @@ struct Delivered {
 }
 
 /// Moves delivered cursors of the caller's device forward, never back.
-#[utoipa::path(post, path = "/v1/ack", tag = "sync", request_body = Acks, responses((status = 200, description = "The cursors of this device", body = Delivered)))]
+#[utoipa::path(post, path = "/v1/ack", operation_id = "ack_delivered", tag = "sync", request_body = Acks,
+    responses((status = 200, description = "The cursors of this device", body = Delivered)))]
 async fn ack(
     State(app): State<Shared>,
     caller: Caller,
@@ -152,7 +153,8 @@ enum Place {
 }
 
 /// Pulls what is newer than the client's cursors.
-#[utoipa::path(post, path = "/v1/sync", tag = "sync", request_body = Sync, responses((status = 200, description = "A page", body = Synced)))]
+#[utoipa::path(post, path = "/v1/sync", operation_id = "sync_conversations", tag = "sync", request_body = Sync,
+    responses((status = 200, description = "A page", body = Synced)))]
 async fn sync(State(app): State<Shared>, caller: Caller, Body(sync): Body<Sync>) -> Result<Json<Synced>, Error> {
     let limit = limit(sync.limit, MAX_PER_CONVERSATION)?;
     if sync.cursors.len() > MAX_CURSORS {

@@ -33,7 +33,7 @@ pub(crate) fn routes() -> OpenApiRouter<Shared> {
 }
 
 /// The caller's profile.
-#[utoipa::path(get, path = "/v1/me", tag = "users", responses((status = 200, description = "It", body = User)))]
+#[utoipa::path(get, path = "/v1/me", operation_id = "get_me", tag = "users", responses((status = 200, description = "It", body = User)))]
 async fn me(State(app): State<Shared>, caller: Caller) -> Result<Json<User>, Error> {
     one(&app, &caller, caller.user()).await
 }
@@ -51,7 +51,8 @@ struct UpdateUser {
 }
 
 /// Changes the caller's profile.
-#[utoipa::path(patch, path = "/v1/me", tag = "users", request_body = UpdateUser, responses((status = 200, description = "As it is now", body = User)))]
+#[utoipa::path(patch, path = "/v1/me", operation_id = "update_me", tag = "users", request_body = UpdateUser,
+    responses((status = 200, description = "As it is now", body = User)))]
 async fn update_me(
     State(app): State<Shared>,
     caller: Caller,
@@ -78,7 +79,7 @@ async fn update_me(
 }
 
 /// The profile of a user whom the caller may see.
-#[utoipa::path(get, path = "/v1/users/{id}", tag = "users", params(("id" = String, Path, description = "user_id")),
+#[utoipa::path(get, path = "/v1/users/{id}", operation_id = "get_user", tag = "users", params(("id" = String, Path, description = "user_id")),
     responses((status = 200, description = "It", body = User)))]
 async fn get(
     State(app): State<Shared>,
@@ -113,7 +114,8 @@ struct Users {
 
 /// Many profiles at once: users of the caller's line, friends, the other sides of direct conversations, and fellow members of the
 /// conversation that is named. Others are left out, as are users that do not exist.
-#[utoipa::path(post, path = "/v1/users:batchGet", tag = "users", request_body = UserIds, responses((status = 200, description = "Those that the caller may see", body = Users)))]
+#[utoipa::path(post, path = "/v1/users:batchGet", operation_id = "batch_get_users", tag = "users", request_body = UserIds,
+    responses((status = 200, description = "Those that the caller may see", body = Users)))]
 async fn batch_get(
     State(app): State<Shared>,
     caller: Caller,

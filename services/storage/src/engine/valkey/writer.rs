@@ -14,7 +14,7 @@ use std::{sync::Arc, time::Duration};
 use futures::FutureExt;
 use kith_kit::{
     backoff::jittered,
-    valkey::{Connection, Connector, ValkeyError},
+    valkey::{Connection, Connector, ValkeyError, WANTED},
 };
 use redis::{Pipeline, Value, cmd};
 use tokio::{sync::mpsc, time::Instant};
@@ -34,8 +34,6 @@ use crate::engine::EngineError;
 /// The least time from one group to the next: what comes in meanwhile shares its disk writes and its round trip to the replicas. A call that
 /// finds the writer at rest does not wait.
 const SPACING: Duration = Duration::from_millis(2);
-/// The function that says how many replicas must hold a write (loaded by the operator, `dataplane::wanted`).
-const WANTED: &str = "kith_wanted";
 /// How long replicas may take to acknowledge a group.
 const WAIT_MS: u64 = 1_000;
 /// Between two looks at replicas that are behind.
