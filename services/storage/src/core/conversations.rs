@@ -158,7 +158,11 @@ impl Core {
                 let row = self.field(id, field.clone()).await?;
                 let Some(row) = row else {
                     if role == Role::Owner {
-                        return Err(Error::invalid("owner_id: must be a member"));
+                        // Those who were members when the group was looked at may have gone with it.
+                        let now = self.seen("", id).await?.head;
+                        let stays = now.member_version == before && !now.dissolved;
+                        let not = Error::invalid("owner_id: must be a member");
+                        return Err(if stays { not } else { EngineError::Conflict.into() });
                     }
                     continue;
                 };

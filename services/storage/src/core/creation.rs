@@ -97,7 +97,8 @@ impl Core {
             self.update_seen(self.partition(id), fields, seen, plan).await
         };
         let outcome = created.await;
-        if outcome.as_ref().is_err_and(is_final) {
+        // Another call may have made it just now, with other members.
+        if outcome.as_ref().map_or_else(is_final, |created| !created) {
             self.take_back(id, entered, now).await;
         }
         outcome

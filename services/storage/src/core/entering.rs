@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use kith_proto::storage::v1::{relate, step_result};
 use kith_rpc::error::{Error, reason};
+use tokio::time::Instant;
 use tonic::Code;
 
 use super::{Core, members::leave, model::key, peers, relations::relate_step};
@@ -76,11 +77,20 @@ impl Core {
             return Ok(());
         }
         let (mut inside, mut outside) = self.split_by_membership(conversation_id, users).await?;
-        for _ in 0..FOLLOWING {
+        let (end, mut failed) = (Self::end(), None);
+        for attempt in 1..=FOLLOWING {
             let entering = inside.iter().map(|user| peers::enter(user, conversation_id, now, false));
             let leaving = outside.iter().map(|user| leave(user, conversation_id));
-            for outcome in self.apply(entering.chain(leaving).collect()).await? {
-                outcome?;
+            let steps: Vec<_> = entering.chain(leaving).collect();
+            failed = self.apply(steps).await?.into_iter().find_map(Result::err);
+            match &failed {
+                None => {}
+                // What was not done is done again: nobody else will.
+                Some(error) if error.is_retryable() && Instant::now() < end => {
+                    super::apart(attempt).await;
+                    continue;
+                }
+                Some(_) => break,
             }
             let were: BTreeSet<&str> = inside.iter().copied().collect();
             let users = inside.into_iter().chain(outside).collect();
@@ -91,7 +101,7 @@ impl Core {
                 return Ok(());
             }
         }
-        Err(EngineError::Conflict.into())
+        Err(failed.unwrap_or_else(|| EngineError::Conflict.into()))
     }
 
     /// Those of the users who see the conversation, and those who do not.

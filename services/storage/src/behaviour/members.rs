@@ -1,0 +1,1 @@
+//! Members of groups, in memory and in a real Valkey alike.
