@@ -185,7 +185,9 @@ fn rounds() -> impl Strategy<Value = Rounds> {
     ];
     let first = (user.clone(), user).prop_map(|(owner, member)| vec![Act::Create { owner, member }]);
     let acts = proptest::collection::vec(act, 1..6);
-    let schedule = || proptest::collection::vec(0..4_u8, 0..60);
+    // Turns after each call, or one call that waits while others do all of theirs.
+    let turn = || prop_oneof![9 => Just(0_u8), 1 => 0..4_u8];
+    let schedule = || prop_oneof![proptest::collection::vec(0..4_u8, 0..60), proptest::collection::vec(turn(), 0..60)];
     (
         prop_oneof![4 => first.boxed(), 1 => acts.clone().boxed()],
         schedule(),
