@@ -5,7 +5,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -202,7 +205,7 @@ struct Caller {
     engine: Arc<dyn Engine>,
     id: String,
     users: Vec<String>,
-    sent: std::sync::atomic::AtomicU32,
+    sent: AtomicU32,
 }
 
 impl Caller {
@@ -210,7 +213,7 @@ impl Caller {
         let users: Vec<String> = (0..USERS).map(|n| format!("group{number}-{n}")).collect();
         let update = |id: &String| UserUpdate { user_id: id.clone(), ..UserUpdate::default() };
         core.upsert_users(UpsertUsersRequest { users: users.iter().map(update).collect() }).await.unwrap();
-        Self { core, engine, id: format!("g:{}", Ulid::generate()), users, sent: Default::default() }
+        Self { core, engine, id: format!("g:{}", Ulid::generate()), users, sent: AtomicU32::default() }
     }
 
     fn user(&self, user: u8) -> String {
@@ -285,7 +288,7 @@ impl Caller {
                 Seen::Done
             }
             Act::Append { by } => {
-                let sent = self.sent.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                let sent = self.sent.fetch_add(1, Ordering::Relaxed);
                 let draft = Some(draft(&self.user(by), &format!("c-{sent}"), r#"{"text":"hi"}"#));
                 Seen::At(self.core.append(AppendRequest { conversation_id, draft, ..Default::default() }).await?.seq)
             }
@@ -393,7 +396,10 @@ async fn check(caller: &Caller, rounds: &Rounds, mut schedule: impl FnMut(&[u8])
         let seen = futures::future::join_all(acts.iter().map(|act| caller.call(act))).await;
         schedule(&[]);
         let next = explain(&states, acts, &seen);
-        let told = || acts.iter().zip(&seen).map(|(act, seen)| format!("\n  {act:?} -> {seen:?}")).collect::<String>();
+        let told = || {
+            let lines: Vec<_> = acts.iter().zip(&seen).map(|(act, seen)| format!("\n  {act:?} -> {seen:?}")).collect();
+            lines.concat()
+        };
         if next.is_empty() {
             let told = told();
             return Err(TestCaseError::fail(format!("round {at}: no order of calls explains{told}\nfrom {states:?}")));

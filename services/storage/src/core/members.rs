@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use kith_contract::{
     events::{MemberAdded, MemberBlocked, MemberRemoved, MemberUpdated},
-    found::Found,
+    found::{Found, MARK},
     ids::ConversationId,
     json::U64,
 };
@@ -404,7 +404,7 @@ pub(super) fn join_ops(
     };
     let row = match seq {
         Found::Is(U64(seq)) => MemberData::new(role, seq, now).pack(),
-        Found::Later => MemberData::new(role, 0, now).pack_open(),
+        Found::Later => MemberData::new(role, 0, now).packed(MARK),
     };
     let mut ops = Vec::with_capacity(users.len() * 3 + 5);
     for (order, user) in (place.order..).zip(users) {

@@ -5,7 +5,6 @@ pub(crate) mod cursor;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use kith_contract::found::MARK;
 use kith_proto::{
     chat::v1::{Message, Reaction},
     storage::v1::{Conversation, Group, Member, Role},
@@ -105,12 +104,8 @@ impl MemberData {
         self.packed(self.joined_seq)
     }
 
-    /// A row with a place for the first seq that its member sees, which the function finds.
-    pub(crate) fn pack_open(&self) -> Bytes {
-        self.packed(MARK)
-    }
-
-    fn packed(&self, joined_seq: impl std::fmt::Display) -> Bytes {
+    /// With this first seq in the row, or with the mark in the place of one that the function finds.
+    pub(crate) fn packed(&self, joined_seq: impl std::fmt::Display) -> Bytes {
         let Self { role, joined_at, muted_until, blocked, .. } = self;
         format!("{role}|{joined_seq}|{joined_at}|{muted_until}|{}", u8::from(*blocked)).into()
     }
