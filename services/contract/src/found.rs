@@ -9,7 +9,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The byte. Fixed: the function library of every version looks for it.
-const MARK: char = '\u{1}';
+pub const MARK: char = '\u{1}';
 /// As JSON spells it inside a string.
 const SPELT: &str = "\\u0001";
 

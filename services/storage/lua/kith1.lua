@@ -1,5 +1,5 @@
 #!lua name=kith1
--- Kith's storage functions, library version 1.3.
+-- Kith's storage functions, library version 1.4.
 --
 -- Every mutation of chat data is one call of one function on one partition. KEYS[1] is the partition's version hash `{tag}v`; all
 -- other keys of the partition share its hash tag and are derived from it, so a call never leaves its slot. ARGV[1] is the token of
@@ -13,7 +13,7 @@
 --   K1FOREIGN <meta>  the partition belongs to another ChatCluster or has another layout
 --   K1CORRUPT <key>   a stored value is not what this library writes
 
-local VERSION = '1.3'
+local VERSION = '1.4'
 
 local node_id = nil
 
@@ -162,11 +162,39 @@ local function unwritable(p, cid, user, now, muted, dissolved)
   return nil
 end
 
--- Carries out an operation S, N, D, Z, X or Y, which stands at args[i]; answers the number of its words, nil for another operation.
+-- Changes of members of one conversation that are remembered.
+local MOST_CHANGES = 10000
+
+-- Says that the set of changes holds those that brought the members from version `from` to version `to`, and forgets the oldest of too many.
+-- In the conversation's hash stand the version from which on it is whole (`wf`) and the one up to which (`wt`): a storage service that
+-- changes members and knows nothing of this leaves `wt` behind, and so shows that its changes are missing.
+local function note_changes(p, cid, from, to)
+  local ckey, wkey = p.tag .. 'c:' .. cid, p.tag .. 'w:' .. cid
+  local c = server.call('HMGET', ckey, 'wf', 'wt')
+  local first, last = whole(c[1]), whole(c[2])
+  -- Several changes of one version, or one that is restored again.
+  if first and last == to then return end
+  if not first or last ~= from then first = from end
+  local over = server.call('ZCARD', wkey) - MOST_CHANGES
+  if over > 0 then
+    local gone = server.call('ZRANGE', wkey, over - 1, over - 1, 'WITHSCORES')
+    first = math.max(first, tonumber(gone[2]))
+    server.call('ZREMRANGEBYRANK', wkey, 0, over - 1)
+  end
+  server.call('HSET', ckey, 'wf', n(first), 'wt', n(to))
+end
+
+-- What is written, with what the conditions have found in the place that was left for it.
+local function filled(p, value)
+  if not p.found then return value end
+  return (string.gsub(value, '\1', p.found))
+end
+
+-- Carries out an operation S, N, D, Z, X, Y or W, which stands at args[i]; answers the number of its words, nil for another operation.
 local function write(p, args, i)
   local op, key = args[i], p.tag .. (args[i + 1] or '')
   if op == 'S' or op == 'N' then
-    server.call(op == 'S' and 'HSET' or 'HSETNX', key, args[i + 2], args[i + 3])
+    server.call(op == 'S' and 'HSET' or 'HSETNX', key, args[i + 2], filled(p, args[i + 3]))
     local names = index_of(p, args[i + 1])
     if names then server.call('ZADD', names, 0, args[i + 2]) end
     return 4
@@ -184,6 +212,9 @@ local function write(p, args, i)
   elseif op == 'Y' then
     server.call('ZREM', key, args[i + 2])
     return 3
+  elseif op == 'W' then
+    note_changes(p, args[i + 1], tonumber(args[i + 2]), tonumber(args[i + 3]))
+    return 4
   end
   return nil
 end
@@ -193,7 +224,7 @@ local function carry_out(p, args, i)
   while args[i] do
     local words = write(p, args, i)
     if not words then
-      emit(p, args[i + 1])
+      emit(p, filled(p, args[i + 1]))
       words = 2
     end
     i = i + words
@@ -407,13 +438,15 @@ local function index(keys, args)
 end
 
 -- cas: number of conditions, conditions (suffix, field, '=' .. value, '+' present, '-' absent, or 'w' .. now: the suffix is of members, of
--- whom the one named may write; suffix, prefix of fields, '<' .. how many there may be at most after one more), then operations:
+-- whom the one named may write; suffix, prefix of fields, '<' .. how many there may be at most after one more; suffix, field, 's': a number
+-- that counts, whose successor takes the place of each \1 in what S and N set and E emits), then operations:
 --   S suffix field value    set a field          D suffix field    delete it
 --   N suffix field value    set it unless it is there
 --   Z suffix score member   set a score          Y suffix member   remove it
 --   X suffix score member   set the score of a member that is there
+--   W conversation from to  its changes of members between these versions stand in its set of changes
 --   E body                  emit an event
--- Answers version, events emitted.
+-- Answers version, events emitted, and the number that took the place of \1 where one did.
 local function cas(keys, args)
   local p, refused = open(keys, args)
   if not p then return refused end
@@ -427,6 +460,10 @@ local function cas(keys, args)
       local c = server.call('HMGET', p.tag .. 'c:' .. cid, 'mu', 'di')
       local unallowed = unwritable(p, cid, args[i + 1], tonumber(string.sub(args[i + 2], 2)), c[1], c[2])
       if unallowed then return unallowed end
+    elseif want == 's' then
+      local found = whole(server.call('HGET', p.tag .. args[i], args[i + 1]))
+      if not found or found >= MOST then return fail('K1CORRUPT ' .. p.tag .. args[i] .. ' ' .. args[i + 1]) end
+      p.found = n(found + 1)
     else
       local stored = server.call('HGET', p.tag .. args[i], args[i + 1])
       local holds = not stored
@@ -441,11 +478,11 @@ local function cas(keys, args)
   end
   carry_out(p, args, i)
   close(p, args)
-  return { p.ver, p.events }
+  return { p.ver, p.events, p.found and tonumber(p.found) }
 end
 
 -- Operations of restore, with the number of their words.
-local WORDS = { S = 4, N = 4, D = 3, Z = 4, X = 4, Y = 3, M = 4, I = 6 }
+local WORDS = { S = 4, N = 4, D = 3, Z = 4, X = 4, Y = 3, W = 4, M = 4, I = 6 }
 
 -- Why the rows of a restoration cannot be written; none if they can. A row stands already, or comes behind the newest.
 local function unfit(p, args)
@@ -473,7 +510,7 @@ local function unfit(p, args)
   return nil
 end
 
--- restore: version, then operations S, D, Z, X and Y as of cas, and
+-- restore: version, then operations S, D, Z, X, Y and W as of cas, and
 --   M conversation seq row                  a message's row, unless it stands there already
 --   I conversation day hash seq end         by which a retry finds a message; a new bucket lives until `end` (Unix s)
 -- Brings the partition to the version without emitting: what is restored is on the event log. Answers the version.
@@ -693,6 +730,49 @@ local function walk(keys, args)
   return out
 end
 
+-- changed: conversation, member version, version and member of the change behind which to go on (both empty: from the first), limit. Answers
+-- version, member version, count, whether what has changed since that version is not known, then user, version of the change and row (none:
+-- no member any more) each, by version. Finds its place without passing what lies before.
+local function changed(keys, args)
+  local p, refused = open(keys, args)
+  if not p then return refused end
+  local cid, since, score, member, limit = args[2], tonumber(args[3]), args[4], args[5], tonumber(args[6])
+  local ckey, wkey = p.tag .. 'c:' .. cid, p.tag .. 'w:' .. cid
+  local c = server.call('HMGET', ckey, 'mv', 'n', 'wf', 'wt')
+  if not c[1] then return { p.ver, -1, 0, 0 } end
+  local version, members = whole(c[1]), whole(c[2] or '0')
+  if not version or not members then return fail('K1CORRUPT ' .. ckey .. ' mv') end
+  local out = { p.ver, version, members, 0 }
+  if since == version then return out end
+  local first, last = whole(c[3]), whole(c[4])
+  if since > version or not first or since < first or last ~= version then
+    out[4] = 1
+    return out
+  end
+  local low
+  if score == '' then
+    low = server.call('ZCOUNT', wkey, '-inf', n(since))
+  else
+    low = server.call('ZCOUNT', wkey, '-inf', '(' .. score)
+    local high = low + server.call('ZCOUNT', wkey, score, score)
+    while low < high do
+      local middle = math.floor((low + high) / 2)
+      if before(member, server.call('ZRANGE', wkey, middle, middle)[1]) then
+        high = middle
+      else
+        low = middle + 1
+      end
+    end
+  end
+  local page = server.call('ZRANGE', wkey, low, low + limit - 1, 'WITHSCORES')
+  for i = 1, #page, 2 do
+    out[#out + 1] = page[i]
+    out[#out + 1] = page[i + 1]
+    out[#out + 1] = server.call('HGET', p.tag .. 'g:' .. cid, page[i])
+  end
+  return out
+end
+
 -- fields: suffix of a hash that has an index, field behind which to start (empty: from the first), field before which to end (empty: none),
 -- limit, bytes. Answers version, whether there is more, then name, value each, in the order of names; -1 in place of the second: the
 -- index must be built first.
@@ -779,6 +859,7 @@ reading('k1_get', get)
 reading('k1_history', history)
 reading('k1_heads', heads)
 reading('k1_members', members)
+reading('k1_changed', changed)
 reading('k1_list', list)
 reading('k1_walk', walk)
 reading('k1_fields', fields)

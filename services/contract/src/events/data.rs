@@ -214,8 +214,7 @@ data! {
         #[serde(with = "Decimal")]
         pub joined_at: i64,
         /// The first message that they see.
-        #[serde(with = "Decimal")]
-        pub joined_seq: u64,
+        pub joined_seq: Found<U64>,
         /// Members now.
         #[serde(with = "Whole")]
         pub member_count: u64,

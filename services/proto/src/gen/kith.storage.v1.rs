@@ -1322,9 +1322,13 @@ pub struct ListMembersRequest {
     /// NOT_FOUND unless this user is a member. Empty: trusted callers.
     #[prost(string, tag = "4")]
     pub user_id: ::prost::alloc::string::String,
-    /// At most 100: only those of them who are members, in one answer. Without limit and cursor.
+    /// At most 100: only those of them who are members, in one answer. Without limit, cursor and since_version.
     #[prost(string, repeated, tag = "5")]
     pub user_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Only what has changed since this member_version, in the order of the changes: members as they are now, and who is none any more. When the
+    /// last page has come, the caller stands at the member_version that it tells. A member who changes meanwhile may come twice.
+    #[prost(uint64, optional, tag = "6")]
+    pub since_version: ::core::option::Option<u64>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListMembersResponse {
@@ -1336,6 +1340,13 @@ pub struct ListMembersResponse {
     pub member_version: u64,
     #[prost(uint32, tag = "4")]
     pub member_count: u32,
+    /// With since_version: who is no member any more.
+    #[prost(string, repeated, tag = "5")]
+    pub removed: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// With since_version: what has changed since then is not known (too long ago, or no version of this conversation), and nothing is told.
+    /// The caller pages through all members without it, and then stands at the member_version of the first page.
+    #[prost(bool, tag = "6")]
+    pub reset: bool,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -1772,6 +1783,7 @@ pub mod conversations_client {
                 .insert(GrpcMethod::new("kith.storage.v1.Conversations", "GetReceipts"));
             self.inner.unary(req, path, codec).await
         }
+        /// As members or admins: a group has one owner, and another only by UpdateConversation.
         pub async fn add_members(
             &mut self,
             request: impl tonic::IntoRequest<super::AddMembersRequest>,
@@ -1796,6 +1808,7 @@ pub mod conversations_client {
                 .insert(GrpcMethod::new("kith.storage.v1.Conversations", "AddMembers"));
             self.inner.unary(req, path, codec).await
         }
+        /// FAILED_PRECONDITION for the owner of a group that is not dissolved: another must own it first.
         pub async fn remove_members(
             &mut self,
             request: impl tonic::IntoRequest<super::RemoveMembersRequest>,
@@ -1848,7 +1861,7 @@ pub mod conversations_client {
                 );
             self.inner.unary(req, path, codec).await
         }
-        /// Members in the order they joined.
+        /// Members in the order they joined, or what has changed since a version.
         pub async fn list_members(
             &mut self,
             request: impl tonic::IntoRequest<super::ListMembersRequest>,
@@ -2006,6 +2019,7 @@ pub mod conversations_server {
             tonic::Response<super::GetReceiptsResponse>,
             tonic::Status,
         >;
+        /// As members or admins: a group has one owner, and another only by UpdateConversation.
         async fn add_members(
             &self,
             request: tonic::Request<super::AddMembersRequest>,
@@ -2013,6 +2027,7 @@ pub mod conversations_server {
             tonic::Response<super::AddMembersResponse>,
             tonic::Status,
         >;
+        /// FAILED_PRECONDITION for the owner of a group that is not dissolved: another must own it first.
         async fn remove_members(
             &self,
             request: tonic::Request<super::RemoveMembersRequest>,
@@ -2027,7 +2042,7 @@ pub mod conversations_server {
             tonic::Response<super::UpdateMemberResponse>,
             tonic::Status,
         >;
-        /// Members in the order they joined.
+        /// Members in the order they joined, or what has changed since a version.
         async fn list_members(
             &self,
             request: tonic::Request<super::ListMembersRequest>,

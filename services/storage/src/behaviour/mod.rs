@@ -5,6 +5,8 @@
 
 mod damage;
 mod engines;
+mod groups;
+mod members;
 mod pages;
 mod rules;
 mod run;
@@ -61,17 +63,30 @@ fn runner(default: u32) -> TestRunner {
     TestRunner::new(Cases { cases: cases(default), failure_persistence: None, ..Cases::default() })
 }
 
+/// What calls do and answer when nothing else runs.
+trait Model: Clone + Ord {
+    type Act;
+    type Seen: PartialEq;
+    /// The answer of a call that may have been done or not.
+    const UNKNOWN: Self::Seen;
+    fn apply(&mut self, act: &Self::Act) -> Self::Seen;
+    /// Whether a caller who should see `answer` may have seen this.
+    fn fits(answer: &Self::Seen, seen: &Self::Seen) -> bool {
+        answer == seen
+    }
+}
+
 /// Every state that some order of `acts` leads to while giving these answers.
-fn explain(states: &BTreeSet<Spec>, acts: &[Act], seen: &[Seen]) -> BTreeSet<Spec> {
-    fn go(state: &Spec, acts: &[Act], seen: &[Seen], open: u32, found: &mut BTreeSet<Spec>) {
+fn explain<M: Model>(states: &BTreeSet<M>, acts: &[M::Act], seen: &[M::Seen]) -> BTreeSet<M> {
+    fn go<M: Model>(state: &M, acts: &[M::Act], seen: &[M::Seen], open: u32, found: &mut BTreeSet<M>) {
         let left = || (0..acts.len()).filter(|i| open & 1 << i != 0);
-        if left().all(|i| seen[i] == Seen::Unknown) {
+        if left().all(|i| seen[i] == M::UNKNOWN) {
             found.insert(state.clone());
         }
         for i in left() {
             let mut next = state.clone();
             let answer = next.apply(&acts[i]);
-            if seen[i] == Seen::Unknown || answer == seen[i] {
+            if seen[i] == M::UNKNOWN || M::fits(&answer, &seen[i]) {
                 go(&next, acts, seen, open & !(1 << i), found);
             }
         }

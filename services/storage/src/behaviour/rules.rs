@@ -30,10 +30,10 @@ use crate::{
 };
 
 const DIRECT: &str = "d:alice:bob";
-const GROUP: &str = "g:01ARZ3NDEKTSV4RRFFQ69G5FAV";
+pub(super) const GROUP: &str = "g:01ARZ3NDEKTSV4RRFFQ69G5FAV";
 
 /// Runs a check over the engine in memory, then over a real one.
-fn on_both<F: Future<Output = ()>>(check: impl Fn(Arc<dyn Engine>) -> F) {
+pub(super) fn on_both<F: Future<Output = ()>>(check: impl Fn(Arc<dyn Engine>) -> F) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         check(Arc::new(MemoryEngine::default())).await;
@@ -43,7 +43,7 @@ fn on_both<F: Future<Output = ()>>(check: impl Fn(Arc<dyn Engine>) -> F) {
     });
 }
 
-async fn real() -> (ValkeyCluster, Arc<dyn Engine>, CancellationToken) {
+pub(super) async fn real() -> (ValkeyCluster, Arc<dyn Engine>, CancellationToken) {
     let options = ValkeyOptions { library: Some(crate::LIBRARY.to_owned()), ..ValkeyOptions::default() };
     let (cluster, end) = (ValkeyCluster::start(options).await.unwrap(), CancellationToken::new());
     let engine = engine_of(&config(&cluster), &end).await;
@@ -51,7 +51,7 @@ async fn real() -> (ValkeyCluster, Arc<dyn Engine>, CancellationToken) {
 }
 
 /// Alice and Bob, their conversation, and Alice's group with Bob in it.
-async fn core(engine: Arc<dyn Engine>) -> Core {
+pub(super) async fn core(engine: Arc<dyn Engine>) -> Core {
     let core = Core::new(engine, PARTITIONS, Limits::default(), None);
     let users = ["alice", "bob"].map(|id| UserUpdate { user_id: id.to_owned(), ..UserUpdate::default() });
     core.upsert_users(UpsertUsersRequest { users: users.into() }).await.unwrap();
@@ -67,7 +67,7 @@ async fn core(engine: Arc<dyn Engine>) -> Core {
     core
 }
 
-fn draft(sender: &str, client_msg_id: &str, content: &str) -> Draft {
+pub(super) fn draft(sender: &str, client_msg_id: &str, content: &str) -> Draft {
     Draft {
         client_msg_id: client_msg_id.to_owned(),
         sender_id: sender.to_owned(),
@@ -77,7 +77,7 @@ fn draft(sender: &str, client_msg_id: &str, content: &str) -> Draft {
     }
 }
 
-async fn send(core: &Core, id: &str, draft: Draft) -> Result<Receipt, Error> {
+pub(super) async fn send(core: &Core, id: &str, draft: Draft) -> Result<Receipt, Error> {
     core.append(AppendRequest { conversation_id: id.to_owned(), draft: Some(draft), ..AppendRequest::default() }).await
 }
 

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
+use super::Model;
+
 /// Users 0 to 3; user 0 makes the group.
 pub(super) const USERS: u8 = 4;
 /// Talks: 0 and 1 are user 0's with users 1 and 2, 2 is the group.
@@ -178,6 +180,16 @@ fn refused(what: &str) -> Seen {
     Seen::Refused(what.to_owned())
 }
 
+impl Model for Spec {
+    type Act = Act;
+    type Seen = Seen;
+    const UNKNOWN: Seen = Seen::Unknown;
+
+    fn apply(&mut self, act: &Act) -> Seen {
+        self.carry_out(act)
+    }
+}
+
 impl Spec {
     /// The group of user 0 stands, with user 1 in it.
     pub(super) fn new() -> Self {
@@ -188,7 +200,7 @@ impl Spec {
     }
 
     /// Carries a call out.
-    pub(super) fn apply(&mut self, act: &Act) -> Seen {
+    fn carry_out(&mut self, act: &Act) -> Seen {
         match *act {
             Act::Open { talk } => self.open(talk),
             Act::Append { talk, by, id, text } => self.talks[usize::from(talk)].append(by, id, text),
@@ -200,7 +212,7 @@ impl Spec {
             Act::Read { talk, by, seq } => self.talks[usize::from(talk)].read(by, seq),
             Act::Ack { talk, by, seq } => self.talks[usize::from(talk)].ack(by, seq),
             Act::Join { user } => self.join(user),
-            Act::Leave { user } => Seen::Changed(self.talks[usize::from(GROUP)].members.remove(&user).is_some()),
+            Act::Leave { user } => self.talks[usize::from(GROUP)].leave(user),
             Act::Clear { talk, by } => self.talks[usize::from(talk)].clear(by),
             Act::Block { talk, turned, blocked } => self.block(talk, turned, blocked),
             Act::Head { talk, by } => Seen::Head(self.talks[usize::from(talk)].head(by)),
@@ -285,6 +297,15 @@ impl Talk {
         }
         self.messages.push(Message { by, id, text, edited: None, recalled: false, reactions: BTreeMap::new() });
         Seen::Stored { seq, duplicate: false }
+    }
+
+    /// The owner stays; who comes back begins anew.
+    fn leave(&mut self, user: u8) -> Seen {
+        if user == 0 {
+            return refused("FAILED_PRECONDITION");
+        }
+        self.delivered.remove(&user);
+        Seen::Changed(self.members.remove(&user).is_some())
     }
 
     /// The member, if the talk is one that it may look at.
@@ -454,7 +475,8 @@ pub(super) fn together() -> impl Strategy<Value = Act> {
         2 => (talk(), seq.clone(), user.clone(), 0..2_u8, any::<bool>()).prop_map(|(talk, seq, by, emoji, add)| Act::React { talk, seq, by, emoji, add }),
         2 => (talk(), user.clone(), seq.clone()).prop_map(|(talk, by, seq)| Act::Read { talk, by, seq }),
         2 => (talk(), user.clone(), seq).prop_map(|(talk, by, seq)| Act::Ack { talk, by, seq }),
-        2 => user.prop_map(|user| Act::Join { user }),
+        2 => user.clone().prop_map(|user| Act::Join { user }),
+        1 => user.prop_map(|user| Act::Leave { user }),
     ]
 }
 
@@ -463,7 +485,6 @@ pub(super) fn alone() -> impl Strategy<Value = Act> {
     let part = prop_oneof![Just(Part::Newest), (1..12_u8).prop_map(Part::Before), (1..12_u8).prop_map(Part::After)];
     let user = 0..USERS;
     prop_oneof![
-        1 => user.clone().prop_map(|user| Act::Leave { user }),
         1 => (talk(), user.clone()).prop_map(|(talk, by)| Act::Clear { talk, by }),
         1 => (0..2_u8, any::<bool>(), any::<bool>()).prop_map(|(talk, turned, blocked)| Act::Block { talk, turned, blocked }),
         3 => (talk(), user.clone(), part, 1..5_u8).prop_map(|(talk, by, part, limit)| Act::History { talk, by: Some(by), part, limit }),

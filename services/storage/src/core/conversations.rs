@@ -7,6 +7,7 @@ use futures::future::join_all;
 use kith_contract::{
     events::{GroupDissolved, GroupUpdated, ReceiptDelivered, ReceiptRead},
     found::Found,
+    ids::ConversationId,
     kinds::Join,
 };
 use kith_proto::{
@@ -21,8 +22,10 @@ use tonic::Code;
 
 use super::{
     Core, Plan, check,
+    members::member_ops,
     model::{self, Head, MemberData, Seen, key},
     no_conversation,
+    roster::{later, noted},
 };
 use crate::{
     engine::{Cursor, CursorKind, EngineError, Field, Op, Refusal},
@@ -82,12 +85,14 @@ pub(crate) fn group_ops(key: &str, group: &Group) -> Vec<Op> {
 impl Core {
     pub(crate) async fn update_conversation(&self, request: UpdateConversationRequest) -> Result<Conversation, Error> {
         let id = request.conversation_id.clone();
-        check::conversation(&id)?;
+        if matches!(check::conversation(&id)?, ConversationId::Direct(..)) {
+            return Err(Error::invalid("conversation_id: a direct conversation has nothing that could be changed"));
+        }
         if let Some(owner) = &request.owner_id {
             check::user("owner_id", owner)?;
         }
         let now = Self::now();
-        for _ in 0..super::ATTEMPTS {
+        for attempt in 1..=super::ATTEMPTS {
             let seen = self.seen("", &id).await?;
             let head = seen.head;
             if head.dissolved {
@@ -102,7 +107,7 @@ impl Core {
             let group = changed_group(&head.group, &request);
             check_group(&group)?;
             match self.write_update(&id, &head, &group, &request, now).await {
-                Err(error) if error.code == Code::Aborted => {}
+                Err(error) if error.code == Code::Aborted => super::apart(attempt).await,
                 outcome => {
                     outcome?;
                     return self.seen("", &id).await?.into_conversation(&id, "");
@@ -121,8 +126,12 @@ impl Core {
         now: i64,
     ) -> Result<(), Error> {
         let c = key::conversation(id);
-        let mut conditions = vec![condition(Field::new(c.clone(), "v"), Some(head.version.to_string().into()))];
-        let mut ops = vec![Op::Set(Field::new(c.clone(), "v"), (head.version + 1).to_string().into())];
+        let mut conditions = vec![
+            condition(Field::new(c.clone(), "v"), Some(head.version.to_string().into())),
+            condition(Field::new(c.clone(), "di"), None),
+        ];
+        let version = later(&c, head.version, 1)?;
+        let mut ops = vec![Op::Set(Field::new(c.clone(), "v"), version.to_string().into())];
         ops.extend(group_ops(&c, group));
         let mut updated = GroupUpdated {
             actor_id: (&request.actor_id).into(),
@@ -135,10 +144,12 @@ impl Core {
             name: (&group.name).into(),
             owner_id: None,
             previous_owner_id: None,
-            version: head.version + 1,
+            version,
         };
+        let mut told = Vec::new();
         if let Some(owner) = request.owner_id.as_ref().filter(|o| **o != head.owner) {
-            let members = key::members(id);
+            let (members, before) = (key::members(id), head.member_version);
+            let (next, mut changed) = (later(&c, before, 1)?, Vec::new());
             for (user, role) in [(&head.owner, Role::Admin), (owner, Role::Owner)] {
                 if user.is_empty() {
                     continue;
@@ -147,21 +158,31 @@ impl Core {
                 let row = self.field(id, field.clone()).await?;
                 let Some(row) = row else {
                     if role == Role::Owner {
-                        return Err(Error::invalid("owner_id: must be a member"));
+                        // Those who were members when the group was looked at may have gone with it.
+                        let now = self.seen("", id).await?.head;
+                        let stays = now.member_version == before && !now.dissolved;
+                        let not = Error::invalid("owner_id: must be a member");
+                        return Err(if stays { not } else { EngineError::Conflict.into() });
                     }
                     continue;
                 };
                 let mut member =
                     MemberData::unpack(&row).ok_or_else(|| model::corrupt(&members, "not a member row"))?;
                 member.role = role as u8;
-                conditions.push(condition(field.clone(), Some(row)));
-                ops.push(Op::Set(field, member.pack()));
+                conditions.push(condition(field, Some(row)));
+                told.extend(member_ops(id, user, &member, next, &request.actor_id, now));
+                changed.push(user.as_str());
             }
+            // Both are other members than before, by one change.
+            conditions.push(condition(Field::new(c.clone(), "mv"), Some(before.to_string().into())));
+            ops.push(Op::Set(Field::new(c.clone(), "mv"), next.to_string().into()));
+            ops.extend(noted(id, changed, before, next));
             ops.push(Op::Set(Field::new(c, "ow"), owner.clone().into()));
             updated.owner_id = Some(owner.into());
             updated.previous_owner_id = Some((&head.owner).into());
         }
         ops.push(Op::Emit(event::body(&Plain::GroupUpdated(updated), now)));
+        ops.extend(told);
         Ok(self.engine().swap(self.partition(id), crate::engine::Swap { conditions, ops }, Self::end()).await?)
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use kith_contract::{events::ConversationCreated, ids::ConversationId};
+use kith_contract::{events::ConversationCreated, found::Found, ids::ConversationId, json::U64};
 use kith_proto::{
     chat::v1::ConversationKind,
     storage::v1::{CreateConversationRequest, CreateConversationResponse, Group, Role},
@@ -17,6 +17,7 @@ use super::{
     entering::is_final,
     members::{CHUNK, join_ops},
     model::{Head, MemberData, key},
+    roster::noted,
 };
 use crate::{
     engine::{Field, Op},
@@ -91,12 +92,13 @@ impl Core {
             let others: Vec<_> = first.iter().map(|user| (user.as_str(), false)).collect();
             self.enter_lists(id, &others, now, &mut entered).await?;
             let plan = |values: &[Option<Bytes>]| {
-                Ok(if new.stands(values)? { Plan::nothing(false) } else { Plan::new(new.ops(first, now), true) })
+                Ok(if new.stands(values)? { Plan::nothing(false) } else { Plan::new(new.ops(first, now)?, true) })
             };
             self.update_seen(self.partition(id), fields, seen, plan).await
         };
         let outcome = created.await;
-        if outcome.as_ref().is_err_and(is_final) {
+        // Another call may have made it just now, with other members.
+        if outcome.as_ref().map_or_else(is_final, |created| !created) {
             self.take_back(id, entered, now).await;
         }
         outcome
@@ -127,14 +129,15 @@ impl New {
     }
 
     /// Makes it, with these members besides its owner.
-    fn ops(&self, members: &[String], now: i64) -> Vec<Op> {
+    fn ops(&self, members: &[String], now: i64) -> Result<Vec<Op>, Error> {
         let mut ops = create_ops(self, now);
         if !members.is_empty() {
             let owners = u32::from(!self.owner_id.is_empty());
             let head = Head { members: owners, joins: owners.into(), member_version: 1, ..Head::default() };
-            ops.extend(join_ops(&self.id, &head, members, Role::Member, &self.owner_id, now).0);
+            let seq = Found::Is(U64(1));
+            ops.extend(join_ops(&self.id, &head, members, seq, Role::Member, &self.owner_id, now)?.0);
         }
-        ops
+        Ok(ops)
     }
 }
 
@@ -153,6 +156,7 @@ fn create_ops(new: &New, now: i64) -> Vec<Op> {
         ops.push(Op::Score { key: key::joins(id), score: 1, member: owner_id.clone() });
     }
     let members = if owner_id.is_empty() { &[] } else { std::slice::from_ref(owner_id) };
+    ops.extend(noted(id, members.iter().map(String::as_str), 0, 1));
     let created = Plain::ConversationCreated(ConversationCreated {
         announcement: Some((&group.announcement).into()),
         avatar_url: Some((&group.avatar_url).into()),

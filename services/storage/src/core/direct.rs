@@ -1,7 +1,7 @@
 //! Direct conversations: opened by name, or by the first message in them.
 
 use bytes::Bytes;
-use kith_contract::{events::ConversationCreated, ids, kinds};
+use kith_contract::{events::ConversationCreated, found::Found, ids, json::U64, kinds};
 use kith_proto::{
     chat::v1::{ConversationKind, Draft},
     storage::v1::{OpenDirectRequest, OpenDirectResponse, Role},
@@ -101,7 +101,7 @@ impl<'a> Pair<'a> {
             let set = |name: &str, value: u64| Op::Set(Field::new(c.clone(), name), value.to_string().into());
             ops.extend([set("n", count), set("mv", version)]);
             for (order, user) in joining {
-                let place = JoinPlace { seq: 1, order: order as i64, count, version };
+                let place = JoinPlace { seq: Found::Is(U64(1)), order: order as i64, count, version };
                 ops.push(Op::Emit(joined(id, &[user.to_owned()], Role::Member, now, "", &place)));
             }
         }

@@ -4,12 +4,18 @@
 //! be refused for is looked for before that; and should it be refused after all, what it has entered is taken back. An entry that a crash
 //! leaves without its row is shown by no list, and the retry completes it.
 
+use std::collections::BTreeSet;
+
 use kith_proto::storage::v1::{relate, step_result};
 use kith_rpc::error::{Error, reason};
+use tokio::time::Instant;
 use tonic::Code;
 
 use super::{Core, members::leave, model::key, peers, relations::relate_step};
-use crate::engine::Field;
+use crate::engine::{EngineError, Field};
+
+/// How often lists follow rows that change meanwhile.
+const FOLLOWING: u32 = 8;
 
 /// Whether nothing was done by the call that failed so, and nothing of it will be.
 pub(super) fn is_final(error: &Error) -> bool {
@@ -57,27 +63,45 @@ impl Core {
         outcome
     }
 
-    /// Takes entries back that were made for a call that was refused, of those who are not in the conversation. Should somebody else bring
-    /// one of them in at this moment, it is listed again; and whatever a list lacks comes with the next message.
+    /// Takes entries back that were made for a call that was refused, of those who are not in the conversation.
     pub(super) async fn take_back(&self, conversation_id: &str, entered: Vec<&str>, now: i64) {
-        let undo = async {
-            let (_, out) = self.split_by_membership(conversation_id, entered).await?;
-            if out.is_empty() {
-                return Ok(());
-            }
-            for left in self.apply(out.iter().map(|user| leave(user, conversation_id)).collect()).await? {
-                left?;
-            }
-            let (again, _) = self.split_by_membership(conversation_id, out).await?;
-            if again.is_empty() {
-                return Ok(());
-            }
-            let again: Vec<_> = again.into_iter().map(|user| (user, false)).collect();
-            self.enter_lists(conversation_id, &again, now, &mut Vec::new()).await
-        };
-        if let Err(error) = undo.await {
+        if let Err(error) = self.follow_rows(conversation_id, entered, now).await {
             tracing::warn!(%error, conversation_id, "a list holds an entry of a conversation that its user is not in: it is not shown");
         }
+    }
+
+    /// Brings users' lists to what their rows say, after these have changed. Somebody else may change them at the same time and does the same:
+    /// so each looks at the rows again behind what it has written, and who is the last to write a list has seen the rows as they stay.
+    pub(super) async fn follow_rows(&self, conversation_id: &str, users: Vec<&str>, now: i64) -> Result<(), Error> {
+        if users.is_empty() {
+            return Ok(());
+        }
+        let (mut inside, mut outside) = self.split_by_membership(conversation_id, users).await?;
+        let (end, mut failed) = (Self::end(), None);
+        for attempt in 1..=FOLLOWING {
+            let entering = inside.iter().map(|user| peers::enter(user, conversation_id, now, false));
+            let leaving = outside.iter().map(|user| leave(user, conversation_id));
+            let steps: Vec<_> = entering.chain(leaving).collect();
+            failed = self.apply(steps).await?.into_iter().find_map(Result::err);
+            match &failed {
+                None => {}
+                // What was not done is done again: nobody else will.
+                Some(error) if error.is_retryable() && Instant::now() < end => {
+                    super::apart(attempt).await;
+                    continue;
+                }
+                Some(_) => break,
+            }
+            let were: BTreeSet<&str> = inside.iter().copied().collect();
+            let users = inside.into_iter().chain(outside).collect();
+            (inside, outside) = self.split_by_membership(conversation_id, users).await?;
+            inside.retain(|user| !were.contains(user));
+            outside.retain(|user| were.contains(user));
+            if inside.is_empty() && outside.is_empty() {
+                return Ok(());
+            }
+        }
+        Err(failed.unwrap_or_else(|| EngineError::Conflict.into()))
     }
 
     /// Those of the users who see the conversation, and those who do not.

@@ -11,6 +11,7 @@ use kith_proto::storage::v1::{
     step, step_result,
 };
 use kith_rpc::error::Error;
+use tonic::Code;
 
 use super::{
     Core, Plan, check, full,
@@ -74,12 +75,17 @@ impl Core {
     /// Raises an entry's activity hint. One that had given way to others comes back, if its user still sees the conversation.
     pub(super) async fn hint(&self, user_id: &str, conversation_id: &str, activity: i64) -> Result<(), Error> {
         let hints = vec![(conversation_id.to_owned(), activity)];
-        if !self.engine().hints(self.partition(user_id), user_id, hints, Self::end()).await?
-            && self.visible(user_id, conversation_id).await.is_ok()
+        if self.engine().hints(self.partition(user_id), user_id, hints, Self::end()).await?
+            || self.visible(user_id, conversation_id).await.is_err()
         {
-            self.enter_list(user_id, conversation_id, activity, false).await?;
+            return Ok(());
         }
-        Ok(())
+        self.enter_list(user_id, conversation_id, activity, false).await?;
+        // Who is removed in this moment may have been taken out of the list just before.
+        match self.visible(user_id, conversation_id).await {
+            Err(error) if error.code == Code::NotFound => self.leave_list(user_id, conversation_id).await.map(drop),
+            outcome => outcome,
+        }
     }
 
     pub(super) async fn leave_list(&self, user_id: &str, conversation_id: &str) -> Result<bool, Error> {

@@ -5,11 +5,16 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use kith_contract::{
     events::{MemberAdded, MemberBlocked, MemberRemoved, MemberUpdated},
+    found::{Found, MARK},
     ids::ConversationId,
+    json::U64,
 };
-use kith_proto::storage::v1::{
-    AddMembersRequest, AddMembersResponse, LeaveList, ListMembersRequest, ListMembersResponse, Member,
-    RemoveMembersRequest, RemoveMembersResponse, Role, Step, UpdateMemberRequest, step,
+use kith_proto::{
+    chat::v1::ConversationKind,
+    storage::v1::{
+        AddMembersRequest, AddMembersResponse, LeaveList, Member, RemoveMembersRequest, RemoveMembersResponse, Role,
+        Step, UpdateMemberRequest, step,
+    },
 };
 use kith_rpc::error::Error;
 use tonic::Code;
@@ -20,16 +25,17 @@ use super::{
     entering::is_final,
     model::{self, Head, MemberData, cursor, key, whole_of},
     no_conversation,
+    roster::{forgotten, later, noted},
 };
 use crate::{
-    engine::{EngineError, Field, Got, Op, Refusal, Swap, Want},
+    engine::{Condition, EngineError, Expect, Field, Op, Refusal, Swap},
     event::{self, Plain},
 };
 
 /// Members of one call and of one event.
 pub(super) const CHUNK: usize = 500;
-/// Users who are looked for among the members in one call.
-const AMONG: usize = 100;
+/// Writes of one step that removes members: each of them may have cursors of a hundred devices.
+const MOST_OPS: usize = 8_000;
 
 pub(super) fn leave(user_id: &str, conversation_id: &str) -> Step {
     let entry = LeaveList { conversation_id: conversation_id.to_owned() };
@@ -43,6 +49,7 @@ impl Core {
         check::count("user_ids", user_ids.len(), CHUNK)?;
         let role = match Role::try_from(role) {
             Ok(Role::Unspecified) => Role::Member,
+            Ok(Role::Owner) => return Err(Error::invalid("role: member or admin; an owner comes by a transfer alone")),
             Ok(role) => role,
             Err(_) => return Err(Error::invalid(format!("role: {role} is no role"))),
         };
@@ -71,17 +78,20 @@ impl Core {
         let to_enter: Vec<_> = absent.iter().map(|user| (*user, false)).collect();
         let added = async {
             self.enter_lists(id, &to_enter, now, &mut entered).await?;
-            for _ in 0..super::ATTEMPTS {
+            for attempt in 1..=super::ATTEMPTS {
                 match self.try_add(id, &users, role, actor_id, now).await {
-                    Err(error) if error.code == Code::Aborted => {}
+                    Err(error) if error.code == Code::Aborted => super::apart(attempt).await,
                     outcome => return outcome,
                 }
             }
             Err(EngineError::Conflict.into())
         };
         let outcome = added.await;
-        if outcome.as_ref().is_err_and(is_final) {
-            self.take_back(id, entered, now).await;
+        match &outcome {
+            // Who was removed at the same time may have been taken out of their list only now; and so a retry completes what is missing.
+            Ok(_) => self.follow_rows(id, users, now).await?,
+            Err(error) if is_final(error) => self.take_back(id, entered, now).await,
+            Err(_) => {}
         }
         outcome
     }
@@ -131,9 +141,14 @@ impl Core {
         if added.is_empty() {
             return Ok(AddMembersResponse { added, member_version: head.member_version });
         }
-        let (ops, member_version) = join_ops(id, &head, &added, role, actor_id, now);
-        let version = Field::new(key::conversation(id), "mv");
-        let conditions = vec![condition(version, Some(head.member_version.to_string().into()))];
+        // The messages that they do not see end where they come in, whatever is sent until then.
+        let (ops, member_version) = join_ops(id, &head, &added, Found::Later, role, actor_id, now)?;
+        let field = |name: &str| Field::new(key::conversation(id), name);
+        let conditions = vec![
+            condition(field("mv"), Some(head.member_version.to_string().into())),
+            condition(field("di"), None),
+            Condition { field: field("s"), expect: Expect::Next },
+        ];
         self.engine().swap(self.partition(id), Swap { conditions, ops }, Self::end()).await?;
         Ok(AddMembersResponse { added, member_version })
     }
@@ -158,45 +173,74 @@ impl Core {
     ) -> Result<RemoveMembersResponse, Error> {
         users.sort_unstable();
         users.dedup();
-        let mut attempt = 0;
-        let response = loop {
-            attempt += 1;
+        let (mut attempt, mut removed) = (0, Vec::new());
+        let member_version = loop {
             match self.try_remove(id, &users, actor_id).await {
-                Err(error) if error.code == Code::Aborted && attempt < super::ATTEMPTS => {}
-                outcome => break outcome?,
+                Err(error) if error.code == Code::Aborted && attempt < super::ATTEMPTS => {
+                    attempt += 1;
+                    super::apart(attempt).await;
+                }
+                outcome => {
+                    let part = outcome?;
+                    removed.extend(part.removed);
+                    if !part.more {
+                        break part.member_version;
+                    }
+                }
             }
         };
         // Rows first: who has none sees nothing, whatever the list still holds.
-        for outcome in self.apply(users.iter().map(|u| leave(u, id)).collect()).await? {
-            outcome?;
-        }
-        Ok(response)
+        self.follow_rows(id, users.iter().map(String::as_str).collect(), Self::now()).await?;
+        Ok(RemoveMembersResponse { removed, member_version })
     }
 
-    async fn try_remove(&self, id: &str, users: &[String], actor_id: &str) -> Result<RemoveMembersResponse, Error> {
+    /// Removes those of the users who are members, as many as one step may.
+    async fn try_remove(&self, id: &str, users: &[String], actor_id: &str) -> Result<Removed, Error> {
         let head = self.seen("", id).await?.head;
-        let wants = users.iter().map(|u| Want::Field(Field::new(key::members(id), u.clone()))).collect();
-        let rows = self.engine().get(self.partition(id), wants, Self::end()).await?;
-        let removed: Vec<String> =
-            users.iter().zip(rows).filter(|(_, row)| *row != Got::Field(None)).map(|(u, _)| u.clone()).collect();
+        let fields: Vec<Field> = users.iter().map(|u| Field::new(key::members(id), u.clone())).collect();
+        let rows = self.fields(self.partition(id), &fields, Self::end()).await?;
+        let mut removed: Vec<String> =
+            users.iter().zip(rows).filter(|(_, row)| row.is_some()).map(|(u, _)| u.clone()).collect();
         if removed.is_empty() {
-            return Ok(RemoveMembersResponse { removed, member_version: head.member_version });
+            return Ok(Removed { removed, member_version: head.member_version, more: false });
+        }
+        let is_group = head.kind == ConversationKind::Group as i32;
+        if is_group && !head.dissolved && removed.contains(&head.owner) {
+            return Err(Error::new(Code::FailedPrecondition, "user_ids: the owner stays until the group has another"));
+        }
+        let (c, now) = (key::conversation(id), Self::now());
+        let version = later(&c, head.member_version, 1)?;
+        let mut conditions = vec![
+            condition(Field::new(c.clone(), "mv"), Some(head.member_version.to_string().into())),
+            condition(Field::new(c.clone(), "di"), head.dissolved.then(|| "1".into())),
+        ];
+        if !head.owner.is_empty() {
+            conditions.push(condition(Field::new(c.clone(), "ow"), Some(head.owner.clone().into())));
         }
         let devices: Vec<Field> = removed.iter().map(|u| Field::new(key::cursors(id), cursor::devices(u))).collect();
-        let devices = self.fields(self.partition(id), &devices, Self::end()).await?;
-        let c = key::conversation(id);
-        let (now, version) = (Self::now(), head.member_version + 1);
-        let mut ops = Vec::with_capacity(removed.len() * 5 + 3);
-        for (user, devices) in removed.iter().zip(&devices) {
+        let named = self.fields(self.partition(id), &devices, Self::end()).await?;
+        let mut ops = Vec::with_capacity(removed.len() * 8 + 5);
+        let mut taken = 0;
+        for ((user, field), devices) in removed.iter().zip(devices).zip(named) {
+            if ops.len() >= MOST_OPS {
+                break;
+            }
+            taken += 1;
             ops.push(Op::Delete(Field::new(key::members(id), user.clone())));
             ops.push(Op::Unscore { key: key::joins(id), member: user.clone() });
             // Cursors of a member who comes back begin anew.
             let cursors = cursor::of_member(user, devices.as_ref());
             ops.extend(cursors.into_iter().map(|name| Op::Delete(Field::new(key::cursors(id), name))));
+            // A device that has its first cursor in this moment is to lose it, too.
+            conditions.push(condition(field, devices));
         }
+        let more = taken < removed.len();
+        removed.truncate(taken);
+        let gone = removed.iter().map(String::as_str);
+        ops.extend(if head.dissolved { forgotten(id, gone) } else { noted(id, gone, head.member_version, version) });
         let count = u64::from(head.members).saturating_sub(removed.len() as u64);
         ops.push(Op::Set(Field::new(c.clone(), "n"), count.to_string().into()));
-        ops.push(Op::Set(Field::new(c.clone(), "mv"), version.to_string().into()));
+        ops.push(Op::Set(Field::new(c, "mv"), version.to_string().into()));
         let gone = Plain::MemberRemoved(MemberRemoved {
             actor_id: actor_id.into(),
             conversation_id: id.into(),
@@ -205,9 +249,8 @@ impl Core {
             user_ids: (&removed).into(),
         });
         ops.push(Op::Emit(event::body(&gone, now)));
-        let conditions = vec![condition(Field::new(c, "mv"), Some(head.member_version.to_string().into()))];
         self.engine().free(self.partition(id), Swap { conditions, ops }, Self::end()).await?;
-        Ok(RemoveMembersResponse { removed, member_version: version })
+        Ok(Removed { removed, member_version: version, more })
     }
 
     /// Removes everybody, chunk by chunk.
@@ -218,7 +261,9 @@ impl Core {
             if users.is_empty() {
                 return Ok(());
             }
-            self.remove_chunk(id, users, actor_id).await?;
+            if self.remove_chunk(id, users, actor_id).await?.removed.is_empty() {
+                return Err(model::corrupt(&key::joins(id), "names of members who have no rows"));
+            }
         }
     }
 
@@ -236,13 +281,26 @@ impl Core {
             return Err(Error::invalid("muted_until: from 0"));
         }
         let field = Field::new(key::members(&id), user_id.clone());
-        let version = Field::new(key::conversation(&id), "mv");
+        let of = |name: &str| Field::new(key::conversation(&id), name);
+        let version = of("mv");
         let now = Self::now();
-        self.update(self.partition(&id), vec![field.clone(), version.clone()], |values| {
+        self.update(self.partition(&id), vec![field.clone(), version.clone(), of("di"), of("ow")], |values| {
             // A block may have written a row without a conversation.
             let (Some(row), Some(stands)) = (&values[0], &values[1]) else {
                 return Err(Error::not_found("user_id: not a member"));
             };
+            if values[2].is_some() {
+                return Err(EngineError::Refused(Refusal::Dissolved).into());
+            }
+            let owns = values[3].as_deref() == Some(user_id.as_bytes());
+            match role {
+                Some(Role::Owner) if !owns => return Err(Error::invalid("role: an owner comes by a transfer alone")),
+                Some(Role::Member | Role::Admin) if owns => {
+                    let why = "role: the owner's changes when the group has another owner";
+                    return Err(Error::new(Code::FailedPrecondition, why));
+                }
+                _ => {}
+            }
             let mut member = MemberData::unpack(row).ok_or_else(|| model::corrupt(&field.key, "not a member row"))?;
             let before = member;
             member.role = role.map_or(member.role, |r| r as u8);
@@ -251,80 +309,14 @@ impl Core {
             if member == before {
                 return Ok(Plan::nothing(answer));
             }
-            let next = whole_of::<u64>(&version, stands)? + 1;
-            let updated = Plain::MemberUpdated(MemberUpdated {
-                actor_id: (&actor_id).into(),
-                conversation_id: (&id).into(),
-                member_version: next,
-                muted_until: member.muted_until,
-                role: Role::try_from(i32::from(member.role)).unwrap_or_default().into(),
-                user_id: (&user_id).into(),
-            });
-            let ops = vec![
-                Op::Set(field.clone(), member.pack()),
-                Op::Set(version.clone(), next.to_string().into()),
-                Op::Emit(event::body(&updated, now)),
-            ];
+            let stands: u64 = whole_of(&version, stands)?;
+            let next = later(&version.key, stands, 1)?;
+            let mut ops = vec![Op::Set(version.clone(), next.to_string().into())];
+            ops.extend(noted(&id, [user_id.as_str()], stands, next));
+            ops.extend(member_ops(&id, &user_id, &member, next, &actor_id, now));
             Ok(Plan::freeing(ops, answer))
         })
         .await
-    }
-
-    pub(crate) async fn list_members(&self, request: ListMembersRequest) -> Result<ListMembersResponse, Error> {
-        let ListMembersRequest { conversation_id: id, limit, cursor, user_id, user_ids } = request;
-        check::conversation(&id)?;
-        let limit = check::limit(limit, 200, 1_000)?;
-        if !user_id.is_empty() {
-            check::user("user_id", &user_id)?;
-            self.seen(&user_id, &id).await?;
-        }
-        if !user_ids.is_empty() {
-            return self.members_among(&id, &user_ids).await;
-        }
-        let owner = [id.as_str(), user_id.as_str()];
-        let after = self.0.cursors.read("members", &owner, &cursor)?.unwrap_or(-1);
-        let page = self
-            .engine()
-            .members(self.partition(&id), &id, after, limit, Self::end())
-            .await?
-            .ok_or_else(no_conversation)?;
-        let next_cursor = match page.members.last() {
-            Some(last) if page.members.len() == limit as usize => {
-                self.0.cursors.write("members", &owner, &last.order)?
-            }
-            _ => String::new(),
-        };
-        let mut members = Vec::with_capacity(page.members.len());
-        for member in page.members {
-            let Some(row) = member.row else { continue };
-            let data =
-                MemberData::unpack(&row).ok_or_else(|| model::corrupt(&key::members(&id), "not a member row"))?;
-            members.push(data.into_member(member.user_id));
-        }
-        let member_count = u32::try_from(page.count)
-            .map_err(|_| model::corrupt(&key::conversation(&id), "a count of members that none has"))?;
-        Ok(ListMembersResponse { members, next_cursor, member_version: page.version, member_count })
-    }
-
-    /// Those of the users who are members.
-    async fn members_among(&self, id: &str, user_ids: &[String]) -> Result<ListMembersResponse, Error> {
-        check::count("user_ids", user_ids.len(), AMONG)?;
-        let mut fields = vec![Field::new(key::conversation(id), "mv"), Field::new(key::conversation(id), "n")];
-        for user in user_ids {
-            check::user("user_ids", user)?;
-            fields.push(Field::new(key::members(id), user.clone()));
-        }
-        let values = self.fields(self.partition(id), &fields, Self::end()).await?;
-        let Some(member_version) = &values[0] else { return Err(no_conversation()) };
-        let member_version = whole_of(&fields[0], member_version)?;
-        let member_count = values[1].as_ref().map_or(Ok(0), |count| whole_of(&fields[1], count))?;
-        let mut members = Vec::new();
-        for (user, row) in user_ids.iter().zip(&values[2..]) {
-            let Some(row) = row else { continue };
-            let data = MemberData::unpack(row).ok_or_else(|| model::corrupt(&key::members(id), "not a member row"))?;
-            members.push(data.into_member(user.clone()));
-        }
-        Ok(ListMembersResponse { members, next_cursor: String::new(), member_version, member_count })
     }
 
     /// Writes into the direct conversation's row whether the user's messages are refused.
@@ -364,40 +356,72 @@ impl Core {
     }
 }
 
-/// Brings users into a conversation that stands as `head` tells; its member version with them.
+/// What one step has removed.
+struct Removed {
+    removed: Vec<String>,
+    member_version: u64,
+    /// There was no room for all of them.
+    more: bool,
+}
+
+/// Writes a member's row as it is from this member version on, and tells it.
+pub(super) fn member_ops(
+    id: &str,
+    user_id: &str,
+    member: &MemberData,
+    version: u64,
+    actor_id: &str,
+    now: i64,
+) -> [Op; 2] {
+    let updated = Plain::MemberUpdated(MemberUpdated {
+        actor_id: actor_id.into(),
+        conversation_id: id.into(),
+        member_version: version,
+        muted_until: member.muted_until,
+        role: Role::try_from(i32::from(member.role)).unwrap_or_default().into(),
+        user_id: user_id.into(),
+    });
+    [Op::Set(Field::new(key::members(id), user_id), member.pack()), Op::Emit(event::body(&updated, now))]
+}
+
+/// Brings users into a conversation that stands as `head` tells, and who see it from `seq` on; its member version with them.
 pub(super) fn join_ops(
     id: &str,
     head: &Head,
     users: &[String],
+    seq: Found<U64>,
     role: Role,
     actor_id: &str,
     now: i64,
-) -> (Vec<Op>, u64) {
+) -> Result<(Vec<Op>, u64), Error> {
     let c = key::conversation(id);
-    // A head's numbers are far from the end of their range.
+    let joins = later(&c, head.joins.unsigned_abs(), users.len() as u64)?;
     let place = JoinPlace {
-        seq: head.seq + 1,
+        seq,
         order: head.joins + 1,
         count: u64::from(head.members) + users.len() as u64,
-        version: head.member_version + 1,
+        version: later(&c, head.member_version, 1)?,
     };
-    let mut ops = Vec::with_capacity(users.len() * 2 + 4);
+    let row = match seq {
+        Found::Is(U64(seq)) => MemberData::new(role, seq, now).pack(),
+        Found::Later => MemberData::new(role, 0, now).packed(MARK),
+    };
+    let mut ops = Vec::with_capacity(users.len() * 3 + 5);
     for (order, user) in (place.order..).zip(users) {
-        let row = MemberData::new(role, place.seq, now).pack();
-        ops.push(Op::Set(Field::new(key::members(id), user.clone()), row));
+        ops.push(Op::Set(Field::new(key::members(id), user.clone()), row.clone()));
         ops.push(Op::Score { key: key::joins(id), score: order, member: user.clone() });
     }
-    let joins = head.joins + users.len() as i64;
     let set = |name: &str, value: String| Op::Set(Field::new(c.clone(), name), value.into());
     ops.extend([set("n", place.count.to_string()), set("mv", place.version.to_string()), set("jn", joins.to_string())]);
+    ops.extend(noted(id, users.iter().map(String::as_str), head.member_version, place.version));
     ops.push(Op::Emit(joined(id, users, role, now, actor_id, &place)));
-    (ops, place.version)
+    Ok((ops, place.version))
 }
 
 /// What new members have in common: the first seq that they see, the first of their places in join order, and the conversation's count
 /// and version with them.
 pub(super) struct JoinPlace {
-    pub(super) seq: u64,
+    pub(super) seq: Found<U64>,
     pub(super) order: i64,
     pub(super) count: u64,
     pub(super) version: u64,
@@ -416,5 +440,5 @@ pub(super) fn joined(id: &str, users: &[String], role: Role, now: i64, actor_id:
         role: role.into(),
         user_ids: users.into(),
     });
-    event::body(&added, now)
+    event::open_body(&added, now)
 }

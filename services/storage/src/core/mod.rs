@@ -22,6 +22,7 @@ pub(crate) mod model;
 mod peers;
 mod relations;
 mod requests;
+pub(crate) mod roster;
 mod same;
 #[cfg(test)]
 mod tests;
@@ -212,9 +213,7 @@ impl Core {
                 }
                 Err(EngineError::Conflict) if attempt < ATTEMPTS => {
                     attempt += 1;
-                    // Not the back-off of the network: those that race for the same fields are to be apart, and one may go at once.
-                    let pause = rand::rng().random_range(0..2 << attempt.min(5));
-                    tokio::time::sleep(Duration::from_millis(pause)).await;
+                    apart(attempt).await;
                     values = self.fields(partition, &fields, end).await?;
                 }
                 Err(error) => return Err(error.into()),
@@ -261,6 +260,13 @@ impl Core {
         let got = self.engine().get(partition, vec![Want::All(key)], Self::end()).await?;
         Ok(got.into_iter().next().map_or_else(Vec::new, |g| if let Got::All(fields) = g { fields } else { Vec::new() }))
     }
+}
+
+/// Before another attempt at a compare-and-swap. Not the back-off of the network: those that race for the same fields are to be apart, and one
+/// may go at once.
+async fn apart(attempt: u32) {
+    let pause = rand::rng().random_range(0..2 << attempt.min(5));
+    tokio::time::sleep(Duration::from_millis(pause)).await;
 }
 
 /// Time alone makes no room: the caller must.

@@ -32,7 +32,7 @@ pub(crate) fn number<T: std::str::FromStr>(bytes: &Bytes) -> Option<T> {
 }
 
 /// Up to here the library counts on: its numbers are doubles. What a call adds to such a number stays far from the ends of its type.
-const MOST: u64 = (1 << 53) - 1;
+pub(crate) const MOST: u64 = (1 << 53) - 1;
 
 /// A stored number that counts something; none for what cannot be one, whatever stands there.
 pub(crate) fn whole<T: TryFrom<u64>>(bytes: &Bytes) -> Option<T> {
@@ -55,6 +55,9 @@ pub(crate) mod key {
     }
     pub(crate) fn joins(id: &str) -> String {
         format!("j:{id}")
+    }
+    pub(crate) fn changes(id: &str) -> String {
+        format!("w:{id}")
     }
     pub(crate) fn cursors(id: &str) -> String {
         format!("r:{id}")
@@ -98,7 +101,12 @@ impl MemberData {
     }
 
     pub(crate) fn pack(&self) -> Bytes {
-        let Self { role, joined_seq, joined_at, muted_until, blocked } = self;
+        self.packed(self.joined_seq)
+    }
+
+    /// With this first seq in the row, or with the mark in the place of one that the function finds.
+    pub(crate) fn packed(&self, joined_seq: impl std::fmt::Display) -> Bytes {
+        let Self { role, joined_at, muted_until, blocked, .. } = self;
         format!("{role}|{joined_seq}|{joined_at}|{muted_until}|{}", u8::from(*blocked)).into()
     }
 
@@ -426,6 +434,7 @@ mod tests {
             ("conversation", key::conversation as fn(&str) -> String),
             ("members", key::members),
             ("joins", key::joins),
+            ("changes", key::changes),
             ("cursors", key::cursors),
             ("overlays", key::overlays),
         ] {

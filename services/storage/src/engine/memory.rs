@@ -1,5 +1,6 @@
 //! The engine in memory, for tests: the same operations, each atomic. A schedule can put other tasks in between and lose answers.
 
+mod changes;
 mod damage;
 mod lists;
 mod pages;
@@ -16,8 +17,9 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::{
-    Append, Appended, Cursor, CursorKind, Engine, EngineError, Entry, Expect, Field, FieldPage, Got, HeadRow, History,
-    ListRow, MemberPage, MemberRow, Moved, Op, Page, Range, Refusal, Restoring, Spot, Swap, Want, Write,
+    Append, Appended, ChangePage, Cursor, CursorKind, Engine, EngineError, Entry, Expect, Field, FieldPage, Got,
+    HeadRow, History, ListRow, MemberPage, MemberRow, Moved, Op, Page, Range, Refusal, Restoring, Since, Spot, Swap,
+    Want, Write,
 };
 use crate::{
     core::model::{cursor, whole},
@@ -213,6 +215,7 @@ impl Data {
     }
 
     fn swap(&mut self, swap: Swap) -> Result<(), EngineError> {
+        let mut found = None;
         for condition in &swap.conditions {
             let Field { key, name } = &condition.field;
             let holds = match &condition.expect {
@@ -226,12 +229,23 @@ impl Data {
                     self.may_write(key.strip_prefix("g:").unwrap_or_default(), name, *now_ms)?;
                     true
                 }
+                Expect::Next => {
+                    found = Some(self.next(key, name)?);
+                    true
+                }
             };
             if !holds {
                 return Err(EngineError::Conflict);
             }
         }
-        swap.ops.into_iter().for_each(|op| self.write_op(op));
+        for op in swap.ops {
+            self.write_op(match (op, found) {
+                (Op::Set(field, value), Some(found)) => Op::Set(field, event::filled(&value, found)),
+                (Op::SetNew(field, value), Some(found)) => Op::SetNew(field, event::filled(&value, found)),
+                (Op::Emit(body), Some(found)) => Op::Emit(event::filled(&body, found)),
+                (op, _) => op,
+            });
+        }
         Ok(())
     }
 
@@ -255,6 +269,7 @@ impl Data {
             Op::Unscore { key, member } => {
                 self.scores.entry(key).or_default().remove(&member);
             }
+            Op::Noted { conversation_id, from, to } => self.note_changes(&conversation_id, from, to),
             Op::Emit(body) => self.emit(body),
         }
     }
@@ -414,6 +429,16 @@ impl Engine for MemoryEngine {
             Ok(Some(MemberPage { version, count, members: members.collect() }))
         };
         self.read(partition, look).await?
+    }
+
+    async fn changes(
+        &self,
+        partition: u32,
+        id: &str,
+        since: Since,
+        _: Instant,
+    ) -> Result<Option<ChangePage>, EngineError> {
+        self.read(partition, |data| data.changes(id, &since)).await?
     }
 
     async fn list(

@@ -2,6 +2,7 @@
 //!
 //! [`valkey`] keeps the data; the engine in memory is for tests.
 
+mod error;
 #[cfg(test)]
 pub(crate) mod memory;
 pub(crate) mod valkey;
@@ -10,10 +11,8 @@ use std::{borrow::Cow, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use kith_rpc::error::{Error, reason};
 use thiserror::Error as ThisError;
 use tokio::time::Instant;
-use tonic::Code;
 
 use crate::{core::model::cursor, weight};
 
@@ -90,6 +89,8 @@ pub(crate) enum Expect {
     Fewer(u64),
     /// The field is a member's row: that member may write to its conversation at this time (Unix ms). Else the rule's refusal.
     MayWrite(i64),
+    /// A number that counts; its successor takes the place of the mark ([`kith_contract::found`]) in whatever is set and emitted.
+    Next,
 }
 
 /// A condition on one field.
@@ -133,6 +134,12 @@ pub(crate) enum Op {
     Unscore {
         key: String,
         member: String,
+    },
+    /// The conversation's changes of members between these member versions stand in its set of changes, of which the newest are kept.
+    Noted {
+        conversation_id: String,
+        from: u64,
+        to: u64,
     },
     /// An outbox body.
     Emit(Bytes),
@@ -313,6 +320,33 @@ pub(crate) struct MemberPage {
     pub(crate) members: Vec<MemberRow>,
 }
 
+/// One change of a member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct MemberChange {
+    pub(crate) user_id: String,
+    /// The member version that it came with.
+    pub(crate) version: u64,
+    /// None: no member any more.
+    pub(crate) row: Option<Bytes>,
+}
+
+/// Which changes of members: after a member version, and behind the change of a version and a member that was told last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Since {
+    pub(crate) version: u64,
+    pub(crate) behind: Option<(u64, String)>,
+    pub(crate) limit: u32,
+}
+
+/// A page of changes of members, by version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ChangePage {
+    pub(crate) version: u64,
+    pub(crate) count: u64,
+    /// None: what has changed since then is not known.
+    pub(crate) changes: Option<Vec<MemberChange>>,
+}
+
 /// One entry of a user's list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ListRow {
@@ -373,38 +407,6 @@ impl EngineError {
     }
 }
 
-impl From<EngineError> for Error {
-    fn from(error: EngineError) -> Self {
-        match error {
-            EngineError::WrongHolder(holder) => Self::wrong_holder(holder.as_deref()),
-            EngineError::Unavailable(why) => Self::unavailable(why),
-            EngineError::Exhausted(what, after) => Self::exhausted(what, after),
-            EngineError::Deadline => {
-                Self::new(Code::DeadlineExceeded, "the storage engine did not answer in time: retry with the same ids")
-            }
-            EngineError::Internal => Self::internal(error.to_string()),
-            EngineError::Conflict => Self::new(Code::Aborted, "changed by another call at the same time: try again"),
-            EngineError::DataLoss(what) => {
-                tracing::error!(what, "stored data are damaged or missing");
-                Self::data_loss()
-            }
-            EngineError::Refused(refusal) => match refusal {
-                // Who is no member may not know that it exists.
-                Refusal::NoConversation | Refusal::NotMember => Self::not_found("no such conversation"),
-                Refusal::Blocked => Self::denied(reason::BLOCKED, "the recipient does not take your messages"),
-                Refusal::Muted => Self::denied(reason::MUTED, "muted in this conversation"),
-                Refusal::Dissolved => Self::not_found("this group has been dissolved"),
-                Refusal::NoUser => Self::not_found("no such user"),
-                Refusal::Full => Self::exhausted("a list holds as much as it may", Duration::from_secs(3_600)),
-                Refusal::NotAbove => Self::new(Code::FailedPrecondition, "the partition is at this version already"),
-                Refusal::HotLimit => {
-                    Self::exhausted("this conversation holds as many messages as are kept", Duration::from_secs(3_600))
-                }
-            },
-        }
-    }
-}
-
 /// The engine under the storage layer.
 #[async_trait]
 pub(crate) trait Engine: Send + Sync + 'static {
@@ -458,6 +460,14 @@ pub(crate) trait Engine: Send + Sync + 'static {
         limit: u32,
         end: Instant,
     ) -> Result<Option<MemberPage>, EngineError>;
+    /// What has changed of the members since a version; none: no such conversation.
+    async fn changes(
+        &self,
+        partition: u32,
+        conversation_id: &str,
+        since: Since,
+        end: Instant,
+    ) -> Result<Option<ChangePage>, EngineError>;
     /// Entries of a user's list behind a spot (none: from the top), newest first.
     async fn list(
         &self,

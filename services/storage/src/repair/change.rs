@@ -26,6 +26,7 @@ use crate::{
         conversations::conversation_ops,
         messages::set_reaction,
         model::{MemberData, Overlay, cursor as names, key, number},
+        roster::{forgotten, noted},
     },
     engine::{CursorKind, Field, Op, Write},
 };
@@ -325,6 +326,7 @@ fn created(d: ConversationCreated<'_>) -> Result<Change, Unrestorable> {
             }
             writes.push(Write::Op(Op::Score { key: key::joins(&id), score: order, member: user.clone() }));
         }
+        writes.extend(changes(&id, members.iter().map(String::as_str), 1));
         Ok(writes)
     };
     Ok(Change::with(reads, decide))
@@ -374,28 +376,37 @@ fn member_of(field: &Field, row: &Bytes) -> Result<MemberData, Unrestorable> {
     MemberData::unpack(row).ok_or_else(|| Unrestorable::Unfit(format!("{} {} is no member row", field.key, field.name)))
 }
 
-fn counts(id: &str, count: u64, version: u64) -> [Write; 2] {
+fn counts(id: &str, count: u64, version: u64) -> Result<[Write; 2], Unrestorable> {
     let c = key::conversation(id);
-    [set(c.clone(), "n", count.to_string()), set(c, "mv", version.to_string())]
+    let (count, version) = (data::counts("member_count", count)?, data::counts("member_version", version)?);
+    Ok([set(c.clone(), "n", count.to_string()), set(c, "mv", version.to_string())])
+}
+
+/// The change stands in the set of the newest ones. Each brings the members one version further.
+fn changes<'a>(id: &str, users: impl IntoIterator<Item = &'a str>, version: u64) -> impl Iterator<Item = Write> {
+    noted(id, users, version.saturating_sub(1), version).into_iter().map(Write::Op)
 }
 
 fn added(d: &MemberAdded<'_>) -> Result<Change, Unrestorable> {
     if d.join_order < 1 {
         return Err(Unrestorable::Data(format!("data.join_order: {}", d.join_order)));
     }
-    let row = MemberData::new(d.role.into(), d.joined_seq, d.joined_at).pack();
-    let mut writes: Vec<Write> = counts(&d.conversation_id, d.member_count, d.member_version).into();
-    let last = d.join_order.saturating_add(d.user_ids.len() as i64 - 1);
-    for (score, user) in (d.join_order..=last).zip(d.user_ids.iter()) {
+    let last = d.join_order.unsigned_abs().saturating_add(d.user_ids.len() as u64).saturating_sub(1);
+    let last = data::counts("join_order", last)?;
+    let joined_seq = data::counts("joined_seq", found(d.joined_seq)?)?;
+    let row = MemberData::new(d.role.into(), joined_seq, data::time("joined_at", d.joined_at)?).pack();
+    let mut writes: Vec<Write> = counts(&d.conversation_id, d.member_count, d.member_version)?.into();
+    for (score, user) in (d.join_order..).zip(d.user_ids.iter()) {
         member("user_ids", &d.conversation_id, user)?;
         writes.push(set(key::members(&d.conversation_id), user.clone(), row.clone()));
         writes.push(Write::Op(Op::Score { key: key::joins(&d.conversation_id), score, member: user.clone() }));
     }
+    writes.extend(changes(&d.conversation_id, d.user_ids.iter().map(String::as_str), d.member_version));
     // Orders are never given twice, not even after their members have gone.
     let field = Field::new(key::conversation(&d.conversation_id), "jn");
     Ok(Change::with(vec![field.clone()], move |values| {
         let mut writes = writes.clone();
-        if stored(&field, values[0].as_ref())?.is_none_or(|joins| joins < last.unsigned_abs()) {
+        if stored(&field, values[0].as_ref())?.is_none_or(|joins| joins < last) {
             writes.push(set(field.key.clone(), "jn", last.to_string()));
         }
         Ok(writes)
@@ -404,17 +415,25 @@ fn added(d: &MemberAdded<'_>) -> Result<Change, Unrestorable> {
 
 fn removed(d: &MemberRemoved<'_>) -> Result<Change, Unrestorable> {
     let id = d.conversation_id.clone().into_owned();
-    let mut writes: Vec<Write> = counts(&id, d.member_count, d.member_version).into();
+    let mut writes: Vec<Write> = counts(&id, d.member_count, d.member_version)?.into();
     for user in d.user_ids.iter() {
         ids::check_id("user_ids", user)?;
         writes.push(delete(key::members(&id), user.clone()));
         writes.push(Write::Op(Op::Unscore { key: key::joins(&id), member: user.clone() }));
     }
-    let users = d.user_ids.clone().into_owned();
-    let reads = users.iter().map(|user| Field::new(key::cursors(&id), names::devices(user))).collect();
+    let (users, version) = (d.user_ids.clone().into_owned(), d.member_version);
+    let mut reads = vec![Field::new(key::conversation(&id), "di")];
+    reads.extend(users.iter().map(|user| Field::new(key::cursors(&id), names::devices(user))));
     Ok(Change::with(reads, move |values| {
         let mut writes = writes.clone();
-        for (user, devices) in users.iter().zip(values) {
+        let gone = users.iter().map(String::as_str);
+        // Of a dissolved group nobody will ask what has changed.
+        if values[0].is_some() {
+            writes.extend(forgotten(&id, gone).into_iter().map(Write::Op));
+        } else {
+            writes.extend(changes(&id, gone, version));
+        }
+        for (user, devices) in users.iter().zip(&values[1..]) {
             let cursors = names::of_member(user, devices.as_ref());
             writes.extend(cursors.into_iter().map(|name| delete(key::cursors(&id), name)));
         }
@@ -424,20 +443,28 @@ fn removed(d: &MemberRemoved<'_>) -> Result<Change, Unrestorable> {
 
 fn member_updated(d: &MemberUpdated<'_>) -> Result<Change, Unrestorable> {
     member("user_id", &d.conversation_id, &d.user_id)?;
-    let (role, muted_until, version) = (Role::from(d.role), d.muted_until, d.member_version);
-    let conversation = key::conversation(&d.conversation_id);
-    let field = Field::new(key::members(&d.conversation_id), d.user_id.as_ref());
+    if d.muted_until.is_negative() {
+        return Err(Unrestorable::Data(format!("data.muted_until: {}", d.muted_until)));
+    }
+    let (role, muted_until, version) =
+        (Role::from(d.role), d.muted_until, data::counts("member_version", d.member_version)?);
+    let (id, user) = (d.conversation_id.clone().into_owned(), d.user_id.clone().into_owned());
+    let field = Field::new(key::members(&id), user.clone());
     Ok(Change::with(vec![field.clone()], move |values| {
         let row = values[0].as_ref().ok_or_else(|| Unrestorable::Missing(format!("{} {}", field.key, field.name)))?;
         let mut member = member_of(&field, row)?;
         (member.role, member.muted_until) = (role as u8, muted_until);
-        let version = set(conversation.clone(), "mv", version.to_string());
-        Ok(vec![Write::Op(Op::Set(field.clone(), member.pack())), version])
+        let mut writes = vec![
+            Write::Op(Op::Set(field.clone(), member.pack())),
+            set(key::conversation(&id), "mv", version.to_string()),
+        ];
+        writes.extend(changes(&id, [user.as_str()], version));
+        Ok(writes)
     }))
 }
 
 fn member_blocked(d: &MemberBlocked<'_>) -> Result<Change, Unrestorable> {
-    let (blocked, joined_at) = (d.blocked, d.joined_at);
+    let (blocked, joined_at) = (d.blocked, data::time("joined_at", d.joined_at)?);
     member("user_id", &d.conversation_id, &d.user_id)?;
     let field = Field::new(key::members(&d.conversation_id), d.user_id.as_ref());
     let opened = Field::new(key::conversation(&d.conversation_id), "k");

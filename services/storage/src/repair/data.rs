@@ -19,7 +19,7 @@ use crate::{
     codec,
     core::{
         conversations,
-        model::{SourceRow, key},
+        model::{MOST, SourceRow, key},
         users,
     },
     engine::{Field, Op, Write},
@@ -28,6 +28,17 @@ use crate::{
 /// A message's seq, from 1.
 pub(super) fn seq(seq: u64) -> Result<u64, Unrestorable> {
     if seq == 0 { Err(Unrestorable::Data("data.seq: from 1".into())) } else { Ok(seq) }
+}
+
+/// A number that storage would not read is not written.
+pub(super) fn counts(field: &str, number: u64) -> Result<u64, Unrestorable> {
+    if number <= MOST { Ok(number) } else { Err(Unrestorable::Data(format!("data.{field}: {number}"))) }
+}
+
+/// A time that a member's row can hold.
+pub(super) fn time(field: &str, at: i64) -> Result<i64, Unrestorable> {
+    let fits = u64::try_from(at).is_ok_and(|at| at <= MOST);
+    if fits { Ok(at) } else { Err(Unrestorable::Data(format!("data.{field}: {at}"))) }
 }
 
 /// The bytes that the caller gave.

@@ -22,7 +22,7 @@ use super::{
 use crate::{outbox::Outbox, tags};
 
 /// The library version that this service needs: same major, at least this minor.
-const LIBRARY: (u32, u32) = (1, 3);
+const LIBRARY: (u32, u32) = (1, 4);
 
 /// Shared by all parts of the engine.
 pub(crate) struct Hub {

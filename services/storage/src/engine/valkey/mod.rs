@@ -4,6 +4,7 @@ mod claims;
 mod coalesce;
 mod fields;
 mod group;
+mod history;
 mod hub;
 mod node;
 mod nudge;
@@ -35,8 +36,8 @@ pub(crate) use repair::{Held, Standing};
 use wire::{Call, Emits, Verdict};
 
 use super::{
-    Append, Appended, Cursor, Engine, EngineError, Entry, FieldPage, Got, HeadRow, History, Last, ListRow, MemberPage,
-    Moved, Page, Range, Spot, Swap, Want, Window,
+    Append, Appended, ChangePage, Cursor, Engine, EngineError, Entry, FieldPage, Got, HeadRow, History, Last, ListRow,
+    MemberPage, Moved, Page, Range, Since, Spot, Swap, Want, Window,
 };
 use crate::outbox::Outbox;
 
@@ -163,36 +164,6 @@ impl ValkeyEngine {
     ) -> Result<(Vec<Value>, Option<Doubt>), EngineError> {
         let claim = self.claim(number, end).await?;
         self.hub.read(&self.hub.partitions[number as usize], &claim, function, build, end).await
-    }
-
-    /// A page without what is in doubt.
-    async fn page(
-        &self,
-        partition: u32,
-        conversation_id: &str,
-        page: Page,
-        end: Instant,
-    ) -> Result<Option<History>, EngineError> {
-        let (key, window) = (format!("m:{conversation_id}"), page.window);
-        let build = |call| wire::history(call, conversation_id, page);
-        let (values, doubt) = self.read_in_doubt(partition, "k1_history", build, end).await?;
-        let mut history = wire::named(&key, wire::read_history(window, values))?;
-        let Some(first) = doubt.and_then(|d| d.first(conversation_id)) else { return Ok(history) };
-        let shorter = match window {
-            Window::Newest => Some(Window::Before(first)),
-            Window::Before(before) if before > first => Some(Window::Before(first)),
-            Window::Before(_) | Window::After(_) => None,
-        };
-        if let Some(window) = shorter {
-            let build = |call| wire::history(call, conversation_id, Page { window, ..page });
-            let values = self.read_in_doubt(partition, "k1_history", build, end).await?.0;
-            history = wire::named(&key, wire::read_history(window, values))?;
-        }
-        if let Some(history) = &mut history {
-            history.seq = history.seq.min(first.saturating_sub(1));
-            history.messages.retain(|m| m.seq < first);
-        }
-        Ok(history)
     }
 }
 
@@ -477,6 +448,18 @@ impl Engine for ValkeyEngine {
         let build = |call: Call| call.arg(conversation_id).number(after).number(limit);
         let values = self.read(partition, "k1_members", build, end).await?;
         wire::named(&format!("j:{conversation_id}"), wire::read_members(values))
+    }
+
+    async fn changes(
+        &self,
+        partition: u32,
+        conversation_id: &str,
+        since: Since,
+        end: Instant,
+    ) -> Result<Option<ChangePage>, EngineError> {
+        let build = |call| wire::changed(call, conversation_id, &since);
+        let values = self.read(partition, "k1_changed", build, end).await?;
+        wire::named(&format!("w:{conversation_id}"), wire::read_changed(values))
     }
 
     async fn list(

@@ -12,8 +12,8 @@ use super::partition::Pending;
 use crate::{
     core::model::whole,
     engine::{
-        Append, Cursor, EngineError, Entry, Expect, FieldPage, Got, HeadRow, History, Last, ListRow, MemberPage,
-        MemberRow, Op, Page, Range, Spot, Stored, Swap, Want, Window, Write,
+        Append, ChangePage, Cursor, EngineError, Entry, Expect, FieldPage, Got, HeadRow, History, Last, ListRow,
+        MemberChange, MemberPage, MemberRow, Op, Page, Range, Since, Spot, Stored, Swap, Want, Window, Write,
     },
     event, weight,
 };
@@ -71,7 +71,10 @@ pub(super) fn emitted(emits: &Emits, ver: u64, values: &[Value]) -> Vec<Pending>
             };
             in_a_row(ver, &told)
         }
-        Emits::Bodies(bodies) => in_a_row(ver, bodies),
+        Emits::Bodies(bodies) => match values.get(2).and_then(number) {
+            None => in_a_row(ver, bodies),
+            Some(found) => in_a_row(ver, &bodies.iter().map(|body| event::filled(body, found)).collect::<Vec<_>>()),
+        },
     }
 }
 
@@ -167,6 +170,7 @@ pub(super) fn swap(mut call: Call, swap: &Swap) -> (Call, Vec<Bytes>) {
             Expect::MayWrite(now_ms) => format!("w{now_ms}").into_bytes(),
             Expect::Value(value) => [b"=", value.as_ref()].concat(),
             Expect::Fewer(most) => format!("<{most}").into_bytes(),
+            Expect::Next => b"s".to_vec(),
         };
         call = call.arg(&condition.field.key).arg(&condition.field.name).arg(expect);
     }
@@ -193,6 +197,7 @@ fn operation(call: Call, op: &Op) -> Call {
         Op::Score { key, score, member } => call.arg("Z").arg(key).number(*score).arg(member),
         Op::Rescore { key, score, member } => call.arg("X").arg(key).number(*score).arg(member),
         Op::Unscore { key, member } => call.arg("Y").arg(key).arg(member),
+        Op::Noted { conversation_id, from, to } => call.arg("W").arg(conversation_id).number(*from).number(*to),
         Op::Emit(body) => call.arg("E").arg(body),
     }
 }
@@ -255,6 +260,15 @@ pub(super) fn walk(call: Call, user_id: &str, behind: Option<&Spot>, limit: u32)
         None => call.arg("").arg(""),
     };
     call.number(limit)
+}
+
+pub(super) fn changed(call: Call, conversation_id: &str, since: &Since) -> Call {
+    let call = call.arg(conversation_id).number(since.version);
+    let call = match &since.behind {
+        Some((version, member)) => call.number(*version).arg(member),
+        None => call.arg("").arg(""),
+    };
+    call.number(since.limit)
 }
 
 pub(super) fn fields(call: Call, range: &Range) -> Call {
@@ -410,6 +424,28 @@ pub(super) fn read_members(values: Vec<Value>) -> Result<Option<MemberPage>, Eng
     }
     let count = number(&count).ok_or_else(|| odd("a count of members"))?;
     Ok(Some(MemberPage { version, count, members }))
+}
+
+pub(super) fn read_changed(values: Vec<Value>) -> Result<Option<ChangePage>, EngineError> {
+    let mut values = values.into_iter().skip(1);
+    let (Some(version), Some(count), Some(reset)) = (values.next(), values.next(), values.next()) else {
+        return Err(odd("no member version"));
+    };
+    let Some(version) = number(&version) else { return Ok(None) };
+    let count = number(&count).ok_or_else(|| odd("a count of members"))?;
+    if number(&reset) != Some(0) {
+        return Ok(Some(ChangePage { version, count, changes: None }));
+    }
+    let mut changes = Vec::new();
+    while let (Some(user), Some(version), Some(row)) = (values.next(), values.next(), values.next()) {
+        let version = signed(&version).and_then(|version| u64::try_from(version).ok());
+        changes.push(MemberChange {
+            user_id: text(user).ok_or_else(|| odd("a member"))?,
+            version: version.ok_or_else(|| odd("the version of a change"))?,
+            row: bytes(row),
+        });
+    }
+    Ok(Some(ChangePage { version, count, changes: Some(changes) }))
 }
 
 pub(super) fn read_list(values: Vec<Value>) -> Result<Vec<ListRow>, EngineError> {
