@@ -245,7 +245,8 @@ mod tests {
         let service = tower::service_fn(move |request: HttpRequest<Body>| {
             let (version, asked) = (version.clone(), asked.clone());
             async move {
-                let names_only = request.headers()["accept"].to_str().is_ok_and(|kind| kind.contains("PartialObject"));
+                let kind = request.headers().get("accept").and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+                let names_only = kind.contains("PartialObject");
                 let watches = request.uri().query().unwrap_or_default().contains("watch=");
                 asked.lock().unwrap().push(match (watches, names_only) {
                     (true, _) => "watch",
@@ -279,7 +280,7 @@ mod tests {
         assert!(!memory.read().unwrap().is_usable() && !*is_ready.borrow(), "it does not lead yet");
         version.fetch_add(changes, Ordering::Relaxed);
         leads.send_replace(true);
-        is_ready.wait_for(|ready| *ready).await.unwrap();
+        tokio::time::timeout(LIST_DEADLINE, is_ready.wait_for(|ready| *ready)).await.expect("in time").unwrap();
         let read = memory.read().unwrap().get("ns", "a").ok().flatten().and_then(|map| map.metadata.resource_version);
         assert!(memory.read().unwrap().is_usable());
         end.cancel();
