@@ -24,8 +24,8 @@ use crate::{
     stores::Scope,
 };
 
-/// The first looks at all engines are spread over so long: they connect and shake hands with each.
-const SPREAD: Duration = Duration::from_secs(1);
+/// Between the first looks at two engines: each connects to all nodes and shakes hands with them.
+const SPACE: Duration = Duration::from_millis(2);
 
 /// Between two looks at what has been told so far.
 const LOOK: Duration = Duration::from_millis(250);
@@ -72,7 +72,6 @@ pub async fn start(context: &Arc<Context>, scope: &Scope) {
 /// Starts those that are known by now and were not tried before; answers how many run.
 async fn some(context: &Arc<Context>, scope: &Scope, tried: &mut HashSet<String>) -> u32 {
     let clusters = context.stores.all::<ChatCluster>(scope);
-    let pause = SPREAD / u32::try_from(clusters.len().max(1)).unwrap_or(u32::MAX);
     let (begun, mut started) = (Instant::now(), 0_u32);
     for cluster in &clusters {
         let uid = cluster.uid().unwrap_or_default();
@@ -84,7 +83,7 @@ async fn some(context: &Arc<Context>, scope: &Scope, tried: &mut HashSet<String>
         match panics::caught_here("ChatCluster", || one(context, cluster)) {
             Ok(Ok(true)) => {
                 started = started.saturating_add(1);
-                tokio::time::sleep_until((begun + pause.saturating_mul(started)).into()).await;
+                tokio::time::sleep_until((begun + SPACE.saturating_mul(started)).into()).await;
             }
             Ok(Ok(false)) => {}
             Ok(Err(error)) => {
