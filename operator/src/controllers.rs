@@ -35,7 +35,7 @@ const SYNC: Duration = Duration::from_secs(20);
 /// Changes within this time lead to one pass: pods rarely change one thing at a time.
 const DEBOUNCE: Duration = Duration::from_millis(100);
 
-/// What a replica that does not lead has ready for its turn: what it will look after, and watches of what operators do not keep their memory in.
+/// What a replica that waits for the lease has ready: the namespaces that it will look after, and the watches that have begun.
 pub struct Standby {
     scopes: Vec<Scope>,
     mirrors: Vec<Mirrors>,

@@ -24,7 +24,7 @@ use crate::{
     stores::Scope,
 };
 
-/// Between the first looks at two engines: each connects to all nodes and shakes hands with them.
+/// Between the first looks at two ChatClusters: each connects to all engine nodes and shakes hands with them.
 const SPACE: Duration = Duration::from_millis(2);
 
 /// Between two looks at what has been told so far.

@@ -699,6 +699,23 @@ local function before(a, b)
   return #a < #b
 end
 
+-- The rank of the first member behind `member` among those of this score, of which the first has the rank `low`; with `newest` counted from
+-- the highest score.
+local function behind(key, low, score, member, newest)
+  local high = low + server.call('ZCOUNT', key, score, score)
+  while low < high do
+    local middle = math.floor((low + high) / 2)
+    local past
+    if newest then
+      past = before(server.call('ZRANGE', key, middle, middle, 'REV')[1], member)
+    else
+      past = before(member, server.call('ZRANGE', key, middle, middle)[1])
+    end
+    if past then high = middle else low = middle + 1 end
+  end
+  return low
+end
+
 -- walk: user, activity and conversation of the entry behind which to go on (both empty: from the newest), limit. Answers version, then
 -- conversation, activity, settings each, newest first. Finds its place without passing what lies before, whatever has changed there.
 local function walk(keys, args)
@@ -709,15 +726,7 @@ local function walk(keys, args)
   local low = 0
   if score ~= '' then
     low = server.call('ZCOUNT', lkey, '(' .. score, '+inf')
-    local high = low + server.call('ZCOUNT', lkey, score, score)
-    while low < high do
-      local middle = math.floor((low + high) / 2)
-      if before(server.call('ZRANGE', lkey, middle, middle, 'REV')[1], member) then
-        high = middle
-      else
-        low = middle + 1
-      end
-    end
+    low = behind(lkey, low, score, member, true)
   end
   local page = server.call('ZRANGE', lkey, low, low + limit - 1, 'REV', 'WITHSCORES')
   local out = { p.ver }
@@ -754,15 +763,7 @@ local function changed(keys, args)
     low = server.call('ZCOUNT', wkey, '-inf', n(since))
   else
     low = server.call('ZCOUNT', wkey, '-inf', '(' .. score)
-    local high = low + server.call('ZCOUNT', wkey, score, score)
-    while low < high do
-      local middle = math.floor((low + high) / 2)
-      if before(member, server.call('ZRANGE', wkey, middle, middle)[1]) then
-        high = middle
-      else
-        low = middle + 1
-      end
-    end
+    low = behind(wkey, low, score, member, false)
   end
   local page = server.call('ZRANGE', wkey, low, low + limit - 1, 'WITHSCORES')
   for i = 1, #page, 2 do
